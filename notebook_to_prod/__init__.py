@@ -1,1 +1,47 @@
+"""Carry a training notebook to production: reproduced, packaged, gated, released, served, watched, retrained."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from notebook_to_prod.package.bundle import Bundle, open_bundle
+    from notebook_to_prod.package.session import Run, start
+    from notebook_to_prod.release.registry import ModelVersion, Registry
+    from notebook_to_prod.serve.predictor import Predictor, load_predictor
+    from notebook_to_prod.train.data import load
+    from notebook_to_prod.train.parameters import secret
+    from notebook_to_prod.train.record import RunRecord, RunSpec
+    from notebook_to_prod.train.run import run_notebook
+
+# The public names and the modules they live in; each is imported when it is first used.
+_HOMES = {
+    "Bundle": "package.bundle",
+    "ModelVersion": "release.registry",
+    "Predictor": "serve.predictor",
+    "Registry": "release.registry",
+    "Run": "package.session",
+    "RunRecord": "train.record",
+    "RunSpec": "train.record",
+    "load": "train.data",
+    "load_predictor": "serve.predictor",
+    "open_bundle": "package.bundle",
+    "run_notebook": "train.run",
+    "secret": "train.parameters",
+    "start": "package.session",
+}
+
+__all__ = [*_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'notebook_to_prod' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"notebook_to_prod.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -20,8 +20,8 @@ from typing import Any
 from .errors import StoreError
 
 # %% auto #0
-__all__ = ['canonical_json', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'store_errors', 'write_atomic',
-           'write_json', 'atomic_folder', 'Store', 'open_store']
+__all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'store_errors',
+           'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -29,9 +29,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def digest_bytes(data: bytes) -> str:
+    "`sha256:` and the hex digest of `data`."
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
 def digest_text(text: str) -> str:
-    "`sha256:` and the hex digest of `text` in UTF-8."
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    "Digest of `text` in UTF-8."
+    return digest_bytes(text.encode())
 
 
 def digest_json(value: Any) -> str:

@@ -1,0 +1,152 @@
+"""Render the notebooks for readers.
+
+`render.py readme` writes README.md from nbs/index.ipynb; `render.py pages` fills _docs/ for mkdocs, which also loads this
+file as a hook that orders the navigation. Cells marked `#| hide` or tagged `hide` and nbdev's directive lines are left out.
+"""
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import nbformat
+from nbconvert import MarkdownExporter
+from nbconvert.filters import strip_ansi
+from traitlets.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "nbs"
+PAGES = ROOT / "_docs"
+IMAGES = "docs/images"
+STAGES = ["train", "package", "release", "serve", "watch", "cli", "examples"]
+# What a code host shows best comes first.
+PREFERRED = ["text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"]
+GUIDES = ["CONTRIBUTING.md", "CHANGELOG.md"]
+
+HIDE = re.compile(r"^#\|[ \t]*hide[ \t]*$", re.MULTILINE)
+DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)
+STYLE = re.compile(r"<style\b.*?</style>\s*", re.DOTALL)
+# A Markdown link or image whose target is a path: no scheme, no anchor alone, not absolute.
+RELATIVE_LINK = re.compile(r"\[([^\]]*)\]\((?![a-z]+:|[#/])([^)#\s]+)(#[^)\s]*)?\)")
+
+LinkWriter = Callable[[str, PurePosixPath, str], str]
+
+
+def published(path: Path, write_link: LinkWriter) -> nbformat.NotebookNode:
+    """Return the notebook at `path` as a reader sees it, every relative link passed through `write_link`."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = []
+    for cell in notebook.cells:
+        if "hide" in cell.metadata.get("tags", []) or (cell.cell_type == "code" and HIDE.search(cell.source)):
+            continue
+        if cell.cell_type == "markdown":
+            cell.source = RELATIVE_LINK.sub(lambda link: _relink(link, path.parent, write_link), cell.source)
+        if cell.cell_type == "code":
+            cell.source = DIRECTIVES.sub("", cell.source).strip("\n")
+            for output in cell.outputs:
+                _clean_output(output)
+        if cell.source or cell.get("outputs"):
+            cells.append(cell)
+    notebook.cells = cells
+    return notebook
+
+
+def readme() -> tuple[str, dict[str, bytes]]:
+    """Return the text of README.md, and its images by their path from the root."""
+    notebook = published(NOTEBOOKS / "index.ipynb", lambda text, target, anchor: f"[{text}]({target}{anchor})")
+    notebook.metadata["language_info"] = {"name": "python"}  # nbdev-clean drops it; the code fences name it
+    exporter = MarkdownExporter(config=Config({"NbConvertBase": {"display_data_priority": PREFERRED}}))
+    text, resources = exporter.from_notebook_node(notebook, {"unique_key": "readme", "output_files_dir": IMAGES})
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n", resources.get("outputs", {})
+
+
+def write_readme() -> None:
+    """Write README.md and its images, and delete the images it no longer shows."""
+    text, images = readme()
+    shutil.rmtree(ROOT / IMAGES, ignore_errors=True)
+    for name, content in images.items():
+        (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
+        (ROOT / name).write_bytes(content)
+    (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_pages() -> None:
+    """Fill _docs/: the notebooks with the files they show, the guides, and one reference page a module."""
+    shutil.rmtree(PAGES, ignore_errors=True)
+    hidden = shutil.ignore_patterns(".*", "_*", "*.ipynb")
+    shutil.copytree(NOTEBOOKS, PAGES, ignore=hidden)
+    for path in _notebooks():
+        page = PAGES / path.relative_to(NOTEBOOKS)
+        nbformat.write(published(path, _page_link(path)), page)
+    for guide in GUIDES:
+        shutil.copy(ROOT / guide, PAGES / guide)
+    for module in _modules():
+        page = PAGES / "reference" / f"{module}.md"
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(f"# {module}\n\n::: {module}\n", encoding="utf-8")
+
+
+def on_config(config: Any) -> Any:
+    """Order mkdocs' navigation as the journey goes; without it, the stages stand in alphabetical order."""
+    pages = [path.relative_to(NOTEBOOKS) for path in _notebooks()]
+    nav: list[Any] = [path.as_posix() for path in pages if len(path.parts) == 1]
+    for stage in STAGES:
+        if of_stage := [path.as_posix() for path in pages if path.parts[0] == stage]:
+            nav.append({stage.capitalize(): of_stage})
+    nav.append({"Reference": [{module: f"reference/{module}.md"} for module in _modules()]})
+    config["nav"] = [*nav, *GUIDES]
+    return config
+
+
+def _notebooks() -> list[Path]:
+    """Every notebook, nbs/index.ipynb first."""
+    found = [path for path in NOTEBOOKS.rglob("*.ipynb") if not any(part[0] in "._" for part in path.parts[-2:])]
+    return sorted(found, key=lambda path: (path != NOTEBOOKS / "index.ipynb", path))
+
+
+def _modules() -> list[str]:
+    """Dotted names of the package and its public modules."""
+    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "notebook_to_prod").rglob("*.py"))
+    return ["notebook_to_prod", *sorted(".".join(path.parts) for path in paths if not path.name.startswith("_"))]
+
+
+def _relink(link: re.Match[str], folder: Path, write_link: LinkWriter) -> str:
+    """Express the target of `link`, found in a notebook in `folder`, from the root and pass it on."""
+    text, target, anchor = link.groups(default="")
+    from_root = os.path.relpath(folder / target, ROOT)
+    return write_link(text, PurePosixPath(from_root), anchor)
+
+
+def _page_link(path: Path) -> LinkWriter:
+    """Return a writer of links from the page of the notebook at `path` to other pages of the site."""
+
+    def write(text: str, target: PurePosixPath, anchor: str) -> str:
+        if target.parts[0] == "nbs":
+            on_site = PurePosixPath(*target.parts[1:])
+        elif str(target) in GUIDES:
+            on_site = target
+        else:
+            return text  # a file of the repository that the site does not carry
+        to = os.path.relpath(on_site, path.parent.relative_to(NOTEBOOKS))
+        return f"[{text}]({re.sub(r'[.](ipynb|md)$', '.html', to)}{anchor})"
+
+    return write
+
+
+def _clean_output(output: nbformat.NotebookNode) -> None:
+    """Drop terminal colours, and the style sheets that code hosts print as text."""
+    if "text" in output:
+        output.text = strip_ansi(output.text)
+    data = output.get("data", {})
+    if "text/plain" in data:
+        data["text/plain"] = strip_ansi(data["text/plain"])
+    if "text/html" in data:
+        data["text/html"] = STYLE.sub("", data["text/html"])
+
+
+if __name__ == "__main__":
+    {"readme": write_readme, "pages": write_pages}[sys.argv[1]]()

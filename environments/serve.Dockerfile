@@ -1,0 +1,33 @@
+# The service image of one model. The build context is the folder that `n2p export-service NAME@production DIR` makes:
+# app.py, bundle/, requirements.lock and notebook_to_prod/, the few modules the service runs.
+#   docker build -f environments/serve.Dockerfile -t NAME DIR
+#   docker run --rm -p 8000:8000 -v NAME-data:/data NAME
+ARG PYTHON_VERSION=3.11
+FROM python:${PYTHON_VERSION}-slim-bookworm AS requirements
+
+ENV PIP_NO_CACHE_DIR=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+COPY requirements.lock /
+RUN python -m venv /venv && /venv/bin/pip install --require-hashes -r /requirements.lock
+
+FROM python:${PYTHON_VERSION}-slim-bookworm
+
+ENV PATH=/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    # What the service writes, such as its log of predictions; everything else is read-only to it.
+    N2P_HOME=/data
+
+RUN useradd --uid 10001 --no-create-home n2p && install -d -o n2p /data
+COPY --from=requirements /venv /venv
+WORKDIR /service
+COPY notebook_to_prod notebook_to_prod
+COPY bundle bundle
+COPY app.py ./
+
+USER 10001
+VOLUME /data
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+CMD ["uvicorn", "app:app", "--host", "0.0.0.0", "--port", "8000"]
