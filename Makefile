@@ -5,7 +5,7 @@
 VENV := .venv
 BIN  := $(VENV)/bin
 # Notebooks and tests call the installed commands by name, as a user would.
-RUN  := PATH="$(CURDIR)/$(BIN):$$PATH"
+RUN  := PATH="$(abspath $(BIN)):$$PATH"
 say  := @printf '==> %s\n'
 
 # A name on PATH may be a shim of a version that is not installed, or a Python without venv: only running it tells.

@@ -16,16 +16,20 @@ def lines(key: str) -> list[str]:
 
 
 extras = {key.removeprefix("extra_"): lines(key) for key in settings if key.startswith("extra_")}
-# The example notebooks have one home, nbs/examples; the wheel carries them as package data from there.
-EXAMPLES = "notebook_to_prod.examples"
+# The example notebooks and the service's Dockerfile have one home each; the wheel carries them as package data from there.
+HOMES = {"notebook_to_prod.examples": "nbs/examples", "notebook_to_prod.environments": "environments"}
 
 setup(
     version=settings["version"],
     description=settings["description"],
     keywords=settings["keywords"].split(),
-    packages=[*find_packages(include=["notebook_to_prod", "notebook_to_prod.*"]), EXAMPLES],
-    package_dir={EXAMPLES: "nbs/examples"},
-    package_data={"notebook_to_prod": ["py.typed", "*/templates/*"], EXAMPLES: ["*/*.ipynb"]},
+    packages=[*find_packages(include=["notebook_to_prod", "notebook_to_prod.*"]), *HOMES],
+    package_dir=HOMES,
+    package_data={
+        "notebook_to_prod": ["py.typed", "*/templates/*"],
+        "notebook_to_prod.examples": ["*/*.ipynb"],
+        "notebook_to_prod.environments": ["serve.Dockerfile"],
+    },
     install_requires=lines("requirements"),
     extras_require={**extras, "all": sorted({line for extra in extras.values() for line in extra})},
     entry_points={"console_scripts": lines("console_scripts"), "papermill.engine": lines("papermill_engines")},

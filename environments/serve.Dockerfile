@@ -1,7 +1,7 @@
-# The service image of one model. The build context is the folder that `n2p export-service NAME@production DIR` makes:
-# app.py, bundle/, requirements.lock and notebook_to_prod/, the few modules the service runs.
-#   docker build -f environments/serve.Dockerfile -t NAME DIR
-#   docker run --rm -p 8000:8000 -v NAME-data:/data NAME
+# The image of one service: a folder made by `n2p export-service NAME@production DIR`, which holds a copy of this file
+# beside app.py, bundle/, requirements.lock and notebook_to_prod/, the few modules that the service runs.
+#   docker build -t NAME DIR
+#   docker run --rm --read-only -p 8000:8000 NAME
 ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim-bookworm AS requirements
 
@@ -14,11 +14,9 @@ FROM python:${PYTHON_VERSION}-slim-bookworm
 
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    PYTHONDONTWRITEBYTECODE=1 \
-    # What the service writes, such as its log of predictions; everything else is read-only to it.
-    N2P_HOME=/data
+    PYTHONDONTWRITEBYTECODE=1
 
-RUN useradd --uid 10001 --no-create-home n2p && install -d -o n2p /data
+RUN useradd --uid 10001 --no-create-home n2p
 COPY --from=requirements /venv /venv
 WORKDIR /service
 COPY notebook_to_prod notebook_to_prod
@@ -26,7 +24,6 @@ COPY bundle bundle
 COPY app.py ./
 
 USER 10001
-VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=2)"]

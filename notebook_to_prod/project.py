@@ -21,7 +21,7 @@ from .errors import StoreError
 
 # %% auto #0
 __all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'store_errors',
-           'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store']
+           'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store', 'shipped_file']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -153,6 +153,10 @@ class Store:
         "One read-only folder a bundle, named by its digest."
         return self.home / "bundles"
 
+    def bundle(self, digest: str) -> Path:
+        "Where the bundle of that digest is."
+        return self.bundles / digest.removeprefix("sha256:")
+
     @property
     def audit(self) -> Path:
         "The append-only log of every change of state."
@@ -196,3 +200,16 @@ def open_store(home: str | Path | None = None) -> Store:
         if not ignore.exists():
             write_atomic(ignore, "*\n")
     return Store(path)
+
+# %% ../nbs/01_project.ipynb #shipped
+_CHECKOUT = {"examples": "nbs/examples", "environments": "environments"}
+
+
+def shipped_file(name: str) -> Path:
+    "A file that ships with the package, such as `examples/flights/train.ipynb`; raises `StoreError` if the installation lacks it."
+    package = Path(__file__).parent
+    kind, _, rest = name.partition("/")
+    found = next((path for path in (package / name, package.parent / _CHECKOUT.get(kind, kind) / rest) if path.is_file()), None)
+    if found is None:
+        raise StoreError("a file of the package is missing", where=str(package / name), remedy="install notebook-to-prod again")
+    return found

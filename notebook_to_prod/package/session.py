@@ -5,6 +5,7 @@
 # %% ../../nbs/package/04_session.ipynb #imports
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -144,7 +145,7 @@ def _metadata(run: Run, pipeline: Any, notebook: Notebook | None, rows: dict[str
         "task": task,
         "classes": None if classes is None else jsonable(classes),
         "estimator": _estimator_name(pipeline),
-        "metrics": {name: value if value - value == 0 else str(value) for name, value in run.metrics.items()},
+        "metrics": {name: value if math.isfinite(value) else str(value) for name, value in run.metrics.items()},
         "seed": run.seed,
         "notebook": notebook.digest if notebook else None,
         "datasets": [dataset.digest for dataset in loaded()],
@@ -190,7 +191,7 @@ def _export(run: Run, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_
     except ExportError:
         shutil.rmtree(bundle.path)
         raise
-    glue("n2p/bundle", {"digest": bundle.digest, "path": str(bundle.path)}, kind="bundle")
+    glue("n2p/bundle", bundle.digest, kind="bundle")
     return bundle
 
 

@@ -126,7 +126,7 @@ class Registry:
 
     def bundle(self, version: ModelVersion) -> Bundle:
         "The verified bundle of a version: from the store, else fetched from MLflow into it."
-        path = self.store.bundles / version.bundle.removeprefix("sha256:")
+        path = self.store.bundle(version.bundle)
         if not path.exists():
             self._fetch(version, path)
         return open_bundle(path, version.bundle)

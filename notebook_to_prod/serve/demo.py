@@ -15,12 +15,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, ServerError
-from ..project import open_store
+from ..project import open_store, shipped_file
 from ..release.registry import Registry
 from .generate import export_service
 from .predictor import load_predictor
@@ -88,7 +87,7 @@ def run_demo(
     root.mkdir(parents=True, exist_ok=True)
     notebook = root / "train.ipynb"
     if not notebook.exists():
-        shutil.copyfile(str(files("notebook_to_prod.examples") / "flights" / "train.ipynb"), notebook)
+        shutil.copyfile(shipped_file("examples/flights/train.ipynb"), notebook)
     store = open_store(root / ".n2p")
 
     tell(f"run       {notebook}")

@@ -5,14 +5,14 @@
 # %% ../../nbs/serve/04_generate.ipynb #imports
 from __future__ import annotations
 
+import re
 import shutil
-from importlib.resources import files
 from pathlib import Path
 
 import notebook_to_prod
 from ..errors import InputError
 from ..package.lock import hash_lock, lock_text, read_lock
-from ..project import atomic_folder
+from ..project import atomic_folder, shipped_file
 from .predictor import Predictor
 from ..train.environment import requirement_closure
 
@@ -30,12 +30,12 @@ RUNTIME_MODULES = (
     "serve.app",
 )
 _RUNTIME_REQUIREMENTS = ["fastapi", "uvicorn", "pydantic"]
-_TEMPLATES = ("app.py", "Dockerfile", "README.md", ".dockerignore")
+_TEMPLATES = ("app.py", "README.md")
 
 
 def _copy_runtime(target: Path) -> None:
     "Copy the modules that serving needs, under a package of the same name."
-    source = Path(str(files("notebook_to_prod")))
+    source = Path(notebook_to_prod.__file__).parent
     root = target / "notebook_to_prod"
     for module in RUNTIME_MODULES:
         relative = Path(*module.split(".")).with_suffix(".py")
@@ -75,7 +75,16 @@ def export_service(
         _copy_runtime(temporary)
         for name in _TEMPLATES:
             (temporary / name).write_text(_render(name, predictor, hashes), encoding="utf-8")
+        (temporary / "Dockerfile").write_text(_dockerfile(predictor.bundle.metadata["python"], hashes), encoding="utf-8")
+        (temporary / ".dockerignore").write_text("*\n!app.py\n!bundle\n!notebook_to_prod\n!requirements.lock\n")
     return target
+
+
+def _dockerfile(python: str, hashes: bool) -> str:
+    "The image of `environments/`, for the model's Python."
+    text = shipped_file("environments/serve.Dockerfile").read_text(encoding="utf-8")
+    text = re.sub(r"^ARG PYTHON_VERSION=.*$", f"ARG PYTHON_VERSION={python}", text, flags=re.MULTILINE)
+    return text if hashes else text.replace(" --require-hashes", "")
 
 
 def _render(name: str, predictor: Predictor, hashes: bool) -> str:
@@ -83,8 +92,8 @@ def _render(name: str, predictor: Predictor, hashes: bool) -> str:
 
     from jinja2 import Environment, StrictUndefined
 
-    template = (files("notebook_to_prod.serve") / "templates" / f"{name.lstrip('.')}.jinja").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)  # noqa: S701 - not HTML
+    template = shipped_file(f"serve/templates/{name}.jinja").read_text(encoding="utf-8")
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     return environment.from_string(template).render(
         **predictor.identity,
         python=predictor.bundle.metadata["python"],

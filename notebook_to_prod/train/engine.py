@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import zmq
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -113,12 +114,17 @@ class _ExecutionManager(NotebookExecutionManager):
 
 # %% ../../nbs/train/07_engine.ipynb #kernel-manager
 class _KernelManager(AsyncKernelManager):
-    "Starts kernels of this interpreter, whatever specs are installed."
+    "Starts kernels of this interpreter, whatever specs are installed, and talks to them encrypted where the platform can."
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        if self.has_trait("transport_encryption") and zmq.has("curve"):
+            self.transport_encryption = "auto"
 
     @property
     def kernel_spec(self) -> KernelSpec:
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, display_name="Python 3", language="python")
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": "curve"})
 
 
 class _Client(PapermillNotebookClient):
@@ -192,7 +198,7 @@ class Attempt:
         environment = describe_environment(kernel_environment(self.threads))
         datasets = [scrap.value for scrap in scraps if scrap.kind == "dataset"]
         seed = next((scrap.value for scrap in scraps if scrap.kind == "seed"), None)
-        bundle = next((scrap.value for scrap in scraps if scrap.kind == "bundle"), {})
+        bundle = next((scrap.value for scrap in scraps if scrap.kind == "bundle"), None)
         spec = replace(self.record.spec, datasets=tuple(each["digest"] for each in datasets), environment=environment["digest"], seed=seed)
         return replace(
             self.record,
@@ -202,8 +208,8 @@ class Attempt:
             duration=nb.metadata.papermill.get("duration"),
             metrics={scrap.name: float(scrap.value) for scrap in scraps if scrap.kind == "metric"},
             datasets=datasets,
-            bundle=bundle.get("digest"),
-            bundle_path=bundle.get("path"),
+            bundle=bundle,
+            bundle_path=str(self.store.bundle(bundle)) if bundle else None,
             environment=environment,
             error=error.to_dict() if error else None,
         )

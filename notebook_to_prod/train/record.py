@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -74,8 +75,12 @@ class RunRecord:
         return Path(self.folder) / "input.ipynb"
 
     def to_dict(self) -> dict[str, Any]:
-        "As `--json` prints it and `record.json` keeps it."
-        derived = {"run_key": self.run_key, "output_notebook": str(self.output_notebook)}
+        "As `--json` prints it and `record.json` keeps it; NaN and infinite metrics as text."
+        derived = {
+            "run_key": self.run_key,
+            "output_notebook": str(self.output_notebook),
+            "metrics": {name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()},
+        }
         return asdict(self) | {"spec": asdict(self.spec) | {"datasets": list(self.spec.datasets)}} | derived
 
     def _repr_markdown_(self) -> str:
@@ -96,15 +101,9 @@ def new_run_id() -> str:
 
 
 def save_record(record: RunRecord) -> RunRecord:
-    "Write the record into its folder, atomically; NaN metrics are kept as text."
-    content = record.to_dict()
-    content["metrics"] = {name: _portable(value) for name, value in record.metrics.items()}
-    write_json(Path(record.folder) / "record.json", content)
+    "Write the record into its folder, atomically."
+    write_json(Path(record.folder) / "record.json", record.to_dict())
     return record
-
-
-def _portable(value: float) -> float | str:
-    return value if value - value == 0 else str(value)
 
 # %% ../../nbs/train/05_record.ipynb #load-record
 _RECORD_FIELDS = {each.name for each in fields(RunRecord)}
