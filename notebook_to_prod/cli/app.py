@@ -65,6 +65,9 @@ def app() -> None:
 def main(arguments: list[str] | None = None) -> None:
     "Run `n2p`; a wrong usage is an error like every other."
     arguments = sys.argv[1:] if arguments is None else arguments
+    # jsonschema, which reads notebooks for papermill, compiles a grammar of international URIs as it is imported, for
+    # 1.6 s; no schema of a notebook has such a field, and in this process nothing else does.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     try:
         code = app.main(arguments, prog_name="n2p", standalone_mode=False)
     except click.ClickException as error:
