@@ -49,7 +49,7 @@ test: setup ## Run the notebooks, the linters and the tests
 
 check: setup ## Export, clean and render; fail if that changed or added a file; then test
 	$(say) "nbdev-export"
-	@$(RUN) nbdev-export
+	@$(RUN) nbdev-export --skip-folder-re '^[_.]|^examples$$'
 	$(say) "nbdev-clean"
 	@$(RUN) nbdev-clean
 	@$(MAKE) --no-print-directory readme

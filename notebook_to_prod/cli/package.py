@@ -8,7 +8,7 @@ __all__ = ['bundle']
 # %% ../../nbs/cli/02_package.ipynb #imports
 import click
 
-from .output import Result, Terminal, command
+from .output import Result, Terminal, command, shown_path
 
 # %% ../../nbs/cli/02_package.ipynb #bundle
 @command("bundle")
@@ -35,7 +35,7 @@ def bundle(terminal: Terminal, bundle: str) -> Result:
     metadata, schema = opened.metadata, opened.schema
     lines = [
         ("bundle", opened.digest),
-        ("path", str(opened.path)),
+        ("path", shown_path(opened.path)),
         ("task", f"{metadata['task']} by {metadata['estimator']}"),
         ("columns", ", ".join(f"{column.name} {column.kind}" for column in schema.columns)),
         ("metrics", ", ".join(f"{name} {value}" for name, value in metadata["metrics"].items()) or "none recorded"),

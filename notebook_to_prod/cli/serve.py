@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .output import Result, Terminal, command
+from .output import Result, Terminal, command, shown_path
 
 if TYPE_CHECKING:
     from notebook_to_prod.serve.predictor import Predictor
@@ -65,4 +65,4 @@ def export_service(terminal: Terminal, model: str, folder: Path, no_hashes: bool
     predictor = _predictor(model)
     written = generate(predictor, folder, hashes=not no_hashes)
     data = {"service": str(written), **predictor.identity}
-    return Result(data, [("service", str(written)), ("model", f"{predictor.name} version {predictor.version}"), ("next", f"read {written / 'README.md'}")])
+    return Result(data, [("service", shown_path(written)), ("model", f"{predictor.name} version {predictor.version}"), ("next", f"read {shown_path(written / 'README.md')}")])

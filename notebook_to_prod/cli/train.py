@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from .output import Result, Terminal, command
+from .output import Result, Terminal, command, shown_path
 
 # %% ../../nbs/cli/01_train.ipynb #run
 @command("run")
@@ -50,7 +50,7 @@ def run(
         ("status", f"{record.status} in {record.duration or 0:.1f} s"),
         ("metrics", metrics),
         ("bundle", record.bundle or "none"),
-        ("notebook", str(output or record.output_notebook)),
+        ("notebook", shown_path(output or record.output_notebook)),
         ("next", following),
     ]
     return Result(record.to_dict(), lines)

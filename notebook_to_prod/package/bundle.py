@@ -71,6 +71,9 @@ class Bundle:
         "As `--json` prints it."
         return {"bundle": self.digest, "bundle_path": str(self.path), "files": self.files, "metadata": self.metadata, "schema": self.schema.to_dict()}
 
+    def __repr__(self) -> str:
+        return f"Bundle({self.digest!r}, {len(self.files)} files)"
+
     def _repr_markdown_(self) -> str:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metadata["metrics"].items()) or "none"
         state = "draft: run the notebook with `n2p run` to make one that can be promoted" if self.is_draft else "recorded run"

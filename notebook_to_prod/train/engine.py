@@ -191,6 +191,7 @@ class NotebookToProdEngine(NBClientEngine):
         client = _Client(
             manager,
             km=kernel,
+            kernel_name=kernel.kernel_name,
             timeout=options.get("execution_timeout"),
             startup_timeout=options.get("start_timeout", 60),
             log_output=options.get("log_output", False),
@@ -203,14 +204,18 @@ class NotebookToProdEngine(NBClientEngine):
             stopped = _stopped(error, client, manager, record)
             stopped.__cause__ = error
             return stopped
+        finally:
+            if client.kc is not None:
+                client.kc.stop_channels()
         return None
 
 # %% ../../nbs/train/09_engine.ipynb #engine-helpers
 def _take_secrets(nb: Any) -> list[str]:
-    "Hide the secrets of the injected cell; returns their values."
+    "Hide the secrets of the injected cell, and give it a name that is the same in every run; returns the secrets."
     names: list[str] = []
     for cell in nb.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.id = "injected-parameters"
             cell.source, found = hide_secrets(cell.source)
             names += found
     return [os.environ[name] for name in names if name in os.environ]

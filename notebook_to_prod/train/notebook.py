@@ -59,6 +59,9 @@ class Parameter:
     default: str
     annotation: str | None = None
 
+    def __str__(self) -> str:
+        return f"{self.name}{f': {self.annotation}' if self.annotation else ''} = {self.default}"
+
     @property
     def value(self) -> Any:
         "The default as a Python value; raises `ValueError` if it is not a literal."

@@ -155,7 +155,7 @@ def _type_name(kind: Any) -> str:
 def _remedy(notebook: Notebook) -> str:
     if notebook.parameters_cell is None:
         return "tag the cell that holds the notebook's parameters with 'parameters'"
-    known = ", ".join(f"{parameter.name} = {parameter.default}" for parameter in notebook.parameters.values())
+    known = ", ".join(map(str, notebook.parameters.values()))
     return f"the notebook declares {known or 'nothing'}"
 
 # %% ../../nbs/train/02_parameters.ipynb #read-parameter-file

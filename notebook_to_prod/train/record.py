@@ -83,6 +83,9 @@ class RunRecord:
         }
         return asdict(self) | {"spec": asdict(self.spec) | {"datasets": list(self.spec.datasets)}} | derived
 
+    def __repr__(self) -> str:
+        return f"RunRecord({self.run_id!r}, {self.notebook_path!r}, {self.status!r}, metrics={self.metrics})"
+
     def _repr_markdown_(self) -> str:
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "none"
         rows = {"status": self.status, "metrics": metrics, "bundle": (self.bundle or "none")[:19], "run key": self.run_key[:19]}

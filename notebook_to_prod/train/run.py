@@ -60,6 +60,8 @@ def run_notebook(
 
     attempt = Attempt(store or open_store(), notebook, given, os.fspath(path), threads)
     folder = Path(cwd).resolve() if cwd else notebook.path.resolve().parent
+    if progress is not None:
+        progress(0, len(notebook.cells), "starting the kernel")
     try:
         with running_kernel(attempt.variables, folder) as kernel:
             _execute(attempt, folder, kernel=kernel, execution_timeout=timeout, progress=progress)
