@@ -34,6 +34,7 @@ $(VENV)/.installed: environments/all.lock settings.ini setup.py pyproject.toml |
 
 demo: setup ## Run the whole journey, from a notebook to a served and watched model
 	@$(RUN) n2p demo
+	@echo "n2p is in $(BIN): source $(BIN)/activate"
 
 test: setup ## Run the notebooks, the linters and the tests
 	$(say) "nbdev-test"

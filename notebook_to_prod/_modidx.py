@@ -434,6 +434,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'notebook_to_prod/train/attempt.py'),
                                                 'notebook_to_prod.train.attempt.Attempt._result': ( 'train/attempt.html#attempt._result',
                                                                                                     'notebook_to_prod/train/attempt.py'),
+                                                'notebook_to_prod.train.attempt.Attempt.abandon': ( 'train/attempt.html#attempt.abandon',
+                                                                                                    'notebook_to_prod/train/attempt.py'),
                                                 'notebook_to_prod.train.attempt.Attempt.finish': ( 'train/attempt.html#attempt.finish',
                                                                                                    'notebook_to_prod/train/attempt.py'),
                                                 'notebook_to_prod.train.attempt.Attempt.track': ( 'train/attempt.html#attempt.track',

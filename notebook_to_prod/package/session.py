@@ -107,10 +107,15 @@ def _length(table: Any) -> int:
 
 
 def _golden_sample(table: Any) -> Any:
-    "Evenly spaced rows."
+    "Evenly spaced rows, leaving out those with infinite numbers, which JSON has not."
     import numpy as np
+    import pandas as pd
 
-    positions = np.unique(np.linspace(0, _length(table) - 1, min(_GOLDEN_ROWS, _length(table))).astype(int))
+    numbers = pd.DataFrame(table).select_dtypes("number")
+    usable = np.flatnonzero(~np.isinf(numbers.astype("float64")).any(axis=1))
+    if not len(usable):
+        raise ExportError("every row of X_test holds an infinite number", where="run.export", remedy="make them missing values")
+    positions = usable[np.unique(np.linspace(0, len(usable) - 1, min(_GOLDEN_ROWS, len(usable))).astype(int))]
     if hasattr(table, "iloc"):
         return table.iloc[positions].reset_index(drop=True)
     return [table[position] for position in positions] if isinstance(table, list) else np.asarray(table)[positions]
@@ -196,7 +201,11 @@ def _export(run: Run, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_
 
 
 def _json(value: Any) -> bytes:
-    return canonical_json(value).encode()
+    try:
+        return canonical_json(value).encode()
+    except (ValueError, TypeError) as error:
+        remedy = "let the pipeline predict finite numbers, texts or booleans"
+        raise ExportError(f"the predictions cannot be written as JSON: {error}", where="run.export", remedy=remedy) from error
 
 
 def _refuse_secrets(contents: dict[str, bytes]) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, HTTPException
 from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
 from .predictor import Predictor
@@ -51,7 +52,7 @@ def create_app(predictor: Predictor) -> FastAPI:
         "one row": {"value": example},
         "many rows": {"value": {"rows": golden["rows"][:2]}},
     }
-    app = FastAPI(title=predictor.name, version=predictor.version, description=_describe(predictor), docs_url="/docs", redoc_url=None)
+    app = FastAPIOffline(title=predictor.name, version=predictor.version, description=_describe(predictor), docs_url="/docs", redoc_url=None)
 
     @app.post("/predict", summary="Predict one row or many")
     def answer(request: Annotated[Request, Body(openapi_examples=examples)]) -> Answer:  # type: ignore[valid-type]

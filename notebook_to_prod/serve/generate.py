@@ -29,7 +29,7 @@ RUNTIME_MODULES = (
     "serve.predictor",
     "serve.app",
 )
-_RUNTIME_REQUIREMENTS = ["fastapi", "uvicorn", "pydantic"]
+_RUNTIME_REQUIREMENTS = ["fastapi", "fastapi-offline", "uvicorn", "pydantic"]
 _TEMPLATES = ("app.py", "README.md")
 
 

@@ -5,19 +5,18 @@
 # %% ../../nbs/train/08_attempt.ipynb #imports
 from __future__ import annotations
 
-import json
 import os
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import CellError, RunError, RunInterruptedError
+from ..errors import CellError, DataError, N2PError, RunError, RunInterruptedError
 from ..project import Store, find_project, write_json
 from .environment import describe_environment, kernel_environment
 from .notebook import Notebook, Parameter
 from .record import RunRecord, RunSpec, new_run_id, now, save_record
-from .scraps import read_scraps
+from .scraps import encode, read_scraps
 from .tracking import Tracker
 
 # %% auto #0
@@ -41,9 +40,10 @@ class Attempt:
     def __post_init__(self) -> None:
         run_id = new_run_id()
         folder = self.store.runs / run_id
-        parameters = {name: self.given.get(name, _default(parameter)) for name, parameter in self.notebook.parameters.items()}
-        spec = RunSpec(self.notebook.digest, self.given)
-        self.record = RunRecord(run_id, self.notebook_path, spec, "running", now(), str(folder), parameters=parameters | self.given)
+        given = {name: encode(value, name) for name, value in self.given.items()}
+        parameters = {name: _default(parameter) for name, parameter in self.notebook.parameters.items()} | given
+        spec = RunSpec(self.notebook.digest, given)
+        self.record = RunRecord(run_id, self.notebook_path, spec, "running", now(), str(folder), parameters=parameters)
         save_record(self.record)
         write_json(self.record.input_notebook, self.notebook.raw)
 
@@ -80,6 +80,12 @@ class Attempt:
         mlflow_run_id = self._tracker.close(status, self.record.metrics, tags, self.record.output_notebook)
         self.record = save_record(replace(self.record, mlflow_run_id=mlflow_run_id))
 
+    def abandon(self, error: BaseException) -> None:
+        "Record that the run failed before the engine could say how; a record that has an end already keeps it."
+        if self.record.status == "running":
+            what = error.to_dict() if isinstance(error, N2PError) else {"type": type(error).__name__, "what": str(error)}
+            self.record = save_record(replace(self.record, status="failed", finished=now(), error=what))
+
     def _result(self, nb: Any, error: RunError | None) -> RunRecord:
         scraps = read_scraps(nb).values()
         environment = self._environment.result() if self._environment else describe_environment(kernel_environment(self.threads))
@@ -103,13 +109,11 @@ class Attempt:
 
 
 def _default(parameter: Parameter) -> Any:
-    "The default as a record can keep it: its value, or its source where it has none in JSON."
+    "The default as a record keeps it: its value, or its source where it is computed."
     try:
-        value = parameter.value
-        json.dumps(value)
-    except (ValueError, TypeError):
+        return encode(parameter.value, parameter.name)
+    except (ValueError, DataError):
         return parameter.default
-    return value
 
 # %% ../../nbs/train/08_attempt.ipynb #cell-failure
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")

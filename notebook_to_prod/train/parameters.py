@@ -163,8 +163,15 @@ def read_parameter_file(path: Path) -> dict[str, Any]:
     "Read a YAML or JSON file of parameters; raises `ParameterError` unless it holds one mapping of names to values."
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        "Leaves dates as the text they are: a parameter goes into the notebook as a literal, and Python has none for dates."
+
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ParameterError(f"the parameter file cannot be read: {reason}", where=str(path), remedy="write NAME: VALUE lines") from error

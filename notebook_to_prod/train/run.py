@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import RunInterruptedError
 from ..project import Store, open_store, store_errors
 from .notebook import Notebook, read_notebook
 from .parameters import check_parameters
@@ -65,6 +66,13 @@ def run_notebook(
     try:
         with running_kernel(attempt.variables, folder) as kernel:
             _execute(attempt, folder, kernel=kernel, execution_timeout=timeout, progress=progress)
+    except KeyboardInterrupt as error:
+        stopped = RunInterruptedError("the run was stopped", where=os.fspath(path), remedy="run it again", run_id=attempt.record.run_id)
+        attempt.abandon(stopped)
+        raise stopped from error
+    except BaseException as error:
+        attempt.abandon(error)
+        raise
     finally:
         executed = attempt.record.output_notebook
         if output is not None and executed.exists():
