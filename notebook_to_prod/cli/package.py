@@ -38,7 +38,7 @@ def bundle(terminal: Terminal, bundle: str) -> Result:
         ("path", shown_path(opened.path)),
         ("task", f"{metadata['task']} by {metadata['estimator']}"),
         ("columns", ", ".join(f"{column.name} {column.kind}" for column in schema.columns)),
-        ("metrics", ", ".join(f"{name} {value}" for name, value in metadata["metrics"].items()) or "none recorded"),
+        ("metrics", ", ".join(f"{name} {float(value):.6g}" for name, value in metadata["metrics"].items()) or "none recorded"),
         ("verified", f"{len(opened.files)} files" + (", a draft" if opened.is_draft else "")),
     ]
     return Result(opened.to_dict(), lines)

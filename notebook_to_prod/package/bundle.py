@@ -75,7 +75,7 @@ class Bundle:
         return f"Bundle({self.digest!r}, {len(self.files)} files)"
 
     def _repr_markdown_(self) -> str:
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metadata["metrics"].items()) or "none"
+        metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in self.metadata["metrics"].items()) or "none"
         state = "draft: run the notebook with `n2p run` to make one that can be promoted" if self.is_draft else "recorded run"
         size = sum(file["size"] for file in self.files.values()) / 1e6
         rows = {

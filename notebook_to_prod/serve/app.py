@@ -81,5 +81,5 @@ def create_app(predictor: Predictor) -> FastAPI:
 
 def _describe(predictor: Predictor) -> str:
     metadata = predictor.bundle.metadata
-    metrics = ", ".join(f"{name} {value}" for name, value in metadata["metrics"].items()) or "none recorded"
+    metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in metadata["metrics"].items()) or "none recorded"
     return f"{metadata['task']} by `{metadata['estimator']}`. Metrics: {metrics}. Bundle `{predictor.bundle.digest}`."
