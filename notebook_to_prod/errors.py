@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 # %% auto #0
 __all__ = ['N2PError', 'InputError', 'ParameterError', 'NotFoundError', 'DataError', 'NotebookError', 'ExportError',
            'BundleError', 'RunError', 'CellError', 'KernelDiedError', 'RunTimeoutError', 'RunInterruptedError',
-           'VerdictError', 'UnavailableError', 'DependencyError', 'StoreError', 'TrackingError', 'ServerError']
+           'VerdictError', 'UnavailableError', 'DependencyError', 'LockMismatchError', 'StoreError', 'TrackingError',
+           'ServerError']
 
 # %% ../nbs/00_errors.ipynb #n2p-error
 class N2PError(Exception):
@@ -127,6 +128,10 @@ class UnavailableError(N2PError):
 
 class DependencyError(UnavailableError):
     "A package is not installed."
+
+
+class LockMismatchError(DependencyError):
+    "The environment is not the one that the project's lock describes."
 
 
 class StoreError(UnavailableError):

@@ -42,8 +42,13 @@ class ExportedModule:
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:
+    "Names that a statement binds where it stands, also below an `if`, `try` or `with`."
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
+    elif isinstance(node, ast.If | ast.Try | ast.With | ast.For | ast.While):
+        handlers = [statement for handler in getattr(node, "handlers", []) for statement in handler.body]
+        for statement in (*node.body, *handlers, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])):
+            yield from _bound(statement)
     elif isinstance(node, ast.Assign | ast.AnnAssign):
         for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
             yield from (each.id for each in ast.walk(target) if isinstance(each, ast.Name))
@@ -103,18 +108,20 @@ class _Pickler(pickle.Pickler):
         self.sources = sources
 
     def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, type | types.FunctionType):
-            if value.__module__ == "__main__":
-                raise self._refusal(value)
-            if value.__qualname__.endswith("<lambda>") or "<locals>" in value.__qualname__:
-                raise ExportError(
-                    f"'{value.__qualname__}' of {value.__module__} has no name that a pickle could refer to",
-                    where="run.export",
-                    remedy="write it with def or class at the top level of an exported cell or module",
-                )
+        if _is_of_main(value):
+            raise self._refusal(value)
+        nameless = isinstance(value, type | types.FunctionType) and {"<lambda>", "<locals>"} & {*value.__qualname__.split(".")}
+        if nameless:
+            raise ExportError(
+                f"'{value.__qualname__}' of {value.__module__} has no name that a pickle could refer to",
+                where="run.export",
+                remedy="write it with def or class at the top level of an exported cell or module",
+            )
+        if "_stop_words_id" in getattr(value, "__dict__", ()):
+            return _without_address(value)
         return NotImplemented
 
-    def _refusal(self, value: type | types.FunctionType) -> ExportError:
+    def _refusal(self, value: Any) -> ExportError:
         kind, root = "class" if isinstance(value, type) else "function", value.__qualname__.split(".")[0]
         place = next((source.place for source in reversed(self.sources) if root in _defined(source.text)), "the notebook")
         if root == "<lambda>":
@@ -125,6 +132,27 @@ class _Pickler(pickle.Pickler):
             where=place,
             remedy="put '#| export' on the first line of that cell, and of the cells with the imports it needs",
         )
+
+
+def _is_of_main(value: Any) -> bool:
+    "Whether `value` is a class or function, plain or wrapped, that would be pickled as a name of `__main__`."
+    named = getattr(value, "__module__", None) == "__main__" and hasattr(value, "__qualname__")
+    return named and not isinstance(value, types.MethodType)
+
+
+def _without_address(value: Any) -> tuple[Any, ...]:
+    "How to pickle scikit-learn's text vectorizers without the memory address of their stop words, which they compare and then do without."
+    rebuild, arguments, state, *rest = value.__reduce_ex__(5)
+    return rebuild, arguments, {name: each for name, each in state.items() if name != "_stop_words_id"}, *rest
+
+
+def _owned(value: Any) -> Iterator[Any]:
+    "A class or function of `__main__` and the classes inside it."
+    if _is_of_main(value):
+        yield value
+        for inner in vars(value).values() if isinstance(value, type) else ():
+            if isinstance(inner, type) and inner.__qualname__.startswith(f"{value.__qualname__}."):
+                yield from _owned(inner)
 
 
 def _defined(text: str) -> set[str]:
@@ -141,12 +169,11 @@ def _belonging_to(module: ExportedModule | None, namespace: dict[str, Any]) -> I
         yield
         return
     stand_in = types.ModuleType(module.name)
-    moved = []
+    moved: list[Any] = []
     for name in module.defined & namespace.keys():
         value = namespace[name]
         setattr(stand_in, name, value)
-        if isinstance(value, type | types.FunctionType) and value.__module__ == "__main__":
-            moved.append(value)
+        moved += _owned(value)
     previous = sys.modules.get(module.name)
     sys.modules[module.name] = stand_in
     try:

@@ -6,11 +6,15 @@
 __all__ = ['Answer', 'Status', 'create_app']
 
 # %% ../../nbs/serve/02_app.ipynb #imports
+import json
 import logging
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, HTTPException
-from fastapi.responses import RedirectResponse
+from fastapi import Body, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
@@ -37,6 +41,61 @@ class Status(BaseModel):
     version: str
     bundle: str
 
+# %% ../../nbs/serve/02_app.ipynb #strict-json
+_SHOWN_ERRORS, _SHOWN_LETTERS = 20, 200
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is given twice")
+    return found
+
+
+class _StrictRequest(Request):
+    "A request whose body is JSON without repeated fields."
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            try:
+                self._json = json.loads(await self.body(), object_pairs_hook=_no_duplicates)
+            except RecursionError as error:
+                raise json.JSONDecodeError("the body is nested too deeply", "", 0) from error
+            except ValueError as error:
+                raise json.JSONDecodeError(str(error), "", 0) from error
+        return self._json
+
+
+class _StrictRoute(APIRoute):
+    "A route that takes strict JSON only."
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if request.method == "POST" and kind != "application/json":
+                detail = [{"type": "content_type", "loc": ["header", "content-type"], "msg": "The content type must be application/json"}]
+                raise HTTPException(415, detail)
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def _short(value: Any) -> Any:
+    "A text that can be sent: not long, and without half characters."
+    return value[:_SHOWN_LETTERS].encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def _refuse(_: Request, error: Exception) -> JSONResponse:
+    "The answer to a request that does not fit: the first errors, by field, without what was sent."
+    errors = error.errors() if isinstance(error, RequestValidationError) else []
+    detail = [{"type": each["type"], "loc": [_short(part) for part in each["loc"]], "msg": _short(each["msg"])} for each in errors[:_SHOWN_ERRORS]]
+    for shown, each in zip(detail, errors, strict=False):
+        if each["type"] == "json_invalid":
+            shown["msg"] = _short(f"The body is not valid JSON: {each.get('ctx', {}).get('error', '')}".rstrip(": "))
+    return JSONResponse({"detail": detail}, 422)
+
 # %% ../../nbs/serve/02_app.ipynb #create-app
 _log = logging.getLogger("notebook_to_prod.serve")
 _ROW_LIMIT = 100_000
@@ -47,18 +106,20 @@ def create_app(predictor: Predictor) -> FastAPI:
     schema, golden = predictor.bundle.schema, predictor.bundle.golden
     example = golden["rows"][0]
     row = row_model(schema, example)
-    Request = request_type(row, schema, _ROW_LIMIT)  # noqa: N806 - a type
+    Rows = request_type(row, schema, _ROW_LIMIT)
     examples: Any = {
         "one row": {"value": example},
         "many rows": {"value": {"rows": golden["rows"][:2]}},
     }
     app = FastAPIOffline(title=predictor.name, version=predictor.version, description=_describe(predictor), docs_url="/docs", redoc_url=None)
+    app.router.route_class = _StrictRoute
+    app.add_exception_handler(RequestValidationError, _refuse)
 
     @app.post("/predict", summary="Predict one row or many")
-    def answer(request: Annotated[Request, Body(openapi_examples=examples)]) -> Answer:  # type: ignore[valid-type]
+    def answer(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Answer:  # type: ignore[valid-type]
         try:
             said = predictor.score(rows_of(request))
-        except (ValueError, TypeError, KeyError) as error:
+        except Exception as error:
             _log.warning("the pipeline refused a request that fits the schema", exc_info=error)
             detail = [{"type": "refused", "loc": ["body"], "msg": "The model cannot score this input"}]
             raise HTTPException(422, detail) from error

@@ -5,7 +5,7 @@
 # %% ../../nbs/serve/00_request.ipynb #imports
 from __future__ import annotations
 
-from datetime import datetime
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
@@ -28,14 +28,23 @@ def _integer(column: Column) -> Any:
     dtype = column.dtype.lower()
     bits = _INTEGER_BOUNDS.get(dtype, 64)
     low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return Annotated[StrictInt, BeforeValidator(_whole), Field(ge=low, le=high)]
+    return Annotated[StrictInt, Field(ge=low, le=high), BeforeValidator(_whole)]
+
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?( ?(Z|[+-]\d\d:?\d\d))?)?")
 
 
 def _datetime(column: Column) -> Any:
     zoned = "," in column.dtype
 
+    unit = re.search(r"datetime64\[(\w+)", column.dtype)
+
     def check(text: str) -> str:
-        moment = datetime.fromisoformat(text)
+        import pandas as pd
+
+        if not _MOMENT.fullmatch(text):
+            raise ValueError("must be a date or a date and time as in 2013-01-31T17:45:00")
+        moment = pd.Timestamp(text).as_unit(unit[1] if unit else "ns")
         if (moment.tzinfo is not None) != zoned:
             raise ValueError(f"must be {'with' if zoned else 'without'} an offset from UTC")
         return text
@@ -43,10 +52,16 @@ def _datetime(column: Column) -> Any:
     return Annotated[StrictStr, AfterValidator(check), Field(json_schema_extra={"format": "date-time"})]
 
 
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("must not be a boolean")
+    return value
+
+
 def _one_of(column: Column) -> Any:
     values = column.categories or ()
     if values and all(isinstance(value, str | int) for value in values):
-        return Literal[values]
+        return Annotated[Literal[values], BeforeValidator(_no_boolean)] if bool not in map(type, values) else Literal[values]
 
     def check(value: Any) -> Any:
         if value not in values:
