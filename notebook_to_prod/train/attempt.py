@@ -34,6 +34,7 @@ class Attempt:
     threads: int | None = None
     caller: str = field(default_factory=os.getcwd)
     record: RunRecord = field(init=False)
+    notes: list[str] = field(init=False, default_factory=list)  # What else went wrong
     _tracker: Tracker | None = field(init=False, default=None)
     _environment: Future[dict[str, Any]] | None = field(init=False, default=None)
 
@@ -120,20 +121,22 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def cell_failure(nb: Any, record: RunRecord) -> CellError | None:
-    "The error of the first cell that failed, or None."
+    "The error of the first cell that failed, as papermill finds it, or None."
     for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            harmless = output.get("ename") == "SystemExit" and output.get("evalue") in ("", "0")
-            if output.output_type == "error" and not harmless:
-                what, _, rest = _ANSI.sub("", output.evalue).partition("\n")
-                details = dict(line.strip().split(":", 1) for line in rest.splitlines() if line.startswith(("  where:", "  remedy:")))
-                place = f"{record.notebook_path}, cell '{cell.id}'" + (f" ({details['where'].strip()})" if "where" in details else "")
-                remedy = details.get("remedy", f" mend the cell; the traceback is in {record.output_notebook}").strip()
-                return CellError(
-                    f"cell '{cell.id}' raised {output.ename}: {what}",
-                    where=place,
-                    remedy=remedy,
-                    run_id=record.run_id,
-                    cell_id=cell.id,
-                )
+        outputs = cell.get("outputs", [])
+        errors = [output for output in outputs if output.output_type == "error"]
+        harmless = any(output.ename == "SystemExit" and output.evalue in ("", "0") for output in errors)
+        if errors and not harmless:
+            return _cell_error(cell.id, errors[0].ename, errors[0].evalue, record)
+        if not errors and cell.metadata.get("papermill", {}).get("exception") is True:
+            said = "".join(output.text for output in outputs if output.get("name") == "stderr").strip()
+            return _cell_error(cell.id, "an error", said.rpartition("\n")[2] or "without a message", record)  # a misused magic
     return None
+
+
+def _cell_error(cell_id: str, name: str, message: str, record: RunRecord) -> CellError:
+    what, _, rest = _ANSI.sub("", message).partition("\n")
+    details = dict(line.strip().split(":", 1) for line in rest.splitlines() if line.startswith(("  where:", "  remedy:")))
+    place = f"{record.notebook_path}, cell '{cell_id}'" + (f" ({details['where'].strip()})" if "where" in details else "")
+    remedy = details.get("remedy", f" mend the cell; the traceback is in {record.output_notebook}").strip()
+    return CellError(f"cell '{cell_id}' raised {name}: {what}", where=place, remedy=remedy, run_id=record.run_id, cell_id=cell_id)

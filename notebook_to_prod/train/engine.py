@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import copy
+import html
 import json
 import os
 import urllib.parse
@@ -23,21 +24,25 @@ from papermill.iorw import write_ipynb
 from ..errors import KernelDiedError, NotebookError, RunError, RunInterruptedError, RunTimeoutError, TrackingError
 from ..project import open_store
 from .attempt import Attempt, cell_failure
-from .kernel import KernelManager, running_kernel
+from .kernel import KernelManager, drop_pending, interruptible, running_kernel
 from .notebook import parse_notebook
-from .parameters import hide_secrets
+from .parameters import check_parameters, hide_secrets
 from .record import RunRecord
 
 # %% auto #0
-__all__ = ['redact', 'join_streams', 'NotebookToProdEngine']
+__all__ = ['redact', 'join_streams', 'announced_secrets', 'NotebookToProdEngine']
 
 # %% ../../nbs/train/09_engine.ipynb #redact
 _HIDDEN = "[secret]"
 
 
 def _spellings(secret: str) -> set[str]:
+    quoted = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+    shown = {repr(secret)[1:-1], ascii(secret)[1:-1], repr(secret.encode())[2:-1]}
+    escaped = {html.escape(secret), html.escape(secret, quote=False)}
+    address = {urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret)}
     encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
-    return {secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], urllib.parse.quote(secret, safe=""), encoded}
+    return {secret, encoded} | quoted | shown | escaped | address
 
 
 def redact(value: Any, secrets: list[str]) -> Any:
@@ -49,7 +54,7 @@ def redact(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, list):
         return [redact(item, secrets) for item in value]
     if isinstance(value, Mapping):
-        return type(value)({key: redact(item, secrets) for key, item in value.items()})
+        return type(value)({redact(key, secrets): redact(item, secrets) for key, item in value.items()})
     return value
 
 
@@ -99,18 +104,35 @@ class _ExecutionManager(NotebookExecutionManager):
         super().notebook_complete(**kwargs)
 
 # %% ../../nbs/train/09_engine.ipynb #client
+def announced_secrets(content: Mapping[str, Any]) -> list[str]:
+    "The secret that the kernel has just read, if this is the message that says so."
+    scrap = content.get("data", {}).get("application/scrapbook.scrap.json+json", {})
+    name = scrap.get("data") if content.get("metadata", {}).get("n2p", {}).get("kind") == "secret" else None
+    return [os.environ[name]] if isinstance(name, str) and name in os.environ else []
+
+
 class _Client(PapermillNotebookClient):
     "papermill's client, which redacts each message before anything else sees it."
 
     def process_message(self, msg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.nb_man.secrets += announced_secrets(msg["content"])
         if self.nb_man.secrets:
             msg["content"] = redact(msg["content"], self.nb_man.secrets)
         return super().process_message(msg, *args, **kwargs)
 
-    @property
-    def interrupted(self) -> bool:
-        "Whether a signal has asked this process to stop."
-        return getattr(self, "_async_cleanup_kernel_future", None) is not None
+    def log_output_message(self, output: Any) -> None:
+        if self.nb_man.secrets and output.output_type == "stream":
+            return  # logged when the cell ends and no secret can hide on the seam of two pieces
+        super().log_output_message(output)
+
+    def execute_cell(self, cell: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().execute_cell(cell, *args, **kwargs)
+        finally:
+            if self.nb_man.secrets and cell.cell_type == "code":
+                for output in redact(join_streams(copy.deepcopy(cell.outputs)), self.nb_man.secrets):
+                    if output.output_type == "stream":
+                        super().log_output_message(output)
 
 
 def _stopped(error: BaseException, client: _Client, manager: _ExecutionManager, record: RunRecord) -> RunError:
@@ -120,7 +142,7 @@ def _stopped(error: BaseException, client: _Client, manager: _ExecutionManager, 
     if cell:
         cell.metadata.papermill.update(status=manager.FAILED, exception=True)
     common: dict[str, Any] = {"where": f"{record.notebook_path}, cell '{name}'", "run_id": record.run_id, "cell_id": name}
-    if isinstance(error, KeyboardInterrupt) or client.interrupted:
+    if isinstance(error, KeyboardInterrupt):
         return RunInterruptedError("the run was stopped", remedy="run it again", **common)
     if isinstance(error, CellTimeoutError):
         remedy = "give it longer with --timeout, or make the cell do less"
@@ -169,7 +191,7 @@ class NotebookToProdEngine(NBClientEngine):
             autosave_cell_every=autosave_cell_every,
         )
         manager.notebook_start()
-        with contextlib.nullcontext(kernel) if kernel else running_kernel(attempt.variables, Path.cwd()) as running:
+        with interruptible(), contextlib.nullcontext(kernel) if kernel else running_kernel(attempt.variables, Path.cwd()) as running:
             error = cls._execute(manager, running, attempt.record, log_output=log_output, **options)
         manager.cleanup_pbar()
         manager.notebook_complete()
@@ -180,7 +202,9 @@ class NotebookToProdEngine(NBClientEngine):
             attempt.finish(nb, failure)
         except TrackingError as unavailable:
             if failure is None:
-                raise
+                remedy = f"{unavailable.remedy}; the run itself is recorded: {attempt.record.run_id}"
+                raise TrackingError(unavailable.what, where=unavailable.where, remedy=remedy) from unavailable
+            attempt.notes.append(str(unavailable))
             failure.add_note(str(unavailable))
         if error is not None:
             raise error
@@ -201,6 +225,8 @@ class NotebookToProdEngine(NBClientEngine):
         try:
             client.execute()
         except (DeadKernelError, CellTimeoutError, KeyboardInterrupt, RuntimeError) as error:
+            if isinstance(error, KeyboardInterrupt):
+                drop_pending()
             stopped = _stopped(error, client, manager, record)
             stopped.__cause__ = error
             return stopped
@@ -230,4 +256,4 @@ def _attempt_of(nb: Any, input_path: str | None) -> Attempt:
     notebook = parse_notebook(raw, path)
     if not notebook.code_cells:
         raise NotebookError("the notebook has no code cells", where=str(path), remedy="add cells, or check the path")
-    return Attempt(open_store(), notebook, given, str(path))
+    return Attempt(open_store(), notebook, check_parameters(notebook, given=given), str(path))

@@ -5,8 +5,11 @@
 # %% ../../nbs/train/07_kernel.ipynb #imports
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,10 +18,10 @@ from typing import Any
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_core.utils import run_sync
+from jupyter_core.utils import ensure_event_loop, run_sync
 
 # %% auto #0
-__all__ = ['KernelManager', 'running_kernel']
+__all__ = ['KernelManager', 'running_kernel', 'interruptible', 'drop_pending']
 
 # %% ../../nbs/train/07_kernel.ipynb #kernel-manager
 class KernelManager(AsyncKernelManager):
@@ -42,10 +45,38 @@ def running_kernel(
 ) -> Iterator[KernelManager]:
     "Start a kernel; it is stopped when the block ends, however it ends."
     manager = KernelManager()
-    run_sync(manager.start_kernel)(env=os.environ | dict(variables), cwd=str(cwd))
+    # ipykernel copies what is written to the descriptors 1 and 2 into messages, and to whatever they were before: nowhere.
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run_sync(manager.start_kernel)(env=os.environ | dict(variables), cwd=str(cwd), **silent)
     finished = False
     try:
         yield manager
         finished = True
     finally:
         run_sync(manager.shutdown_kernel)(now=not finished)
+
+# %% ../../nbs/train/07_kernel.ipynb #interruptible
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    "Let SIGTERM and SIGHUP stop the block as Ctrl-C does, with `KeyboardInterrupt`; outside the main thread, do nothing."
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    previous: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def drop_pending() -> None:
+    "Cancel what an interrupt has left on the event loop."
+    loop = ensure_event_loop()
+    pending = asyncio.all_tasks(loop)
+    for task in pending:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))

@@ -125,13 +125,31 @@ def parse_notebook(raw: Any, path: Path) -> Notebook:
     if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
         remedy = "save it in Jupyter once, which writes format 4" if isinstance(raw, dict) and "worksheets" in raw else None
         raise NotebookError("this is not a Jupyter notebook of format 4", where=str(path), remedy=remedy or "give an .ipynb file")
-    language = raw.get("metadata", {}).get("kernelspec", {}).get("language") or "python"
+    if not _is_well_formed(raw):
+        raise NotebookError("the notebook is malformed", where=str(path), remedy="open and save it in Jupyter, or restore it from git")
+    metadata = raw.get("metadata", {})
+    language = metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get("name") or "python"
     if language.lower() not in ("python", "ipython"):
         raise NotebookError(
             f"the notebook is written in {language}", where=str(path), remedy="notebook_to_prod runs Python notebooks"
         )
     cells = tuple(_parse_cell(cell, position) for position, cell in enumerate(raw["cells"]))
     return Notebook(path, cells, raw)
+
+
+def _is_well_formed(raw: dict[str, Any]) -> bool:
+    "Whether what is read of a notebook has the types that its format says."
+    metadata = raw.get("metadata", {})
+    named = isinstance(metadata, dict) and all(isinstance(metadata.get(key, {}), dict) for key in ("kernelspec", "language_info"))
+    return named and isinstance(raw.get("nbformat_minor", 0), int) and all(map(_is_cell, raw["cells"]))
+
+
+def _is_cell(cell: Any) -> bool:
+    if not isinstance(cell, dict) or not isinstance(cell.get("metadata", {}), dict):
+        return False
+    source = cell.get("source", "")
+    lines = [source] if isinstance(source, str) else source
+    return isinstance(lines, list) and all(isinstance(line, str) for line in lines) and isinstance(cell.get("metadata", {}).get("tags", []), list)
 
 
 def _parse_cell(cell: dict[str, Any], position: int) -> Cell:
@@ -149,7 +167,8 @@ def read_notebook(path: str | Path) -> Notebook:
         raise NotFoundError(kind, where=str(path), remedy="give the path of an .ipynb file")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        json.dumps(raw, ensure_ascii=False).encode()  # raises on lone surrogates, which no file can hold
+    except (ValueError, OSError, RecursionError) as error:
         raise NotebookError(
             f"the notebook cannot be read: {error}", where=str(path), remedy="open and save it in Jupyter, or restore it from git"
         ) from error

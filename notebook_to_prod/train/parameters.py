@@ -13,12 +13,13 @@ import json
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import ParameterError
 from .notebook import Notebook, Parameter
+from .scraps import glue
 
 # %% auto #0
 __all__ = ['declared_type', 'parse_text', 'secret', 'known_secrets', 'secret_name', 'hide_secrets', 'check_parameters',
@@ -30,12 +31,21 @@ def declared_type(parameter: Parameter) -> Any:
     if parameter.annotation:
         names = {**vars(typing), **vars(builtins)}
         with contextlib.suppress(Exception):  # a name of a library: the default decides
-            return eval(parameter.annotation, {"__builtins__": {}}, names)
+            if _names_types(parameter.annotation):
+                return eval(parameter.annotation, {"__builtins__": {}}, names)
     try:
         default = parameter.value
     except ValueError:
         return Any
     return Any if default is None else type(default)
+
+
+_TYPE_NODES = (ast.Expression, ast.Name, ast.Load, ast.Subscript, ast.Tuple, ast.List, ast.Constant, ast.BinOp, ast.BitOr)
+
+
+def _names_types(annotation: str) -> bool:
+    "Whether evaluating `annotation` can only name types: nothing in it calls anything."
+    return all(isinstance(node, _TYPE_NODES) for node in ast.walk(ast.parse(annotation, mode="eval")))
 
 
 def _accepts(value: Any, kind: Any) -> bool:
@@ -92,6 +102,8 @@ def secret(name: str) -> str:
             where=f"@env:{name}",
             remedy=f"use a secret of at least {_MINIMUM_SECRET} characters",
         )
+    if name not in _read_secrets and "N2P_RUN_ID" in os.environ:
+        glue(f"secret/{name}", name, kind="secret")  # the engine must know before anything shows it
     _read_secrets[name] = value
     return value
 
@@ -131,14 +143,15 @@ def check_parameters(
     "Check what the user set against what the notebook declares; raises one `ParameterError` that lists every problem."
     declared = notebook.parameters
     kinds = {name: declared_type(parameter) for name, parameter in declared.items()}
-    values = dict(given or {}) | {name: parse_text(text, kinds.get(name, Any)) for name, text in typed}
+    values = dict(given or {}) | {name: _read(text, kinds.get(name, Any)) for name, text in typed}
     problems: list[str] = []
+    for name in _secret_names(values):
+        secret(name)
     for name, value in values.items():
         if name not in declared:
             near = difflib.get_close_matches(str(name), declared, n=1, cutoff=0.5)
             problems.append(f"unknown parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else ""))
         elif secret_name(value):
-            secret(secret_name(value) or "")
             if not _accepts("text", kinds[name]):
                 problems.append(f"'{name}' is a secret, which is text, but the notebook declares {_type_name(kinds[name])}")
         elif kinds[name] is not Any and not _accepts(value, kinds[name]):
@@ -146,6 +159,21 @@ def check_parameters(
     if problems:
         raise ParameterError("; ".join(problems), where=str(notebook.path), remedy=_remedy(notebook))
     return {name: float(value) if kinds[name] is float and type(value) is int else value for name, value in values.items()}
+
+
+def _read(text: str, kind: Any) -> Any:
+    "What `text` stands for; itself where only text is declared."
+    value = parse_text(text, kind)
+    return value if _accepts(value, kind) or not _accepts(text, kind) else text
+
+
+def _secret_names(value: Any) -> Iterator[str]:
+    "The variables that `value` refers to, however deep."
+    if isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _secret_names(item)
+    elif name := secret_name(value):
+        yield name
 
 
 def _type_name(kind: Any) -> str:

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RunInterruptedError
+from ..errors import InputError, RunInterruptedError
 from ..project import Store, open_store, store_errors
-from .notebook import Notebook, read_notebook
+from .environment import kernel_environment
+from .notebook import Notebook, parse_notebook, read_notebook
 from .parameters import check_parameters
 from .record import RunRecord
 
@@ -27,14 +28,19 @@ __all__ = ['run_notebook']
 
 # %% ../../nbs/train/10_run.ipynb #normalise
 def _normalised(notebook: Notebook) -> Notebook:
+    "The notebook as it is run: with ids and a kernelspec, without outputs and without the cell that an earlier run has injected."
     raw = copy.deepcopy(notebook.raw)
     for cell, known in zip(raw["cells"], notebook.cells, strict=True):
         cell["id"] = known.id
         cell.setdefault("metadata", {})
+        if known.kind == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+    raw["cells"] = [cell for cell, known in zip(raw["cells"], notebook.cells, strict=True) if "injected-parameters" not in known.tags]
     raw["nbformat"], raw["nbformat_minor"] = 4, max(5, raw.get("nbformat_minor", 0))
     metadata = raw.setdefault("metadata", {})
-    metadata.setdefault("kernelspec", {"name": "python3", "display_name": "python3", "language": "python"})
-    return replace(notebook, raw=raw)
+    metadata.pop("papermill", None)
+    metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"} | metadata.get("kernelspec", {})
+    return parse_notebook(raw, notebook.path)
 
 # %% ../../nbs/train/10_run.ipynb #run-notebook
 def run_notebook(
@@ -57,26 +63,30 @@ def run_notebook(
     notebook = _normalised(read_notebook(path))
     given = check_parameters(notebook, typed, parameters)
     from notebook_to_prod.train.attempt import Attempt
-    from notebook_to_prod.train.kernel import running_kernel
+    from notebook_to_prod.train.kernel import interruptible, running_kernel
 
-    attempt = Attempt(store or open_store(), notebook, given, os.fspath(path), threads)
+    kernel_environment(threads)  # raises on bad settings while nothing has been written
+    if output is not None and Path(output).is_dir():
+        raise InputError("the output is a folder", where=os.fspath(output), remedy="give --output the path of a notebook")
     folder = Path(cwd).resolve() if cwd else notebook.path.resolve().parent
-    if progress is not None:
-        progress(0, len(notebook.cells), "starting the kernel")
-    try:
-        with running_kernel(attempt.variables, folder) as kernel:
-            _execute(attempt, folder, kernel=kernel, execution_timeout=timeout, progress=progress)
-    except KeyboardInterrupt as error:
-        stopped = RunInterruptedError("the run was stopped", where=os.fspath(path), remedy="run it again", run_id=attempt.record.run_id)
-        attempt.abandon(stopped)
-        raise stopped from error
-    except BaseException as error:
-        attempt.abandon(error)
-        raise
-    finally:
-        executed = attempt.record.output_notebook
-        if output is not None and executed.exists():
-            _copy(executed, Path(output))
+    with interruptible():
+        attempt = Attempt(store or open_store(), notebook, given, os.fspath(path), threads)
+        try:
+            if progress is not None:
+                progress(0, len(notebook.cells), "starting the kernel")
+            with store_errors(Path(attempt.record.folder)), running_kernel(attempt.variables, folder) as kernel:
+                _execute(attempt, folder, kernel=kernel, execution_timeout=timeout, progress=progress)
+        except KeyboardInterrupt as error:
+            stopped = RunInterruptedError("the run was stopped", where=os.fspath(path), remedy="run it again", run_id=attempt.record.run_id)
+            attempt.abandon(stopped)
+            raise stopped from error
+        except BaseException as error:
+            attempt.abandon(error)
+            raise
+        finally:
+            executed = attempt.record.output_notebook
+            if output is not None and executed.exists():
+                _copy(executed, Path(output))
     return attempt.record
 
 
@@ -102,6 +112,8 @@ def _execute(attempt: Attempt, folder: Path, **options: Any) -> None:
     except PapermillExecutionError as error:
         failure = cell_failure(nbformat.read(executed, as_version=4), attempt.record)
         assert failure is not None, "papermill and cell_failure agree on what failed"
+        for note in attempt.notes:
+            failure.add_note(note)
         raise failure from error
 
 

@@ -27,7 +27,9 @@ def encode(
     name: str = "value",  # How an error calls it
 ) -> Any:  # JSON-able, without NaN
     "Encode `value` for JSON without losing anything; raises `DataError` on a type it does not know."
-    if isinstance(value, str | bool | int) and type(value) in (str, bool, int):
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return {_TYPE: "int", "value": str(value)}  # some readers of JSON make a float of it
+    if type(value) in (str, bool, int):
         return value
     if value is None:
         return {_TYPE: "none"}
@@ -53,9 +55,9 @@ def _encode_scientific(value: Any, name: str) -> Any:
         return {_TYPE: "missing", "value": str(value)}
     if isinstance(value, pd.DataFrame | pd.Series | pd.Index):
         return _encode_table(value, name)
-    if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64 | np.void):
+    if isinstance(value, np.generic) and not isinstance(value, np.datetime64 | np.timedelta64 | np.void | np.longdouble | np.clongdouble):
         return encode(value.item(), name)
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray and value.dtype.names is None:
         if value.dtype.hasobject:
             items = [encode(item, name) for item in value.ravel()]
             return {_TYPE: "objects", "shape": list(value.shape), "items": items}
@@ -74,13 +76,16 @@ def _encode_table(value: Any, name: str) -> dict[str, Any]:
     "A pandas object as Parquet, which keeps its dtypes and its index."
     import pandas as pd
 
+    if isinstance(value, pd.MultiIndex):
+        raise DataError("an index of several levels cannot be recorded", where=f"scrap '{name}'", remedy="record index.to_frame()")
     frame = value.to_frame(name="values") if isinstance(value, pd.Series | pd.Index) else value
     if isinstance(value, pd.Index):
         frame = frame.reset_index(drop=True)
     buffer = io.BytesIO()
     try:
         frame.to_parquet(buffer)
-    except Exception as error:
+        pd.testing.assert_frame_equal(pd.read_parquet(buffer), frame, check_exact=True, check_freq=False, check_index_type="equiv")
+    except (Exception, AssertionError) as error:
         raise DataError(
             f"the table cannot be written as Parquet: {error}",
             where=f"scrap '{name}'",
@@ -102,6 +107,8 @@ def decode(value: Any) -> Any:
             return {key: decode(item) for key, item in value.items()}
         case "none":
             return None
+        case "int":
+            return int(value["value"])
         case "float":
             return float(value["value"])
         case "tuple":
