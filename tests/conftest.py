@@ -1,0 +1,36 @@
+"""Fixtures that every test file may use: a project of one's own, and no settings of the developer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from notebooks import Project, make_project
+
+# The same examples on every machine, however slow it is.
+settings.register_profile("n2p", deadline=None, derandomize=True, database=None)
+settings.load_profile("n2p")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let `-n` give a file to one process, so that what its tests share is made once."""
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "loadfile"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the developer reaches a test that calls the package in this process."""
+    for name in os.environ:
+        if name.startswith(("N2P_", "MLFLOW_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """An empty project, which is also the current folder."""
+    made = make_project(tmp_path / "project")
+    monkeypatch.chdir(made.folder)
+    return made

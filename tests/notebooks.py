@@ -1,0 +1,165 @@
+"""Projects for the tests: small notebooks with stable cell ids, and the installed commands that run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sysconfig
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import dedent
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+PYTHON3 = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+
+
+def code(source: str, id: str, tags: Iterable[str] = ()) -> dict[str, Any]:
+    """Return a code cell that has not run."""
+    metadata = {"tags": [*tags]} if tags else {}
+    return {
+        "cell_type": "code",
+        "id": id,
+        "metadata": metadata,
+        "execution_count": None,
+        "outputs": [],
+        "source": dedent(source).strip(),
+    }
+
+
+def markdown(source: str, id: str) -> dict[str, Any]:
+    """Return a markdown cell."""
+    return {"cell_type": "markdown", "id": id, "metadata": {}, "source": dedent(source).strip()}
+
+
+def make_notebook(
+    path: Path,
+    cells: Mapping[str, str | dict[str, Any]],  # Cell id to its code, or to a cell of `code` or `markdown`
+    *,
+    tagged: Mapping[str, Iterable[str]] | None = None,  # Cell id to its tags; the cell `parameters` has its tag anyway
+    kernelspec: Mapping[str, str] | None = PYTHON3,
+) -> Path:
+    """Write a notebook of format 4.5 to `path`, its folders too, and return `path`."""
+    tags = {"parameters": ("parameters",), **(tagged or {})}
+    made = [cell if isinstance(cell, dict) else code(cell, id, tags.get(id, ())) for id, cell in cells.items()]
+    metadata = {"kernelspec": dict(kernelspec), "language_info": {"name": "python"}} if kernelspec else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}), "utf-8")
+    return path
+
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+# What would change the meaning of a command: settings of the developer, and pytest's own mark, which ipykernel looks for.
+CLEARED = ("N2P_", "MLFLOW_", "JPY_", "JUPYTER_", "PYTEST_", "COVERAGE_", "PYTHONHASHSEED", "PYTHONPATH")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command that has ended said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one JSON object on standard output; fails if there is more or less than one."""
+        return json.loads(self.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON:\n{self.stdout}"))
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error that `--json` printed."""
+        assert self.json["status"] == "failed", self
+        return self.json["error"]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A user's project, its store in `.n2p`, and the installed commands run in it."""
+
+    folder: Path
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / ".n2p"
+
+    @property
+    def run_folders(self) -> list[Path]:
+        return sorted((self.home / "runs").glob("*")) if self.home.exists() else []
+
+    def notebook(self, name: str, cells: Mapping[str, str | dict[str, Any]], **options: Any) -> Path:
+        """Write a notebook, see `make_notebook`."""
+        return make_notebook(self.folder / name, cells, **options)
+
+    def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(CLEARED)}
+        return kept | {"IPYTHONDIR": str(self.folder / ".ipython"), "COLUMNS": "120"} | self.variables | variables
+
+    def start(
+        self, command: str, *arguments: str | Path, cwd: Path | None = None, **variables: str
+    ) -> subprocess.Popen[str]:
+        """Start an installed command, with environment `variables` added."""
+        return subprocess.Popen(
+            [SCRIPTS / command, *map(str, arguments)],
+            cwd=cwd or self.folder,
+            env=self.environment(variables),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def command(self, command: str, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Done:
+        """Run an installed command to its end."""
+        return finish(self.start(command, *arguments, cwd=cwd, **variables))
+
+    def n2p(self, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Done:
+        """Run `n2p` to its end."""
+        return self.command("n2p", *arguments, cwd=cwd, **variables)
+
+    def run(self, notebook: str | Path, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Done:
+        """Run `n2p run NOTEBOOK --json ...` to its end."""
+        return self.n2p("run", notebook, "--json", *arguments, cwd=cwd, **variables)
+
+    @property
+    def address(self) -> str:
+        """MLflow's address of the store."""
+        return f"sqlite:///{self.home / 'mlflow.db'}"
+
+    def tracked(self, run_id: str) -> Run:
+        """The run in MLflow that belongs to a run of the store, as MLflow's own client finds it."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.address)
+        experiments = [each.experiment_id for each in client.search_experiments()]
+        (found,) = client.search_runs(experiments, f"tags.`n2p.run_id` = '{run_id}'")
+        return found
+
+    def record(self, run_id: str) -> dict[str, Any]:
+        """The record on disk."""
+        return json.loads((self.home / "runs" / run_id / "record.json").read_text("utf-8"))
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> Done:
+    """Wait for a started command; `timeout` only keeps a hanging one from blocking the suite."""
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        stdout, stderr = process.communicate()
+        pytest.fail(f"{process.args} did not end within {timeout} s\n{stdout}\n{stderr}")
+    return Done(process.returncode, stdout, stderr)
+
+
+def make_project(folder: Path) -> Project:
+    """Make an empty project at `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "pyproject.toml").touch()
+    return Project(folder)

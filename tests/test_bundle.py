@@ -1,0 +1,694 @@
+"""Bundles: made by a notebook, whole or not at all, loadable anywhere, and refused when a byte has changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from filelock import FileLock
+from notebooks import Project, make_project
+from scipy import sparse
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
+from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle, write_bundle
+from notebook_to_prod.package.session import start
+from notebook_to_prod.serve.predictor import load_predictor
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Project], None]) -> Project:
+    """The project `name`, filled by the first of pytest-xdist's workers that needs it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(base / f"{name}.lock"):
+        project = make_project(base / name)
+        if not (project.folder / "made").exists():
+            make(project)
+            (project.folder / "made").touch()
+    return project
+
+
+# Models of every kind, exported by one notebook
+
+ZOO = {
+    "imports": """
+        import json
+        from pathlib import Path
+
+        import numpy as np
+        import pandas as pd
+        from sklearn.ensemble import RandomForestClassifier
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression, Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from sklearn.svm import SVC
+
+        import notebook_to_prod as n2p
+
+        run = n2p.start(seed=3)
+        made = {}
+
+
+        def export(name, model, X, y):
+            bundle = run.export(model.fit(X[:40], y[:40]), X[:40], y[:40], X[40:], y[40:])
+            made[name] = bundle.digest
+    """,
+    "data": """
+        array = np.random.normal(size=(60, 3))
+        frame = pd.DataFrame(array, columns=["a", "b", "c"])
+        texts = pd.Series(["cheap pills", "see you at lunch", "pills for you"] * 20, name="mail")
+        spam = np.array(["spam", "ham", "spam"] * 20)
+        size = np.array(["small", "middle", "large"])[np.digitize(array[:, 0], [-0.5, 0.5])]
+    """,
+    "text": 'export("text", make_pipeline(TfidfVectorizer(), LogisticRegression()), texts, spam)',
+    "list": 'export("list", make_pipeline(TfidfVectorizer(), LogisticRegression()), texts.tolist(), spam)',
+    "regression": 'export("regression", make_pipeline(StandardScaler(), Ridge()), array, array @ [1.0, 2.0, 3.0])',
+    "multi-class": 'export("multi-class", make_pipeline(StandardScaler(), LogisticRegression()), frame, size)',
+    "svc": 'export("svc", make_pipeline(StandardScaler(), SVC()), frame, size)',
+    "multi-output": """
+        export("multi-output", RandomForestClassifier(5), frame, np.column_stack([size, array[:, 1] > 0]))
+        export("multi-output-regression", Ridge(), frame, array[:, :2])
+    """,
+    "digests": 'run.metric("models", len(made))\nPath("digests.json").write_text(json.dumps(made))',
+}
+MODELS = ["text", "list", "regression", "multi-class", "svc", "multi-output", "multi-output-regression"]
+
+
+def run_zoo(project: Project) -> None:
+    project.notebook("zoo.ipynb", ZOO)
+    done = project.run("zoo.ipynb")
+    assert done.code == 0, done
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose notebook has exported every kind of model."""
+    return once(tmp_path_factory, "zoo", run_zoo)
+
+
+@pytest.fixture(scope="session")
+def bundles(zoo: Project) -> dict[str, Bundle]:
+    """Its bundles, opened, by the name of the model."""
+    digests = json.loads((zoo.folder / "digests.json").read_text())
+    folder = zoo.home / "bundles"
+    return {name: open_bundle(folder / digest.removeprefix("sha256:"), digest) for name, digest in digests.items()}
+
+
+REPLAY = """
+import json, sys
+from notebook_to_prod.package.bundle import load_pipeline, open_bundle, replay_golden
+bundles = [open_bundle(path) for path in sys.argv[1:]]
+pipelines = [load_pipeline(bundle) for bundle in bundles]
+differences = [replay_golden(bundle, pipeline) for bundle, pipeline in zip(bundles, pipelines)]
+modules = [type(pipeline[0]).__module__ for pipeline in pipelines if hasattr(pipeline, "steps")]
+print(json.dumps({"differences": differences, "modules": modules, "kernel": "IPython" in sys.modules}))
+"""
+
+
+def replay_elsewhere(project: Project, folder: Path, *paths: Path) -> dict[str, Any]:
+    """Load bundles in a fresh process in `folder`, and predict their golden rows."""
+    done = project.command("python", "-c", REPLAY, *paths, cwd=folder)
+    assert done.code == 0, done
+    return done.json
+
+
+def test_every_model_predicts_the_same_in_another_process(
+    zoo: Project, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    assert [*bundles] == MODELS
+    said = replay_elsewhere(zoo, tmp_path, *(bundle.path for bundle in bundles.values()))
+    assert said["differences"] == [0.0] * len(MODELS)
+    assert not said["kernel"]
+
+
+def test_a_run_in_another_folder_makes_the_same_bundles(zoo: Project, tmp_path: Path) -> None:
+    other = make_project(tmp_path / "a rather different place")
+    shutil.copy(zoo.folder / "zoo.ipynb", other.folder / "renamed.ipynb")
+    done = other.run(other.folder / "renamed.ipynb", cwd=tmp_path, N2P_HOME=str(tmp_path / "store"))
+    assert done.code == 0, done
+    assert (other.folder / "digests.json").read_text() == (zoo.folder / "digests.json").read_text()
+    assert done.json["bundle"] == zoo.record(zoo.run_folders[0].name)["bundle"]
+
+
+EXPECTED = {
+    "text": ("series", "classification", ["ham", "spam"]),
+    "list": ("list", "classification", ["ham", "spam"]),
+    "regression": ("array", "regression", None),
+    "multi-class": ("dataframe", "classification", ["large", "middle", "small"]),
+    "svc": ("dataframe", "classification", ["large", "middle", "small"]),
+    "multi-output": ("dataframe", "classification", [["large", "middle", "small"], ["False", "True"]]),
+    "multi-output-regression": ("dataframe", "regression", None),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_bundle_says_what_its_model_is(name: str, bundles: dict[str, Bundle]) -> None:
+    metadata = bundles[name].metadata
+    assert (bundles[name].schema.container, metadata["task"], metadata["classes"]) == EXPECTED[name]
+    assert (metadata["draft"], metadata["seed"], metadata["rows"]) == (False, 3, {"train": 40, "test": 20})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_golden_predictions_have_one_entry_a_row(name: str, bundles: dict[str, Bundle]) -> None:
+    golden, classes = bundles[name].golden, bundles[name].metadata["classes"]
+    assert len(golden["rows"]) == len(golden["predictions"]) == 20
+    if classes is None or name == "svc":
+        assert golden["probabilities"] is None
+    elif name == "multi-output":
+        assert [len(each) for row in golden["probabilities"] for each in row] == [3, 2] * 20
+        assert all(len(row) == 2 for row in golden["predictions"])
+    else:
+        assert {len(row) for row in golden["probabilities"]} == {len(classes)}
+
+
+# A notebook with code of its own
+
+CUSTOM = {
+    "title": "#| default_exp features",
+    "exported-imports": """
+        #| export
+        import units
+        from sklearn.base import BaseEstimator, TransformerMixin
+    """,
+    "imports": """
+        import charts
+        import numpy as np
+        import pandas as pd
+        from sklearn.linear_model import LinearRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import FunctionTransformer
+
+        import notebook_to_prod as n2p
+
+        run = n2p.start(seed=1)
+    """,
+    "exported-constant": "#| export\nOFFSET = 1.0",
+    "scale": """
+        #| export
+        class Scale(TransformerMixin, BaseEstimator):
+            def __init__(self, factor=2.0):
+                self.factor = factor
+
+            def fit(self, X, y=None):
+                self.n_features_in_ = X.shape[1]
+                return self
+
+            def transform(self, X):
+                return X.apply(units.to_hours) * self.factor + OFFSET
+
+
+        def double(X):
+            return X * 2
+    """,
+    "fit": """
+        X = pd.DataFrame({"minutes": np.linspace(0, 600, 30)})
+        y = np.sin(X["minutes"])
+        pipeline = make_pipeline(Scale(), FunctionTransformer(double), LinearRegression()).fit(X, y)
+        run.export(pipeline, X[:20], y[:20], X[20:], y[20:])
+        assert Scale.__module__ == "__main__"
+    """,
+}
+
+
+def run_custom(project: Project) -> None:
+    (project.folder / "units.py").write_text(
+        "from constants import HOUR\n\n\ndef to_hours(minutes):\n    return minutes / HOUR\n"
+    )
+    (project.folder / "constants.py").write_text("HOUR = 60\n")
+    (project.folder / "charts.py").write_text("# Only the notebook needs this one.\n")
+    project.notebook("old.ipynb", CUSTOM)
+    project.notebook("new.ipynb", CUSTOM | {"exported-constant": "#| export\nOFFSET = 1000.0"})
+    for notebook in ("old.ipynb", "new.ipynb"):
+        done = project.run(notebook)
+        assert done.code == 0, done
+        (project.folder / notebook).with_suffix(".bundle").write_text(done.json["bundle_path"])
+
+
+@pytest.fixture(scope="session")
+def custom(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with two notebooks, which hold two versions of the same class."""
+    return once(tmp_path_factory, "custom", run_custom)
+
+
+@pytest.fixture(scope="session")
+def versions(custom: Project) -> list[Path]:
+    """The folders of the bundles of the old and the new code."""
+    return [Path((custom.folder / f"{name}.bundle").read_text()) for name in ("old", "new")]
+
+
+def test_exported_cells_and_helper_modules_travel_in_the_bundle(versions: list[Path]) -> None:
+    names = sorted(path.name for path in (versions[0] / "code").iterdir())
+    module = names.pop(1)
+    assert re.fullmatch(r"features_[0-9a-f]{8}\.py", module)
+    assert names == ["constants.py", "units.py"]
+    source = (versions[0] / "code" / module).read_text()
+    assert [source.index(text) for text in ("import units", "OFFSET = 1.0", "class Scale")] == sorted(
+        source.index(text) for text in ("import units", "OFFSET = 1.0", "class Scale")
+    )
+    assert "charts" not in source
+
+
+def test_two_versions_of_a_class_work_in_one_process(custom: Project, versions: list[Path], tmp_path: Path) -> None:
+    said = replay_elsewhere(custom, tmp_path, *versions)
+    assert said["differences"] == [0.0, 0.0]
+    assert len(set(said["modules"])) == 2
+
+
+def test_two_helper_modules_of_one_name_are_a_conflict_and_no_guess(
+    custom: Project, versions: list[Path], tmp_path: Path
+) -> None:
+    whole = open_bundle(versions[0])
+    contents = {name: (whole.path / name).read_bytes() for name in whole.files}
+    other = write_bundle(tmp_path / "bundles", contents | {"code/units.py": contents["code/units.py"] + b"# changed"})
+    done = custom.command("python", "-c", REPLAY, whole.path, other.path, cwd=tmp_path)
+    assert "BundleError: another module called 'units' is already loaded" in done.stderr
+
+
+def test_the_lock_names_what_the_model_imports_and_nothing_of_the_notebook(versions: list[Path]) -> None:
+    lock = open_bundle(versions[0]).lock
+    assert {"numpy", "pandas", "scikit-learn", "scipy"} <= set(re.findall(r"^([\w-]+)==", lock, re.MULTILINE))
+    assert not re.search(r"notebook-to-prod|mlflow|papermill|jupyter|ipython", lock)
+
+
+def test_nothing_in_a_bundle_tells_where_or_when(
+    bundles: dict[str, Bundle], versions: list[Path], zoo: Project, custom: Project
+) -> None:
+    places = [str(zoo.folder), str(custom.folder), str(Path.home()), "ipykernel"]
+    telling = re.compile("|".join([*map(re.escape, places), r"20\d\d-\d\d-\d\d"]).encode())
+    files = [
+        path
+        for folder in (*versions, *(bundle.path for bundle in bundles.values()))
+        for path in folder.rglob("*")
+        if path.is_file()
+    ]
+    assert len(files) > 40
+    assert [path for path in files if telling.search(path.read_bytes())] == []
+
+
+FORMS = {
+    "exported": """
+        #| export
+        import enum
+        import functools
+        from collections import namedtuple
+        from dataclasses import dataclass
+
+        import shapes.square
+        from sklearn.base import BaseEstimator, TransformerMixin
+
+        Size = namedtuple("Size", ["width", "height"])
+
+
+        class Colour(enum.Enum):
+            RED = 1
+
+
+        @dataclass
+        class Options:
+            class Depth:
+                pass
+
+            level: int = 1
+
+
+        @functools.lru_cache
+        def cached(number):
+            return number
+
+
+        if Size:
+
+            class Carry(TransformerMixin, BaseEstimator):
+                def __init__(self, *, options=()):
+                    self.options = options
+
+                def fit(self, X, y=None):
+                    return self
+
+                def transform(self, X):
+                    return X * cached(1) * shapes.square.area(1)
+    """,
+    "fit": """
+        import numpy as np
+        from sklearn.linear_model import LinearRegression
+        from sklearn.pipeline import make_pipeline
+
+        import notebook_to_prod as n2p
+
+        X, y = np.eye(4), np.arange(4.0)
+        forms = (Size(1, 2), Colour.RED, Options(3), Options.Depth(), Options.Depth, cached)
+        pipeline = make_pipeline(Carry(options=forms), LinearRegression()).fit(X, y)
+        n2p.start(seed=1).export(pipeline, X, y, X, y)
+    """,
+}
+
+
+def test_whatever_an_exported_cell_defines_travels(project: Project, tmp_path: Path) -> None:
+    modules = {"__init__": "", "square": "from .side import side\n\n\ndef area(x):\n    return side(x) ** 2\n"}
+    (project.folder / "shapes").mkdir()
+    for name, source in (modules | {"side": "def side(x):\n    return x\n"}).items():
+        (project.folder / "shapes" / f"{name}.py").write_text(source)
+    project.notebook("forms.ipynb", FORMS)
+    done = project.run("forms.ipynb")
+    assert done.code == 0, done.error
+    bundle = Path(done.json["bundle_path"])
+    assert {path.name for path in (bundle / "code/shapes").iterdir()} == {"__init__.py", "square.py", "side.py"}
+    assert replay_elsewhere(project, tmp_path, bundle)["differences"] == [0.0]
+
+
+# What a notebook cannot export
+
+HEAD = """
+    import numpy as np
+    import pandas as pd
+    from sklearn.base import BaseEstimator, TransformerMixin
+    from sklearn.linear_model import LinearRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    import notebook_to_prod as n2p
+
+    run = n2p.start(seed=1)
+    X, y = pd.DataFrame({"a": np.linspace(0, 1, 20)}), np.linspace(0, 2, 20)
+"""
+EXPORT = "run.export(make_pipeline(step, LinearRegression()).fit(X, y), X, y, X, y)"
+NOISE = """
+    class Noise(TransformerMixin, BaseEstimator):
+        def fit(self, X, y=None):
+            return self
+
+        def transform(self, X):
+            return X
+"""
+REFUSED_CELLS = {
+    "class-that-is-not-exported": (
+        {"noise": NOISE, "fit": "step = Noise()", "save": EXPORT},
+        ["'Noise'", "cell 'noise'", "#| export"],
+    ),
+    "lambda": (
+        {
+            "shift": "step = FunctionTransformer(lambda X: X + 1)",
+            "unrelated": "order = sorted([3, 1], key=lambda number: -number)",
+            "save": EXPORT,
+        },
+        ["lambda", "cell 'shift'", "def"],
+    ),
+    "name-of-a-cell-that-is-not-exported": (
+        {
+            "limit": "LIMIT = 0.5",
+            "clip": "#| export\ndef clip(X):\n    return X.clip(upper=LIMIT)",
+            "step": "step = FunctionTransformer(clip)",
+            "save": EXPORT,
+        },
+        ["LIMIT", "#| export"],
+    ),
+    "magic-in-an-exported-cell": (
+        {
+            "plots": "#| export\n%matplotlib inline\n\n\ndef keep(X):\n    return X",
+            "step": "step = FunctionTransformer(keep)",
+            "save": EXPORT,
+        },
+        ["not plain Python", "cell 'plots'", "magics"],
+    ),
+    "name-that-only-a-notebook-has": (
+        {
+            "show": "#| export\ndef show(X):\n    display(len(X))\n    return X",
+            "step": "step = FunctionTransformer(show)",
+            "save": EXPORT,
+        },
+        ["display", "#| export"],
+    ),
+    "predictions-that-are-drawn": (
+        {
+            "dice": "#| export\nimport numpy as np\n\n\ndef shake(X):\n    return X + np.random.default_rng().normal(size=X.shape)",
+            "step": "step = FunctionTransformer(shake)",
+            "save": EXPORT,
+        },
+        ["predict", "random"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_CELLS)
+def test_export_is_refused_with_the_cell_to_mend(case: str, project: Project) -> None:
+    cells, said = REFUSED_CELLS[case]
+    project.notebook("train.ipynb", {"head": HEAD, **cells})
+    done = project.run("train.ipynb")
+    assert (done.code, done.error["type"], done.error["cell_id"]) == (2, "CellError", "save")
+    text = " ".join((done.error["what"], done.error["where"], done.error["remedy"]))
+    assert [part for part in said if part not in text] == []
+    assert [*project.home.glob("bundles/*")] == []
+
+
+def test_a_secret_in_the_pipeline_is_refused(project: Project) -> None:
+    cells = {
+        "parameters": 'token = ""',
+        "head": HEAD,
+        "step": "step = FunctionTransformer(np.log1p)\nstep.token = token",
+        "save": EXPORT,
+    }
+    project.notebook("train.ipynb", cells)
+    done = project.run("train.ipynb", "-p", "token", "@env:API_TOKEN", API_TOKEN="correct-horse-battery")
+    assert (done.code, done.error["cell_id"]) == (2, "save")
+    assert "secret of API_TOKEN" in done.error["what"]
+    written = [path for path in project.folder.rglob("*") if path.is_file()]
+    assert [path for path in written if b"correct-horse-battery" in path.read_bytes()] == []
+    assert "correct-horse-battery" not in done.stdout + done.stderr
+
+
+# What run.export checks, in this process
+
+NUMBERS = pd.DataFrame({"a": np.linspace(0, 1, 30), "b": np.arange(30)})
+TARGET = NUMBERS["a"] * 2
+FITTED = make_pipeline(StandardScaler(), LinearRegression()).fit(NUMBERS, TARGET)
+CARRIERS = pd.DataFrame({"carrier": ["UA", "B6", "DL"] * 10})
+ON_CODES = LinearRegression().fit(OneHotEncoder(sparse_output=False).fit_transform(CARRIERS), TARGET)
+WORDS = ["late flight", "early flight", "flight"] * 10
+ON_WORDS = LogisticRegression().fit(TfidfVectorizer().fit_transform(WORDS), [word[:1] for word in WORDS])
+COUNTS = pd.DataFrame({"n": np.arange(30)})
+ON_COUNTS = LinearRegression().fit(COUNTS, TARGET)
+POWER = TransformedTargetRegressor(LinearRegression(), func=np.log1p, inverse_func=np.expm1).fit(NUMBERS, TARGET)
+WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
+    "not-fitted": (
+        (make_pipeline(StandardScaler(), LinearRegression()), NUMBERS, TARGET, NUMBERS, TARGET),
+        "not fitted",
+    ),
+    "no-predict": ((StandardScaler().fit(NUMBERS), NUMBERS, TARGET, NUMBERS, TARGET), "no predict"),
+    "lengths-of-train": ((FITTED, NUMBERS, TARGET[:5], NUMBERS, TARGET), "X_train has 30 rows and y_train has 5"),
+    "lengths-of-test": ((FITTED, NUMBERS, TARGET, NUMBERS[:7], TARGET), "X_test has 7 rows and y_test has 30"),
+    "no-rows": ((FITTED, NUMBERS, TARGET, NUMBERS[:0], TARGET[:0]), "X_test has no rows"),
+    "sparse": ((ON_WORDS, sparse.csr_matrix(np.eye(30)), TARGET, sparse.csr_matrix(np.eye(30)), TARGET), "sparse"),
+    "encoding-outside": ((ON_CODES, CARRIERS, TARGET, CARRIERS, TARGET), "cannot predict a row of X_test"),
+    "vectorizing-outside": ((ON_WORDS, WORDS, TARGET, WORDS, TARGET), "cannot predict a row of X_test"),
+    "test-lacks-a-column": ((FITTED, NUMBERS, TARGET, NUMBERS[["a"]], TARGET), "'b'"),
+    "test-is-an-array": ((FITTED, NUMBERS, TARGET, NUMBERS.to_numpy(), TARGET), "X_test"),
+    "test-of-another-type": ((ON_COUNTS, COUNTS, TARGET, COUNTS + 0.5, TARGET), "'n'"),
+    "test-misses-a-whole-number": ((ON_COUNTS, COUNTS, TARGET, COUNTS.where(COUNTS["n"] > 3), TARGET), "'n'"),
+    "infinite-rows": ((FITTED, NUMBERS, TARGET, NUMBERS.assign(a=np.inf), TARGET), "infinite"),
+    "infinite-predictions": ((POWER, NUMBERS, TARGET, NUMBERS * 1e6, TARGET), "JSON"),
+    "targets-missing": ((FITTED, NUMBERS, None, NUMBERS, TARGET), "y_train"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_export_refuses(case: str, project: Project) -> None:
+    given, said = WRONG[case]
+    with pytest.raises(ExportError, match=said) as caught:
+        start().export(*given)
+    assert caught.value.where
+    assert caught.value.remedy
+    assert [*project.home.glob("bundles/*")] == []
+
+
+def test_rows_with_infinite_numbers_are_not_golden(project: Project) -> None:
+    bundle = start().export(FITTED, NUMBERS, TARGET, NUMBERS.replace({"a": 0.0}, np.inf), TARGET)
+    assert [row["b"] for row in bundle.golden["rows"]] == [*range(1, 30)]
+
+
+def test_every_golden_row_is_a_request_that_the_service_accepts(project: Project) -> None:
+    seats = pd.DataFrame({"seat": pd.Categorical(["window", "aisle"] * 15), "delay": NUMBERS["a"]})
+    test = pd.DataFrame({"seat": pd.Categorical(["window", "crew"]), "delay": [0.5, np.nan]})
+    encode = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["seat"]), remainder="passthrough", sparse_threshold=0
+    )
+    pipeline = make_pipeline(encode, HistGradientBoostingRegressor(max_iter=3)).fit(seats, TARGET)
+    try:
+        bundle = start().export(pipeline, seats, TARGET, test, TARGET[:2])
+    except ExportError as refusal:
+        assert "X_test" in refusal.what
+    else:
+        predictor = load_predictor(bundle.path)
+        assert predictor.predict(bundle.golden["rows"]).predictions == bundle.golden["predictions"]
+
+
+# A bundle that was changed
+
+
+class Marks:
+    """Unpickling one of these makes a folder, which shows that it was unpickled."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+FILES = ["code/helper.py", "golden.json", "metadata.json", "model.pkl", "requirements.lock", "schema.json"]
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "unpickled"
+
+
+@pytest.fixture
+def marked(tmp_path: Path, marker: Path, bundles: dict[str, Bundle]) -> Bundle:
+    """A bundle that leaves a mark when its model is unpickled."""
+    contents = {name: (bundles["regression"].path / name).read_bytes() for name in FILES[1:]}
+    extra = {"model.pkl": pickle.dumps(Marks(marker)), "code/helper.py": b"HOUR = 60\n"}
+    return write_bundle(tmp_path / "bundles", contents | extra)
+
+
+def assert_refused(path: Path, digest: str | None, marker: Path, kind: type[Exception] = BundleError) -> None:
+    with pytest.raises(kind) as caught:
+        load_predictor(path, digest)
+    assert str(path) in str(caught.value)
+    assert not marker.exists()
+
+
+def test_an_unchanged_bundle_is_unpickled(marked: Bundle, marker: Path) -> None:
+    load_pipeline(open_bundle(marked.path, marked.digest))
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", *FILES])
+def test_a_flipped_byte_is_refused(name: str, marked: Bundle, marker: Path) -> None:
+    path = marked.path / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert_refused(marked.path, marked.digest, marker)
+
+
+def test_a_whole_bundle_in_the_place_of_another_is_refused(
+    marked: Bundle, marker: Path, bundles: dict[str, Bundle]
+) -> None:
+    assert_refused(marked.path, bundles["regression"].digest, marker)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_refused(name: str, marked: Bundle, marker: Path) -> None:
+    (marked.path / name).unlink()
+    assert_refused(marked.path, marked.digest, marker)
+
+
+def test_a_missing_manifest_is_refused(marked: Bundle, marker: Path) -> None:
+    (marked.path / "manifest.json").unlink()
+    assert_refused(marked.path, marked.digest, marker, NotFoundError)
+
+
+@pytest.mark.parametrize(
+    "name", ["extra.txt", "code/evil.py", "code/__pycache__/helper.cpython-311.pyc", ".hidden", "deep/er/x"]
+)
+def test_an_added_file_is_refused(name: str, marked: Bundle, marker: Path) -> None:
+    (marked.path / name).parent.mkdir(parents=True, exist_ok=True)
+    (marked.path / name).write_text("x")
+    assert_refused(marked.path, marked.digest, marker)
+
+
+@pytest.mark.parametrize("name", ["code/helper.py", "model.pkl", "code", "extra"])
+def test_a_symbolic_link_is_refused_even_to_the_same_content(
+    name: str, marked: Bundle, marker: Path, tmp_path: Path
+) -> None:
+    inside, outside = marked.path / name, tmp_path / "outside"
+    outside.mkdir()
+    target = outside / "target"
+    shutil.move(inside, target) if inside.exists() else target.mkdir()
+    inside.symlink_to(target)
+    assert_refused(marked.path, marked.digest, marker)
+
+
+MANIFESTS = {
+    "empty": "",
+    "cut": '{"files": {"model.pkl": {"sha',
+    "not-utf-8": "\udcff",
+    "list": "[]",
+    "null": "null",
+    "no-files": '{"format": 1}',
+    "files-as-list": '{"format": 1, "files": []}',
+    "files-as-names": '{"format": 1, "files": ["model.pkl"]}',
+    "unknown-format": '{"format": 99, "files": {}}',
+    "format-as-text": '{"format": "1", "files": {}}',
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_a_manifest_that_is_none_is_refused(case: str, marked: Bundle, marker: Path) -> None:
+    (marked.path / "manifest.json").write_text(MANIFESTS[case], encoding="utf-8", errors="surrogateescape")
+    assert_refused(marked.path, None, marker)
+
+
+@pytest.mark.parametrize("entry", [{}, {"size": 1}, {"sha256": None}, "sha256", None, 1])
+def test_a_manifest_with_a_strange_entry_is_refused(entry: Any, marked: Bundle, marker: Path) -> None:
+    path = marked.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"files": dict.fromkeys(manifest["files"], entry)}))
+    assert_refused(marked.path, None, marker)
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "schema.json", "golden.json", "metadata.json"])
+def test_a_bundle_without_a_part_is_refused(name: str, bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    whole = bundles["regression"]
+    contents = {file: (whole.path / file).read_bytes() for file in whole.files if file != name}
+    with pytest.raises(BundleError, match=name):
+        load_predictor(write_bundle(tmp_path, contents).path)
+
+
+@pytest.mark.parametrize(("shift", "accepted"), [(1e-9, True), (1e-3, False), (None, False)])
+def test_only_a_bundle_that_predicts_what_it_recorded_is_ready(
+    shift: float | None, accepted: bool, bundles: dict[str, Bundle], tmp_path: Path
+) -> None:
+    whole = bundles["regression"]
+    recorded = whole.golden["predictions"]
+    changed = recorded[1:] if shift is None else [recorded[0] + shift, *recorded[1:]]
+    contents = {name: (whole.path / name).read_bytes() for name in whole.files}
+    golden = json.dumps(whole.golden | {"predictions": changed}).encode()
+    bundle = write_bundle(tmp_path, contents | {"golden.json": golden})
+    if accepted:
+        assert load_predictor(bundle.path).bundle.digest == bundle.digest
+    else:
+        with pytest.raises(BundleError, match="does not predict what it recorded"):
+            load_predictor(bundle.path)
+
+
+def test_the_command_shows_the_bundle_of_a_run(zoo: Project, bundles: dict[str, Bundle]) -> None:
+    shown = zoo.n2p("bundle", "latest", "--json").json
+    assert shown["bundle"] == bundles[MODELS[-1]].digest
+    assert shown["metadata"] == bundles[MODELS[-1]].metadata
+    assert zoo.n2p("bundle", zoo.run_folders[0].name).stdout.startswith(f"bundle     {shown['bundle']}")
+
+
+def test_the_command_refuses_a_changed_bundle(marked: Bundle, marker: Path, project: Project) -> None:
+    assert project.n2p("bundle", marked.path, "--json").json["bundle"] == marked.digest
+    (marked.path / "golden.json").write_text("{}")
+    done = project.n2p("bundle", marked.path, "--json")
+    assert (done.code, done.error["type"]) == (2, "BundleError")
+    assert done.error["where"].endswith("golden.json")
+    assert not marker.exists()
