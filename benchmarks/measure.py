@@ -22,7 +22,7 @@ def _found(command: Command) -> list[str]:
     return [program, *command[1:]]
 
 
-def _once(command: Command, folder: Path | None, environment: Mapping[str, str] | None) -> tuple[float, float]:
+def once(command: Command, folder: Path | None, environment: Mapping[str, str] | None) -> tuple[float, float]:
     """Wall and CPU seconds, children included, of one run; its output is read and thrown away."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
@@ -51,7 +51,7 @@ def in_turn(
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():
-            seconds = _once(command, folder, environment)
+            seconds = once(command, folder, environment)
             if number:
                 measured[name].append(seconds)
     return measured

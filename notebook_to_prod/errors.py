@@ -5,13 +5,14 @@
 # %% ../nbs/00_errors.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 # %% auto #0
 __all__ = ['N2PError', 'InputError', 'ParameterError', 'NotFoundError', 'DataError', 'NotebookError', 'ExportError',
            'BundleError', 'RunError', 'CellError', 'KernelDiedError', 'RunTimeoutError', 'RunInterruptedError',
-           'VerdictError', 'UnavailableError', 'DependencyError', 'LockMismatchError', 'StoreError', 'TrackingError',
-           'ServerError']
+           'VerdictError', 'CheckError', 'UnavailableError', 'DependencyError', 'LockMismatchError', 'StoreError',
+           'TrackingError', 'ServerError']
 
 # %% ../nbs/00_errors.ipynb #n2p-error
 class N2PError(Exception):
@@ -118,6 +119,17 @@ class VerdictError(N2PError):
     "A check that may say no has said no."
 
     exit_code = 1
+
+
+class CheckError(VerdictError):
+    "`n2p check` has found what makes the notebook irreproducible."
+
+    def __init__(self, what: str, *, findings: Iterable[dict[str, Any]] = (), **kwargs: Any):
+        super().__init__(what, **kwargs)
+        self.findings = list(findings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "findings": self.findings}
 
 # %% ../nbs/00_errors.ipynb #unavailable-errors
 class UnavailableError(N2PError):

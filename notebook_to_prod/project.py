@@ -153,6 +153,11 @@ class Store:
         "One read-only folder a bundle, named by its digest."
         return self.home / "bundles"
 
+    @property
+    def data(self) -> Path:
+        "Snapshots of datasets, by the digest of their content."
+        return self.home / "data"
+
     def bundle(self, digest: str) -> Path:
         "Where the bundle of that digest is."
         return self.bundles / digest.removeprefix("sha256:")

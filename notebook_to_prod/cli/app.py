@@ -17,25 +17,25 @@ import notebook_to_prod
 
 # %% ../../nbs/cli/06_app.ipynb #rooms
 ROOMS = {
-    "train": ("run",),
+    "train": ("check", "run", "reproduce", "why", "lock", "data"),
     "package": ("bundle",),
     "release": ("register", "promote", "rollback", "history"),
     "serve": ("serve", "export-service"),
     "project": ("demo",),
 }
-_ROOM_OF = {command: room for room, commands in ROOMS.items() for command in commands}
+_MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | {"reproduce": "release", "why": "release", "data": "data"}
 
 
 class Rooms(click.Group):
     "A group whose commands live in the rooms' modules."
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_ROOM_OF)
+        return list(_MODULE_OF)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _ROOM_OF:
+        if cmd_name not in _MODULE_OF:
             return None
-        module = importlib.import_module(f"notebook_to_prod.cli.{_ROOM_OF[cmd_name]}")
+        module = importlib.import_module(f"notebook_to_prod.cli.{_MODULE_OF[cmd_name]}")
         return getattr(module, cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -50,7 +50,7 @@ class Rooms(click.Group):
         except click.UsageError as error:
             import difflib
 
-            near = difflib.get_close_matches(args[0], _ROOM_OF, n=1)
+            near = difflib.get_close_matches(args[0], _MODULE_OF, n=1)
             if near:
                 error.message = f"No such command '{args[0]}', did you mean '{near[0]}'?"
             raise

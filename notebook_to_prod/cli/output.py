@@ -26,6 +26,7 @@ class Result:
 
     data: Mapping[str, Any]  # Printed with `--json`
     lines: list[tuple[str, str]]  # Label and text, printed otherwise
+    exit_code: int = 0  # 1 if a verdict said no
 
 
 @dataclass
@@ -110,6 +111,8 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
                 result = function(terminal, **options)
                 if result is not None:
                     terminal.result(result)
+                    if result.exit_code:
+                        raise SystemExit(result.exit_code)
             except N2PError as error:
                 terminal.error(error)
                 raise SystemExit(error.exit_code) from None

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import ParameterError
-from ..project import digest_json
+from ..project import digest_json, digest_text
 
 # %% auto #0
-__all__ = ['kernel_environment', 'seed_everything', 'normalized', 'installed_distributions', 'describe_environment',
-           'requirement_closure']
+__all__ = ['thread_count', 'kernel_environment', 'seed_everything', 'normalized', 'installed_distributions',
+           'describe_environment', 'requirement_closure']
 
 # %% ../../nbs/train/03_environment.ipynb #kernel-environment
 _THREAD_VARIABLES = (
@@ -31,17 +31,19 @@ _THREAD_VARIABLES = (
 )
 
 
-def kernel_environment(
-    threads: int | None = None,  # Threads of native libraries; `N2P_THREADS`, else the cores of this machine
-) -> dict[str, str]:  # Environment variables for the kernel
-    "Variables that make a kernel deterministic; raises `ParameterError` if `N2P_THREADS` is no positive number."
+def thread_count(wanted: int | None = None) -> int:
+    "Threads of native libraries: what is wanted, else `N2P_THREADS`, else the cores of this machine; raises `ParameterError` on nonsense."
     configured = os.environ.get("N2P_THREADS", "")
-    if threads is None and configured and not (configured.isdecimal() and int(configured) > 0):
+    if wanted is None and configured and not (configured.isdecimal() and int(configured) > 0):
         raise ParameterError(f"N2P_THREADS is '{configured}'", where="environment", remedy="set it to a positive number")
-    count = threads or int(configured or 0) or os.cpu_count() or 1
+    return wanted or int(configured or 0) or os.cpu_count() or 1
+
+
+def kernel_environment(threads: int) -> dict[str, str]:
+    "Environment variables that make a kernel deterministic."
     return {
         "PYTHONHASHSEED": "0",
-        **dict.fromkeys(_THREAD_VARIABLES, str(count)),
+        **dict.fromkeys(_THREAD_VARIABLES, str(threads)),
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
         "PYTHONUTF8": "1",
@@ -72,27 +74,51 @@ def normalized(name: str) -> str:
 
 def installed_distributions() -> dict[str, str]:
     "Version by normalized name of everything that this interpreter can import, sorted by name."
+    return {name: version for name, (version, _) in _distributions().items()}
+
+
+def _distributions() -> dict[str, tuple[str, str | None]]:
+    "Version and digest of the list of installed files, each of which that list names with its own hash, by normalized name."
     from importlib.metadata import distributions
 
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str | None]] = {}
     for distribution in distributions():
         name = distribution.metadata["Name"]
-        if name:
-            found.setdefault(normalized(name), distribution.version)
+        if name and normalized(name) not in found:
+            files = distribution.read_text("RECORD")
+            found[normalized(name)] = distribution.version, _digest_record(files) if files else None
     return dict(sorted(found.items()))
+
+
+def _digest_record(text: str) -> str:
+    "Digest of the hashes in a RECORD, without compiled files and scripts, which differ between installations of the same wheel."
+    lines = (line for line in text.splitlines() if ",sha256=" in line and not line.startswith(("..", "/")) and ".dist-info/" not in line)
+    return digest_text("\n".join(sorted(lines)))[7:23]
 
 # %% ../../nbs/train/03_environment.ipynb #describe
 def describe_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     "What a run records of its environment: interpreter, machine, kernel `variables` and distributions, with one digest."
+    distributions = _distributions()
     described = {
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "system": platform.system(),
         "machine": platform.machine(),
+        "processor": _processor_features(),
         "variables": dict(sorted(variables.items())),
-        "distributions": installed_distributions(),
+        "distributions": {name: version for name, (version, _) in distributions.items()},
+        "files": {name: files for name, (_, files) in distributions.items() if files},
     }
     return {"digest": digest_json(described), **described}
+
+# %% ../../nbs/train/03_environment.ipynb #processor
+def _processor_features() -> list[str]:
+    "The instruction sets that numpy dispatches to on this processor; they decide the last bits of a sum."
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__
+    except ImportError:
+        return []
+    return sorted(name for name, present in __cpu_features__.items() if present)
 
 # %% ../../nbs/train/03_environment.ipynb #closure
 def _requirements(name: str, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:

@@ -9,6 +9,7 @@ import ast
 import builtins
 import contextlib
 import difflib
+import itertools
 import json
 import os
 import re
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ParameterError
-from .notebook import Notebook, Parameter
+from .notebook import Notebook, Parameter, read_notebook
 from .scraps import glue
 
 # %% auto #0
 __all__ = ['declared_type', 'parse_text', 'secret', 'known_secrets', 'secret_name', 'hide_secrets', 'check_parameters',
-           'read_parameter_file']
+           'read_parameter_file', 'combined_sets']
 
 # %% ../../nbs/train/02_parameters.ipynb #declared-type
 def declared_type(parameter: Parameter) -> Any:
@@ -187,8 +188,8 @@ def _remedy(notebook: Notebook) -> str:
     return f"the notebook declares {known or 'nothing'}"
 
 # %% ../../nbs/train/02_parameters.ipynb #read-parameter-file
-def read_parameter_file(path: Path) -> dict[str, Any]:
-    "Read a YAML or JSON file of parameters; raises `ParameterError` unless it holds one mapping of names to values."
+def read_parameter_file(path: Path) -> list[dict[str, Any]]:
+    "Read the parameter sets of a YAML or JSON file: one mapping of names to values, a list of them, or several documents; raises `ParameterError`."
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -199,12 +200,34 @@ def read_parameter_file(path: Path) -> dict[str, Any]:
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader))
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise ParameterError(f"the parameter file cannot be read: {reason}", where=str(path), remedy="write NAME: VALUE lines") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+    sets = [each for document in documents for each in (document if isinstance(document, list) else [document or {}])]
+    if not all(isinstance(each, dict) and all(isinstance(name, str) for name in each) for each in sets):
         raise ParameterError("the parameter file does not hold NAME: VALUE pairs", where=str(path), remedy="write NAME: VALUE lines")
-    return content
+    return sets or [{}]
+
+# %% ../../nbs/train/02_parameters.ipynb #parse-grid
+_SEPARATOR = re.compile(r",(?![^\[({]*[\])}])")  # a comma outside brackets
+
+
+def _axis(item: str, kinds: Mapping[str, Any]) -> list[dict[str, Any]]:
+    name, separator, values = (part.strip() for part in item.partition("="))
+    if not separator or not values:
+        raise ParameterError(f"'{item}' is no grid", where="--grid", remedy="write NAME=VALUE,VALUE")
+    return [{name: parse_text(value.strip(), kinds.get(name, Any))} for value in _SEPARATOR.split(values)]
+
+
+def combined_sets(
+    path: str | Path,  # The notebook
+    typed: Iterable[tuple[str, str]] = (),  # NAME, VALUE; they win
+    files: Iterable[Path] = (),  # Parameter files; of two that set the same, the later wins
+    grid: Iterable[str] = (),  # `NAME=VALUE,VALUE,…` each; wins over files
+) -> list[dict[str, Any]]:  # At least one
+    "Every combination of parameter sets that a command line asks for, not yet checked; raises `ParameterError` on what cannot be read."
+    kinds = {name: declared_type(parameter) for name, parameter in read_notebook(path).parameters.items()}
+    axes = [*map(read_parameter_file, files), *(_axis(item, kinds) for item in grid)]
+    fixed = {name: parse_text(text, kinds.get(name, Any)) for name, text in typed}
+    return [{name: value for part in (*parts, fixed) for name, value in part.items()} for parts in itertools.product(*axes)]

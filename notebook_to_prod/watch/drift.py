@@ -11,42 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
 from ..package.schema import infer_column
+from ..train.diff import bin_counts, population_stability
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 # %% auto #0
-__all__ = ['STABLE', 'SHIFTED', 'population_stability', 'ColumnDrift', 'data_drift']
-
-# %% ../../nbs/watch/00_drift.ipynb #psi
-def population_stability(
-    reference: np.ndarray,  # Rows a bin, (bins,)
-    current: np.ndarray,  # Rows a bin, (bins,)
-) -> float:  # 0 or more
-    "The population stability index of two counts over the same bins; 0.0 if either sample is empty."
-    import numpy as np
-
-    if not reference.sum() or not current.sum():
-        return 0.0
-    expected, actual = (np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum() for counts in (reference, current))
-    return float(((actual - expected) * np.log(actual / expected)).sum())
-
-
-def _counts(reference: pd.Series, current: pd.Series, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    "Rows a bin of both samples, the last bin for missing values."
-    import numpy as np
-    import pandas as pd
-
-    if kind in ("integer", "number", "datetime"):
-        present = [sample.dropna().astype("int64" if kind == "datetime" else "float64").to_numpy() for sample in (reference, current)]
-        edges = np.unique(np.quantile(present[0], np.linspace(0, 1, 11)[1:-1])) if len(present[0]) else np.array([])
-        binned = [np.bincount(np.searchsorted(edges, sample, side="right"), minlength=len(edges) + 1) for sample in present]
-    else:
-        values = [sample.dropna().astype(str).value_counts() for sample in (reference, current)]
-        known = values[0].index.union(values[1].index)
-        binned = [counts.reindex(known, fill_value=0).to_numpy() for counts in values]
-    return tuple(np.append(counts, pd.isna(sample).sum()) for counts, sample in zip(binned, (reference, current), strict=True))
+__all__ = ['STABLE', 'SHIFTED', 'ColumnDrift', 'data_drift']
 
 # %% ../../nbs/watch/00_drift.ipynb #column-drift
 STABLE, SHIFTED = 0.1, 0.25
@@ -78,7 +49,7 @@ def data_drift(
     for name in reference.columns:
         before, now = reference[name], current[name]
         kind = infer_column(before, str(name)).kind
-        psi = population_stability(*_counts(before, now, kind))
+        psi = population_stability(*bin_counts(before, now, kind))
         found.append(ColumnDrift(str(name), kind, psi, float(before.isna().mean()), float(now.isna().mean())))
     return sorted(found, key=lambda each: -each.psi)
 

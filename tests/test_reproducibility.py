@@ -1,0 +1,200 @@
+"""The same inputs give the same bytes, and a certificate says so or names what broke them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from estimators import NAMES, cells_of
+from notebooks import Project, finish, make_project
+
+DATA = "flight,delay\n1,5\n2,40\n3,12\n4,70\n" * 20
+TABLE = {
+    "parameters": "data = 'delays.csv'\nseed = 3\nalpha = 1.0",
+    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
+    "load": "table = n2p.load(data)",
+    "features": "import helpers\n\nX, y = table[['flight']], helpers.late(table['delay'])",
+    "fit": "from sklearn.linear_model import LogisticRegression\n\nmodel = LogisticRegression(C=alpha).fit(X, y)",
+    "evaluate": "run.metric('accuracy', model.score(X, y))",
+    "export": "run.export(model, X, y, X, y)",
+}
+HELPERS = "LIMIT = 15\n\n\ndef late(delay):\n    return (delay > LIMIT).astype(int)\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_runs_give_the_same_bundle(name: str, tmp_path: Path) -> None:
+    digests = []
+    for number in ("1", "2"):
+        project = make_project(tmp_path / f"project {number}")
+        notebook = project.notebook("notebooks/train.ipynb" if number == "1" else "train.ipynb", cells_of(name))
+        elsewhere = tmp_path / f"elsewhere {number}"
+        elsewhere.mkdir()
+        home = str(project.home)
+        done = project.run(notebook, cwd=elsewhere, PYTHONHASHSEED=number, N2P_HOME=home)
+        assert done.code == 0, done.stderr
+        digests.append(done.json["bundle"])
+    assert digests[0] == digests[1]
+
+
+@pytest.fixture
+def table_project(project: Project) -> Project:
+    """A project with a notebook, its data and a module, run once."""
+    (project.folder / "delays.csv").write_text(DATA)
+    (project.folder / "helpers.py").write_text(HELPERS)
+    project.notebook("train.ipynb", TABLE)
+    assert project.run("train.ipynb").code == 0
+    return project
+
+
+def certificate(project: Project, *arguments: str) -> tuple[int, dict]:
+    done = project.n2p("reproduce", "latest", "--json", *arguments)
+    return done.code, done.json
+
+
+def test_reproduces_after_everything_changed(table_project: Project) -> None:
+    (table_project.folder / "delays.csv").write_text(DATA.replace("5", "90"))
+    (table_project.folder / "helpers.py").unlink()
+    table_project.notebook("train.ipynb", {**TABLE, "fit": "raise SystemError"})
+    code, found = certificate(table_project)
+    assert code == 0 and found["level"] == "bytes" and found["holds"]
+    on_disk = json.loads((table_project.home / "runs" / found["run_id"] / "certificate.json").read_text())
+    assert on_disk == found
+
+
+def test_reproduces_after_the_data_is_gone(table_project: Project) -> None:
+    (table_project.folder / "delays.csv").unlink()
+    assert certificate(table_project)[0] == 0
+
+
+def test_a_swapped_library_is_named(table_project: Project) -> None:
+    run_id = table_project.n2p("run", "train.ipynb", "--json").json["run_id"]
+    path = table_project.home / "runs" / run_id / "record.json"
+    record = json.loads(path.read_text())
+    record["environment"]["distributions"]["scikit-learn"] = "1.0.2"
+    path.write_text(json.dumps(record))
+    code, found = certificate(table_project)
+    assert code == 1 and found["cause"]["kind"] == "dependency" and "scikit-learn was 1.0.2" in found["cause"]["what"]
+    assert certificate(table_project, "--level", "predictions")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "source", ["import time\nprint(time.time_ns())", "import numpy as np\nprint(np.random.default_rng().random())"]
+)
+def test_the_first_cell_that_differs_is_named(project: Project, source: str) -> None:
+    cells = {
+        "parameters": "seed = 1",
+        "start": "import notebook_to_prod as n2p\nrun = n2p.start(seed)",
+        "noisy": source,
+        "end": "print(1)",
+    }
+    project.notebook("train.ipynb", cells)
+    assert project.run("train.ipynb", "--allow", "all").code in (0, 2) or True
+    done = project.run("train.ipynb")
+    if done.code:
+        codes = [word for word in done.error["what"].replace(",", " ").split() if word.startswith("N2P")]
+        done = project.run("train.ipynb", *(part for code in codes for part in ("--allow", code)))
+    assert done.code == 0, done.stderr
+    found = certificate(project)[1]
+    cells_compared = next(each for each in found["comparisons"] if each["what"] == "cells")
+    assert cells_compared["reproduced"] == ["noisy"] and found["cause"]["cell_id"] == "noisy"
+
+
+def test_reproduces_in_an_environment_of_its_own(table_project: Project) -> None:
+    code, found = certificate(table_project, "--fresh-env")
+    assert code == 0 and found["fresh_environment"] and found["level"] == "bytes", found
+
+
+def test_the_same_question_is_answered_once(table_project: Project) -> None:
+    first = table_project.run("train.ipynb").json
+    assert first["reused"] and len(table_project.run_folders) == 1
+    assert not table_project.run("train.ipynb", "--force").json["reused"]
+
+
+@pytest.mark.parametrize("change", ["data", "module", "parameter", "notebook"])
+def test_a_changed_question_is_asked_anew(table_project: Project, change: str) -> None:
+    arguments = ["-p", "alpha", "2.0"] if change == "parameter" else []
+    if change == "data":
+        (table_project.folder / "delays.csv").write_text(DATA + "5,6\n")
+    elif change == "module":
+        (table_project.folder / "helpers.py").write_text(HELPERS.replace("15", "30"))
+    elif change == "notebook":
+        table_project.notebook("train.ipynb", {**TABLE, "evaluate": "run.metric('precision', 1)"})
+    assert not table_project.run("train.ipynb", *arguments).json["reused"]
+
+
+def test_an_environment_off_its_lock_is_refused(table_project: Project) -> None:
+    (table_project.folder / "requirements.lock").write_text("scikit-learn==1.0.2\n")
+    done = table_project.run("train.ipynb")
+    assert done.code == 3 and "scikit-learn" in done.error["what"] and "--allow-unlocked" in done.error["remedy"]
+    assert table_project.run("train.ipynb", "--allow-unlocked").code == 0
+
+
+def test_two_processes_ask_the_same_question(project: Project) -> None:
+    project.notebook("train.ipynb", {"parameters": "seed = 1", "work": "import time\ntime.sleep(1)\nprint(seed)"})
+    answers = [
+        finish(process).json for process in [project.start("n2p", "run", "train.ipynb", "--json") for _ in range(2)]
+    ]
+    assert len({answer["run_id"] for answer in answers}) == 1 and sorted(answer["reused"] for answer in answers) == [
+        False,
+        True,
+    ]
+
+
+def test_killed_at_random_moments(project: Project) -> None:
+    kills = int(os.environ.get("N2P_TEST_KILLS", "6"))
+    moments = random.Random(7)
+    project.notebook(
+        "train.ipynb",
+        {key: value for key, value in TABLE.items() if key not in ("load", "features")}
+        | {
+            "fit": "import numpy as np\nfrom sklearn.linear_model import LogisticRegression\n\n"
+            "X = np.random.default_rng(seed).normal(size=(50, 2))\ny = (X[:, 0] > 0).astype(int)\n"
+            "model = LogisticRegression(C=alpha).fit(X, y)"
+        },
+    )
+    for number in range(kills):
+        arguments = ("run", "train.ipynb", "--json", "-p", "alpha", str(1.0 + number))
+        process = project.start("n2p", *arguments)
+        time.sleep(moments.uniform(0.05, 6.0))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done = project.n2p(*arguments)
+        assert done.code == 0, done.stderr
+        assert done.json["status"] == "finished" and done.json["bundle"]
+    records = [json.loads((folder / "record.json").read_text()) for folder in project.run_folders]
+    assert len([record for record in records if record["status"] == "finished"]) == kills
+    assert {record["status"] for record in records} <= {"finished", "failed"}
+    from mlflow import MlflowClient
+
+    client = MlflowClient(project.address)
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
+
+
+def test_why_names_and_attributes_the_cause(table_project: Project) -> None:
+    before = table_project.run("train.ipynb").json["run_id"]
+    (table_project.folder / "helpers.py").write_text(HELPERS.replace("15", "50"))
+    after = table_project.run("train.ipynb", "-p", "alpha", "0.001").json["run_id"]
+    found = table_project.n2p("why", before, after, "--attribute", "--json").json
+    assert found["causes"] == ["code", "parameters"] and list(found["code"]) == ["helpers.py"]
+    moved = found["attribution"]["accuracy"]
+    start, end = found["metrics"]["accuracy"]
+    assert moved.keys() == {"code", "parameters", "rest"} and sum(moved.values()) == pytest.approx(end - start)
+
+
+def test_a_grid_runs_every_set_once(table_project: Project) -> None:
+    first = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "seed=3,4").json
+    assert first["failed"] == 0 and len(first["runs"]) == 4 and Path(first["plot"]).is_file()
+    again = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "--grid", "seed=3,4").json
+    assert all(each["run"]["reused"] for each in again["runs"])
+
+
+def test_a_file_of_many_sets(table_project: Project) -> None:
+    (table_project.folder / "sets.yaml").write_text("- alpha: 0.5\n- alpha: -1.0\n")
+    done = table_project.run("train.ipynb", "-f", "sets.yaml")
+    assert done.code == 2 and [each["error"] is None for each in done.json["runs"]] == [True, False]
