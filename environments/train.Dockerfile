@@ -16,7 +16,7 @@ ENV PYTHONUNBUFFERED=1 \
 
 WORKDIR /src
 # The requirements change less often than the code: their layer stays cached.
-COPY environments/core.lock environments/
+COPY environments/core.lock environments/serve.Dockerfile environments/
 RUN pip install --require-hashes -r environments/core.lock
 COPY settings.ini setup.py pyproject.toml README.md LICENSE ./
 COPY notebook_to_prod notebook_to_prod

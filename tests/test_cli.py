@@ -13,11 +13,31 @@ from notebooks import Project
 import notebook_to_prod
 from notebook_to_prod.cli.app import ROOMS, app
 
-COMMANDS = [command for commands in ROOMS.values() for command in commands]
+NAMES = [name for names in ROOMS.values() for name in names]
 HEAVY = ["pandas", "numpy", "sklearn", "mlflow", "papermill", "IPython", "fastapi", "pydantic", "nbformat"]
 
 
 # Help
+
+
+def found(*words: str) -> click.Command:
+    """The command that `n2p WORDS` runs."""
+    command: click.Command = app
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word) or pytest.fail(f"no command {word}")
+    return command
+
+
+def commands(*words: str) -> list[tuple[str, ...]]:
+    """The words of every command below `n2p WORDS`, itself included."""
+    command = found(*words)
+    inner = command.list_commands(click.Context(command)) if isinstance(command, click.Group) else []
+    return [words, *(below for name in inner for below in commands(*words, name))]
+
+
+COMMANDS = commands()[1:]
+LEAVES = [words for words in COMMANDS if not isinstance(found(*words), click.Group)]
 
 
 def test_the_rooms_are_the_journey_in_order(project: Project) -> None:
@@ -26,7 +46,7 @@ def test_the_rooms_are_the_journey_in_order(project: Project) -> None:
     assert re.findall(r"^([a-z]+):$", shown.stdout, re.MULTILINE) == [*ROOMS]
     journey = ["train", "package", "release", "serve", "watch", "project"]
     assert [*ROOMS] == [room for room in journey if room in ROOMS]
-    places = [re.search(rf"^  {command}\s", shown.stdout, re.MULTILINE) for command in COMMANDS]
+    places = [re.search(rf"^  {name}\s", shown.stdout, re.MULTILINE) for name in NAMES]
     assert all(places)
     assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
 
@@ -40,18 +60,24 @@ def test_version(project: Project) -> None:
     assert project.n2p("--version").stdout.split()[-1] == notebook_to_prod.__version__
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_has_an_example_that_parses(name: str, project: Project) -> None:
-    command = app.get_command(click.Context(app), name)
-    assert command
-    example = re.search(r"^ *Example: n2p (.+)$", command.help or "", re.MULTILINE)
-    assert example
-    called, *arguments = shlex.split(example[1])
-    assert command.make_context(called, arguments).command.name == name
-    shown = project.n2p(name, "--help")
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_of_a_command_has_an_example_that_parses(words: tuple[str, ...], project: Project) -> None:
+    shown = project.n2p(*words, "--help")
     assert shown.code == 0
-    assert [text for text in ("Example: n2p", "--json", "-v, --verbose") if text not in shown.stdout] == []
-    assert project.n2p(name, "-h").stdout == shown.stdout
+    assert "Example: n2p" in shown.stdout
+    assert project.n2p(*words, "-h").stdout == shown.stdout
+    example = re.search(r"Example: n2p (.+)$", found(*words).help or "", re.MULTILINE)
+    assert example
+    typed = shlex.split(example[1])
+    assert tuple(typed[: len(words)]) == words
+    called = max((each for each in LEAVES if tuple(typed[: len(each)]) == each), key=len)
+    found(*called).make_context(called[-1], typed[len(called) :])  # raises on wrong usage
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_every_command_takes_json_and_verbose(words: tuple[str, ...]) -> None:
+    options = {option for parameter in found(*words).params for option in parameter.opts}
+    assert {"--json", "-v", "--verbose"} <= options
 
 
 @pytest.mark.parametrize("command", ["n2p", "notebook-to-prod", "python"])
@@ -145,7 +171,6 @@ def test_an_unknown_command_without_a_near_one_suggests_none(project: Project) -
 
 FAILURES: dict[str, tuple[list[str], str, int]] = {
     "no-notebook": (["run", "missing.ipynb"], "NotFoundError", 2),
-    "no-parameter-file": (["run", "train.ipynb", "-f", "missing.yml"], "ParameterError", 2),
     "no-bundle": (["bundle", "missing"], "NotFoundError", 2),
     "no-bundle-in-folder": (["bundle", "."], "NotFoundError", 2),
     "no-run": (["register", "latest", "--name", "flights"], "NotFoundError", 2),

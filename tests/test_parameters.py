@@ -210,7 +210,7 @@ def test_a_value_of_the_wrong_type_is_refused(source: str, value: Any) -> None:
 def test_a_file_of_parameters(tmp_path: Path, text: str, values: dict[str, Any]) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(text, "utf-8")
-    assert read_parameter_file(path) == values
+    assert read_parameter_file(path) == [values]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Ways:
     (project.folder / "elsewhere").mkdir()
     given = ("-p", "strength", "0.5")
     command = project.run("train.ipynb", *given, PYTHONHASHSEED="1")
-    elsewhere = project.run(notebook, *given, cwd=project.folder / "elsewhere", PYTHONHASHSEED="2")
+    elsewhere = project.run(notebook, "--force", *given, cwd=project.folder / "elsewhere", PYTHONHASHSEED="2")
     engine = project.command("papermill", "--engine", "notebook_to_prod", "train.ipynb", "engine.ipynb", *given)
     plain = project.command("papermill", "train.ipynb", "plain.ipynb", *given)
     for done in (command, elsewhere, engine, plain):
@@ -139,7 +139,7 @@ def test_json_says_what_a_script_needs(ways: Ways) -> None:
     assert said["bundle"].startswith("sha256:")
     assert (Path(said["bundle_path"]) / "manifest.json").is_file()
     assert Path(said["output_notebook"]).is_file()
-    assert [(each["source"], each["rows"], each["columns"]) for each in said["datasets"]] == [
+    assert [(each["source"], each["rows"], list(each["schema"])) for each in said["datasets"]] == [
         ("flights.csv", 60, ["hour", "late"])
     ]
 

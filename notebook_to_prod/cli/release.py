@@ -145,7 +145,9 @@ def _run_of(name: str) -> "RunRecord":
 def reproduce(terminal: Terminal, run: str, level: str, fresh_env: bool, tolerance: float) -> Result:
     """Execute a run again from its record and certify how far it agrees; exit code 1 if not far enough.
 
-    RUN is a run id, a part of one, `latest`, NAME@ALIAS or NAME@VERSION. Example: n2p reproduce latest --fresh-env
+    RUN is a run id, a part of one, `latest`, NAME@ALIAS or NAME@VERSION.
+
+    Example: n2p reproduce latest --fresh-env
     """
     from notebook_to_prod.package.reproduce import reproduce as certify
     from notebook_to_prod.project import open_store

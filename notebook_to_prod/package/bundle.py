@@ -24,11 +24,13 @@ from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, 
 from .schema import Schema, jsonable, to_table
 
 # %% auto #0
-__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'replay_golden']
+__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'replay_golden',
+           'largest_difference']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
 MANIFEST = "manifest.json"
+_PARTS = {"model.pkl", "schema.json", "golden.json", "metadata.json"}
 
 
 @dataclass(frozen=True)
@@ -130,16 +132,21 @@ def open_bundle(
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
         files, version = manifest["files"], manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        if version == _FORMAT:
+            files = {str(name): {"sha256": str(entry["sha256"]), "size": int(entry["size"])} for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged("the manifest cannot be read", manifest_path) from error
     if version != _FORMAT:
         raise BundleError(f"bundle format {version} is unknown", where=str(manifest_path), remedy="upgrade notebook_to_prod")
+    lacking = sorted(_PARTS - files.keys())
+    if lacking:
+        raise _damaged(f"'{lacking[0]}' is missing", manifest_path)
     _verify(path, files)
     return Bundle(path, found, files)
 
 
 def _verify(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
     for name in sorted(present ^ {*files, MANIFEST}):
         raise _damaged(f"'{name}' is {'missing' if name in files else 'not in the manifest'}", path / name)
     for name, expected in files.items():
@@ -249,7 +256,7 @@ def replay_golden(bundle: Bundle, pipeline: Any) -> float:
     got = predict(pipeline, to_table(bundle.schema, golden["rows"]))
     pairs = ((golden["predictions"], got.predictions), (golden["probabilities"], got.probabilities))
     try:
-        return max(_difference(expected, actual) for expected, actual in pairs)
+        return max(largest_difference(expected, actual) for expected, actual in pairs)
     except ValueError as error:
         raise BundleError(
             f"the model does not predict what it recorded: {error}",
@@ -258,9 +265,10 @@ def replay_golden(bundle: Bundle, pipeline: Any) -> float:
         ) from error
 
 
-def _difference(expected: Any, actual: Any) -> float:
+def largest_difference(expected: Any, actual: Any) -> float:
+    "Largest difference of two numbers or nested lists of numbers and labels; raises `ValueError` if labels differ or numbers by more than 1e-6 of the larger of 1 and the expected."
     if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
-        return max((_difference(one, other) for one, other in zip(expected, actual, strict=True)), default=0.0)
+        return max((largest_difference(one, other) for one, other in zip(expected, actual, strict=True)), default=0.0)
     if isinstance(expected, float) and isinstance(actual, float | int) and math.isfinite(expected):
         difference = abs(expected - actual)
         if difference <= 1e-6 * max(1.0, abs(expected)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import pickle
 import pickletools
@@ -73,12 +74,25 @@ def executed_sources(notebook: Notebook | None) -> list[Source]:
         from IPython.core.getipython import get_ipython
 
         shell = get_ipython()
-        history = list(enumerate(shell.user_ns.get("In", ()))) if shell is not None else []
+        history = list(enumerate(shell.history_manager.input_hist_raw)) if shell is not None else []
         ids = {cell.source.strip(): cell.id for cell in notebook.cells} if notebook else {}
         latest = {text.strip(): number for number, text in history if text.strip()}
         ordered = sorted(latest.items(), key=lambda item: item[1])
         return [Source(f"cell '{ids[text]}'" if text in ids else f"In [{number}]", text) for text, number in ordered]
     return []
+
+
+_NOTEBOOK_NAMES = {"display", "get_ipython"}  # IPython puts them where every module finds them, in a kernel only
+
+
+def _refuse_notebook_names(cells: Sequence[Source]) -> None:
+    trees = [(cell, ast.parse(cell.text)) for cell in cells]
+    imported = {alias.asname or alias.name for _, tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    for cell, tree in trees:
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & (_NOTEBOOK_NAMES - imported)
+        if used:
+            remedy = "import it in a cell marked '#| export', or keep what shows things out of exported cells"
+            raise ExportError(f"the exported code uses '{min(used)}', which only a notebook has", where=cell.place, remedy=remedy)
 
 
 def exported_module(sources: Sequence[Source]) -> ExportedModule | None:
@@ -95,6 +109,7 @@ def exported_module(sources: Sequence[Source]) -> ExportedModule | None:
                 where=f"{cell.place}, line {error.lineno}",
                 remedy="move magics and shell commands to a cell without '#| export'",
             ) from error
+    _refuse_notebook_names(cells)
     text = "\n\n".join(cell.text for cell in cells) + "\n"
     base = next((value for cell in sources if (value := directives(cell.text).get("default_exp"))), "notebook_code")
     return ExportedModule(f"{base.split('.')[-1]}_{digest_text(text)[7:15]}", text)
@@ -125,13 +140,22 @@ class _Pickler(pickle.Pickler):
         kind, root = "class" if isinstance(value, type) else "function", value.__qualname__.split(".")[0]
         place = next((source.place for source in reversed(self.sources) if root in _defined(source.text)), "the notebook")
         if root == "<lambda>":
-            place = next((source.place for source in reversed(self.sources) if "lambda" in source.text), place)
+            place = self._place_of_lambda(value) or place
             return ExportError("a lambda cannot be pickled", where=place, remedy="write it with def in a cell marked '#| export'")
         return ExportError(
             f"the {kind} '{value.__qualname__}' would be pickled as __main__.{value.__qualname__}, which no other process has",
             where=place,
             remedy="put '#| export' on the first line of that cell, and of the cells with the imports it needs",
         )
+
+    def _place_of_lambda(self, value: Any) -> str | None:
+        "The cell that holds the line on which a lambda was written."
+        try:
+            line = inspect.getsource(value).strip()
+        except (OSError, TypeError):
+            line = "lambda"
+        return next((source.place for source in reversed(self.sources) if line in source.text), None)
+
 
 
 def _is_of_main(value: Any) -> bool:
@@ -302,5 +326,9 @@ def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
         needed |= imported_names(module.source)
     files |= local_modules(needed)
     carried = {Path(path).parts[0].removesuffix(".py") for path in files}
+    if "notebook_to_prod" in needed:
+        remedy = "import it in a cell that is not exported: a service does without it"
+        place = next((source.place for source in sources if source.is_exported and "notebook_to_prod" in source.text), "run.export")
+        raise ExportError("an exported cell imports notebook_to_prod", where=place, remedy=remedy)
     imports = needed.union(*map(imported_names, files.values())) - carried - set(sys.stdlib_module_names)
     return PipelineCode(pickled, files, frozenset(imports))

@@ -42,7 +42,11 @@ def _kind(values: Any, name: str) -> str:
 
     dtype = values.dtype
     if isinstance(dtype, pd.CategoricalDtype):
+        if isinstance(dtype.categories.dtype, pd.IntervalDtype | pd.PeriodDtype):
+            raise _unusable(name, f"categories of type {dtype.categories.dtype}")
         return "category"
+    if isinstance(dtype, pd.IntervalDtype | pd.PeriodDtype):
+        raise _unusable(name, f"{dtype} values")
     if types.is_bool_dtype(dtype):
         return "boolean"
     if types.is_integer_dtype(dtype):
@@ -53,20 +57,22 @@ def _kind(values: Any, name: str) -> str:
         return "datetime"
     inferred = pd.api.types.infer_dtype(values, skipna=True)
     found = {"string": "string", "boolean": "boolean", "integer": "integer", "floating": "number", "empty": "string"}
-    found |= {"mixed-integer-float": "number", "decimal": "number"}
+    found |= {"mixed-integer-float": "number"}
     if inferred not in found:
-        raise ExportError(
-            f"the column holds {inferred} values",
-            where=f"column '{name}' of X_train",
-            remedy="give it one type: numbers, texts, booleans or datetimes",
-        )
+        raise _unusable(name, f"{inferred} values")
     return found[inferred]
+
+
+def _unusable(name: str, what: str) -> ExportError:
+    remedy = "give it one type: numbers, texts, booleans or datetimes"
+    return ExportError(f"the column holds {what}", where=f"column '{name}' of X_train", remedy=remedy)
 
 # %% ../../nbs/package/00_schema.ipynb #to-json
 def _is_missing(value: Any) -> bool:
+    import numpy as np
     import pandas as pd
 
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float | np.floating) and math.isnan(value))
 
 
 def _json_value(value: Any) -> Any:
@@ -74,7 +80,9 @@ def _json_value(value: Any) -> Any:
     if _is_missing(value):
         return None
     if hasattr(value, "isoformat"):
-        return value.isoformat()
+        offset = value.utcoffset() if hasattr(value, "utcoffset") else None
+        odd = offset is not None and offset.total_seconds() % 60  # local time before time zones; ISO 8601 has minutes only
+        return (value.tz_convert("UTC") if odd else value).isoformat()
     return value.item() if hasattr(value, "item") else value
 
 
@@ -106,7 +114,7 @@ def infer_column(
         few = len(distinct) <= _CATEGORY_LIMIT
         column = replace(column, categories=tuple(sorted(map(str, distinct))) if few else None)
     elif kind != "boolean" and len(present):
-        finite = present[np.isfinite(present.astype(float))] if kind in ("integer", "number") else present
+        finite = present[np.isfinite(present.to_numpy(dtype="float64"))] if kind in ("integer", "number") else present
         if len(finite):
             column = replace(column, minimum=_json_value(finite.min()), maximum=_json_value(finite.max()))
     if values.dtype == object and any(value is None for value in values):
@@ -125,6 +133,7 @@ class Schema:
     columns: tuple[Column, ...]
     dtype: str | None = None  # Of an array
     integer_names: bool = False  # Whether the DataFrame's columns are numbered
+    order: str = "F"  # Memory order of a table of one number type: linear algebra rounds by it
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,7 +155,7 @@ class Schema:
             Column(**column | {"categories": None if column["categories"] is None else tuple(column["categories"])})
             for column in content["columns"]
         )
-        return cls(content["container"], columns, content["dtype"], content["integer_names"])
+        return cls(content["container"], columns, content["dtype"], content["integer_names"], content["order"])
 
     def _repr_markdown_(self) -> str:
         rows = "".join(f"| {column.name} | {column.kind} | {column.nullable} | {_seen(column)} |\n" for column in self.columns)
@@ -184,9 +193,17 @@ def infer_schema(
         return Schema("series", (infer_column(pd.Series(array), "text"),))
     if array.ndim != 2:
         raise ExportError(f"X_train has {array.ndim} dimensions", where="run.export", remedy="give a table of rows and columns")
+    if array.dtype.kind in "mMcV":
+        raise ExportError(f"X_train is an array of {array.dtype}", where="run.export", remedy="give a DataFrame, whose columns have types of their own")
     frame = pd.DataFrame(array)
-    columns = tuple(infer_column(frame[position].infer_objects(), f"x{position}") for position in frame)
-    return Schema("array", columns, dtype=array.dtype.str if array.dtype.kind not in "UO" else "object")
+    columns = tuple(_infer_array_column(frame[position], array[:, position], f"x{position}") for position in frame)
+    return Schema("array", columns, dtype=array.dtype.str if array.dtype.kind not in "UO" else "object", order=_order(array))
+
+
+def _infer_array_column(values: Any, raw: Any, name: str) -> Column:
+    column = infer_column(values.infer_objects(), name)
+    absent = raw.dtype == object and any(value is None for value in raw)
+    return replace(column, missing="none", dtype="object") if absent else column
 
 
 def _infer_frame(frame: Any) -> Schema:
@@ -196,10 +213,16 @@ def _infer_frame(frame: Any) -> Schema:
     duplicated = sorted({str(name) for name in names if names.count(name) > 1})
     if duplicated:
         raise ExportError(f"X_train has several columns called {', '.join(duplicated)}", where="run.export", remedy="rename them")
-    integer_names = all(isinstance(name, int) for name in names) and bool(names)
+    integer_names = all(isinstance(name, int) and not isinstance(name, bool) for name in names) and bool(names)
     if not names or not (integer_names or all(isinstance(name, str) for name in names)):
         raise ExportError("X_train has columns without text names", where="run.export", remedy="name every column with a text")
-    return Schema("dataframe", tuple(infer_column(frame[name], str(name)) for name in names), integer_names=integer_names)
+    columns = tuple(infer_column(frame[name], str(name)) for name in names)
+    one_type = len(set(frame.dtypes)) == 1 and columns[0].dtype.startswith(("float", "int", "uint"))
+    return Schema("dataframe", columns, integer_names=integer_names, order=_order(frame.to_numpy()) if one_type else "F")
+
+
+def _order(array: Any) -> str:
+    return "C" if array.flags.c_contiguous and not array.flags.f_contiguous else "F"
 
 # %% ../../nbs/package/00_schema.ipynb #to-rows
 def to_rows(
@@ -237,9 +260,11 @@ def to_table(
             for position, values in enumerate(arrays):
                 stacked[:, position] = values
             return stacked
-        return np.column_stack(arrays).astype(schema.dtype) if arrays else np.empty((len(rows), 0), dtype=schema.dtype)
+        return np.asarray(np.column_stack(arrays), dtype=schema.dtype, order=schema.order)
     if schema.container == "dataframe":
         frame = pd.DataFrame(columns, index=pd.RangeIndex(len(rows)))
+        if schema.order == "C":
+            frame = pd.DataFrame(np.asarray(frame.to_numpy(), order="C"), columns=frame.columns)
         return frame.set_axis([int(name) for name in frame.columns], axis=1) if schema.integer_names else frame
     series = next(iter(columns.values()))
     return list(series) if schema.container == "list" else series

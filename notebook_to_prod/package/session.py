@@ -5,6 +5,7 @@
 # %% ../../nbs/package/04_session.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DataError, ExportError, N2PError
-from .bundle import Bundle, Prediction, load_pipeline, predict, replay_golden, write_bundle
+from .bundle import Bundle, Prediction, largest_difference, load_pipeline, predict, replay_golden, write_bundle
 from .code import collect_code, executed_sources
 from .lock import lock_for
 from .schema import Schema, infer_schema, jsonable, to_rows, to_table
@@ -95,6 +96,8 @@ def _check_pipeline(pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_te
     except TypeError:
         pass  # not a scikit-learn estimator: predicting the golden rows decides
     for name, table, target in (("train", X_train, y_train), ("test", X_test, y_test)):
+        if table is None or target is None:
+            raise ExportError(f"X_{name} or y_{name} is None", where="run.export", remedy="give tables and targets of both splits")
         if _length(table) != _length(target):
             what = f"X_{name} has {_length(table)} rows and y_{name} has {_length(target)}"
             raise ExportError(what, where="run.export", remedy="give tables and targets of the same split")
@@ -145,7 +148,9 @@ def _metadata(run: Run, pipeline: Any, notebook: Notebook | None, rows: dict[str
     from sklearn.base import is_classifier, is_regressor
 
     classes = getattr(pipeline, "classes_", None)
-    task = "classification" if classes is not None or is_classifier(pipeline) else "regression" if is_regressor(pipeline) else "other"
+    task = "classification" if classes is not None else "other"
+    with contextlib.suppress(AttributeError, TypeError):  # not a scikit-learn estimator
+        task = "classification" if is_classifier(pipeline) else "regression" if is_regressor(pipeline) else task
     return {
         "task": task,
         "classes": None if classes is None else jsonable(classes),
@@ -169,35 +174,86 @@ def _export(run: Run, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_
     _check_pipeline(pipeline, X_train, y_train, X_test, y_test)
     notebook = read_notebook(os.environ["N2P_NOTEBOOK"]) if "N2P_NOTEBOOK" in os.environ else None
     schema = infer_schema(X_train)
-    rows = to_rows(schema, _golden_sample(X_test))
-    table = to_table(schema, rows)
+    sample = _golden_sample(X_test)
+    rows = _rows_of(schema, sample)
+    schema = _with_unseen(pipeline, schema, rows)
+    kept = [position for position, row in enumerate(rows) if _fits(schema, row)]
+    if not kept:
+        remedy = "train on rows like those of X_test: with their missing values and their categories"
+        raise ExportError("no row of X_test fits what training has seen", where="run.export", remedy=remedy)
+    rows = [rows[position] for position in kept]
     try:
+        table = to_table(schema, rows)
         said = predict(pipeline, table)
+        direct = predict(pipeline, _taken(sample, kept))
     except Exception as error:
         raise ExportError(
             f"the pipeline cannot predict a row of X_test: {type(error).__name__}: {error}",
             where="run.export",
             remedy="export the whole pipeline, preprocessing included, with the tables it starts from",
         ) from error
+    _agree(direct, said)
     code = collect_code(pipeline, executed_sources(notebook))
-    tables = {"pandas"} if schema.container in ("dataframe", "series") else set()
     contents = {
         "model.pkl": code.pickled,
-        "schema.json": _json(_with_unseen(pipeline, schema, rows).to_dict()),
+        "schema.json": _json(schema.to_dict()),
         "golden.json": _json({"rows": rows, "predictions": said.predictions, "probabilities": said.probabilities}),
         "metadata.json": _json(_metadata(run, pipeline, notebook, {"train": _length(X_train), "test": _length(X_test)})),
-        "requirements.lock": lock_for(code.imports | tables | {"numpy"}).encode(),
+        "requirements.lock": lock_for(code.imports | {"numpy", "pandas"}).encode(),
         **{f"code/{name}": source.encode() for name, source in code.files.items()},
     }
     _refuse_secrets(contents)
-    bundle = write_bundle(open_store().bundles, contents)
+    folder = open_store().bundles
+    known = set(folder.iterdir()) if folder.is_dir() else set()
+    bundle = write_bundle(folder, contents)
     try:
         _prove(bundle, said)
     except ExportError:
-        shutil.rmtree(bundle.path)
+        if bundle.path not in known:
+            shutil.rmtree(bundle.path)
         raise
     glue("n2p/bundle", bundle.digest, kind="bundle")
     return bundle
+
+
+def _agree(direct: Prediction, said: Prediction) -> None:
+    try:
+        largest_difference([direct.predictions, direct.probabilities], [said.predictions, said.probabilities])
+    except ValueError as error:
+        what = f"the pipeline predicts rows of X_test differently after their way through JSON: {error}"
+        remedy = "give columns one kind of missing value, and keep random draws out of predict"
+        raise ExportError(what, where="run.export", remedy=remedy) from error
+
+
+def _rows_of(schema: Schema, sample: Any) -> list[dict[str, Any]]:
+    try:
+        rows = to_rows(schema, sample)
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        remedy = "give X_test the columns and types of X_train"
+        raise ExportError(f"X_test does not have the columns of X_train: {error}", where="run.export", remedy=remedy) from error
+    for column in schema.columns:
+        if column.kind == "integer" and any(isinstance(row[column.name], float) for row in rows):
+            what = f"the column '{column.name}' holds whole numbers in X_train and others in X_test"
+            raise ExportError(what, where="run.export", remedy="give both the same type, before they are split")
+    return rows
+
+
+def _fits(schema: Schema, row: dict[str, Any]) -> bool:
+    "Whether a service would accept the row: nothing missing that training did not miss, no category that it must not bring."
+    for column in schema.columns:
+        value = row[column.name]
+        if value is None:
+            if not column.nullable:
+                return False
+        elif not column.allow_unseen and column.categories is not None and value not in column.categories:
+            return False
+    return True
+
+
+def _taken(sample: Any, positions: list[int]) -> Any:
+    if hasattr(sample, "iloc"):
+        return sample.iloc[positions]
+    return [sample[position] for position in positions] if isinstance(sample, list) else sample[positions]
 
 
 def _json(value: Any) -> bytes:
@@ -221,6 +277,7 @@ def _refuse_secrets(contents: dict[str, bytes]) -> None:
 
 def _prove(bundle: Bundle, said: Prediction) -> None:
     "Load what was written and compare; an error keeps its kind and says that it happened on loading."
+    finders = list(sys.meta_path)
     try:
         difference = replay_golden(bundle, load_pipeline(bundle))
     except N2PError as error:
@@ -231,6 +288,8 @@ def _prove(bundle: Bundle, said: Prediction) -> None:
             where=str(bundle.path),
             remedy="mark the cells that define every name it uses with '#| export'",
         ) from error
+    finally:
+        sys.meta_path[:] = finders  # the notebook goes on importing its own modules
     if difference:
         raise ExportError(
             f"the exported pipeline predicts differently, by up to {difference:.3g}",

@@ -69,7 +69,7 @@ def read_events(store: Store, name: str | None = None) -> Iterator[Event]:
     if not store.audit.exists():
         return
     with store_errors(store.audit):
-        lines = store.audit.read_text(encoding="utf-8").split("\n")
+        lines = store.audit.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -77,7 +77,7 @@ def read_events(store: Store, name: str | None = None) -> Iterator[Event]:
             content = json.loads(line)
             event = Event(**{key: value for key, value in content.items() if key in _FIELDS})
         except (ValueError, TypeError, AttributeError) as error:
-            if not line.endswith("}"):
+            if line.startswith('{"time"') and not line.endswith("}"):
                 continue
             where = f"{store.audit}, line {number}"
             raise StoreError("the audit log is damaged", where=where, remedy="restore the file from a backup") from error

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from ..errors import InputError, NotFoundError
 from ..package.bundle import Bundle, open_bundle
 from ..project import Store
 from .audit import Event, read_events, record_event
-from ..train.record import RunRecord
-from ..train.tracking import open_client, tracking_errors
+from ..train.record import RunRecord, save_record
+from ..train.tracking import Tracker, open_client, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -87,7 +87,7 @@ class Registry:
 
         with tracking_errors(self.store):
             try:
-                found = self._client.get_model_version(name, str(version))
+                found = self._client.get_model_version(name, str(min(version, 2**31 - 1)))
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     known = [each.version for each in self.versions(name)]
@@ -98,9 +98,17 @@ class Registry:
 
     def versions(self, name: str) -> list[ModelVersion]:
         "Every version of a model, oldest first."
+        from mlflow.exceptions import MlflowException
+
         with tracking_errors(self.store):
             found = self._client.search_model_versions(f"name='{name}'")
-        return sorted(map(_model_version, found), key=lambda each: each.version)
+            try:
+                aliases = self._client.get_registered_model(name).aliases if found else {}
+            except MlflowException:
+                aliases = {}
+        named = {int(version): tuple(sorted(alias for alias, other in aliases.items() if other == version)) for version in aliases.values()}
+        versions = [replace(each, aliases=named.get(each.version, ())) for each in map(_model_version, found)]
+        return sorted(versions, key=lambda each: each.version)
 
     def aliased(self, name: str, alias: str) -> int | None:
         "The version that an alias points to, or None."
@@ -189,15 +197,22 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
             return known
         with tracking_errors(registry.store):
             _ensure_model(client, name)
-            run_id = record.mlflow_run_id
-            if run_id is None:
-                raise InputError("the run never reached MLflow", where=f"run {record.run_id}", remedy="run the notebook again")
+            run_id = record.mlflow_run_id or _track_late(registry.store, record)
             client.log_artifacts(run_id, str(bundle.path), "bundle")
             source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key}
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)
         record_event(registry.store, "register", name, int(created.version), bundle=bundle.digest)
     return registry._read(name, int(created.version))
+
+
+def _track_late(store: Store, record: RunRecord) -> str:
+    "Record a run in MLflow that finished while MLflow was away; returns MLflow's id."
+    tags = {"n2p.run_id": record.run_id, "n2p.notebook": record.notebook_path}
+    tracker = Tracker(store, Path(record.notebook_path).stem, record.run_id, record.parameters, tags)
+    found = tracker.close("FINISHED", record.metrics, {"n2p.run_key": record.run_key, "n2p.bundle": record.bundle or ""}, record.output_notebook)
+    save_record(replace(record, mlflow_run_id=found))
+    return found
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -229,6 +244,8 @@ def alias_path(events: list[Event], alias: str) -> list[int]:
     path: list[int] = []
     for event in events:
         if event.alias == alias and event.action == "promote":
+            if event.previous is not None and path[-1:] != [event.previous]:
+                path.append(event.previous)  # somebody moved the alias with another tool
             path.append(event.version)
         elif event.alias == alias and event.action == "rollback":
             path = path[: path.index(event.version) + 1] if event.version not in path[-2:] else path[:-1]

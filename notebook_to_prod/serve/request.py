@@ -107,7 +107,7 @@ def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
     def shape(value: Any) -> str:
         if isinstance(value, list):
             return "list"
-        return "many" if isinstance(value, dict) and value.keys() == {"rows"} and "rows" not in schema.names else "row"
+        return "many" if isinstance(value, dict) and value.keys() == {"rows"} and (isinstance(value["rows"], list) or "rows" not in schema.names) else "row"
 
     return Annotated[Annotated[row, Tag("row")] | Annotated[many, Tag("list")] | Annotated[rows, Tag("many")], Discriminator(shape)]
 

@@ -227,7 +227,8 @@ def combined_sets(
     grid: Iterable[str] = (),  # `NAME=VALUE,VALUE,…` each; wins over files
 ) -> list[dict[str, Any]]:  # At least one
     "Every combination of parameter sets that a command line asks for, not yet checked; raises `ParameterError` on what cannot be read."
+    read = list(map(read_parameter_file, files))
     kinds = {name: declared_type(parameter) for name, parameter in read_notebook(path).parameters.items()}
-    axes = [*map(read_parameter_file, files), *(_axis(item, kinds) for item in grid)]
+    axes = [*read, *(_axis(item, kinds) for item in grid)]
     fixed = {name: parse_text(text, kinds.get(name, Any)) for name, text in typed}
     return [{name: value for part in (*parts, fixed) for name, value in part.items()} for parts in itertools.product(*axes)]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['tracking_errors', 'address', 'open_client', 'TrackedRun', 'Tracker', 'end_run']
+__all__ = ['tracking_errors', 'masked', 'address', 'open_client', 'TrackedRun', 'Tracker', 'end_run']
 
 # %% ../../nbs/train/14_tracking.ipynb #open-client
 _QUIET = ("alembic", "mlflow.store.db.utils", "mlflow.tracking")
@@ -44,14 +44,19 @@ def tracking_errors(store: Store) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = masked(str(error).strip().splitlines()[0])[:300]
         remedy = "start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the project"
         raise TrackingError(f"MLflow does not work: {reason}", where=address(store), remedy=remedy) from error
 
 
+def masked(text: str) -> str:
+    "Text without the names and passwords in its addresses."
+    return re.sub(r"(://)[^@\s]+@", r"\1***@", text)
+
+
 def address(store: Store) -> str:
-    "The tracking address without the password in it."
-    return re.sub(r"(://[^:/@]+):[^@/]+@", r"\1:***@", store.tracking_uri)
+    "The tracking address without what is secret in it."
+    return masked(store.tracking_uri)
 
 
 def open_client(store: Store) -> MlflowClient:

