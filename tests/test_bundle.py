@@ -500,7 +500,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "test-of-another-type": ((ON_COUNTS, COUNTS, TARGET, COUNTS + 0.5, TARGET), "'n'"),
     "test-misses-a-whole-number": ((ON_COUNTS, COUNTS, TARGET, COUNTS.where(COUNTS["n"] > 3), TARGET), "'n'"),
     "infinite-rows": ((FITTED, NUMBERS, TARGET, NUMBERS.assign(a=np.inf), TARGET), "infinite"),
-    "infinite-predictions": ((POWER, NUMBERS, TARGET, NUMBERS * 1e6, TARGET), "JSON"),
+    "infinite-predictions": ((POWER, NUMBERS, TARGET, NUMBERS.assign(a=NUMBERS["a"] * 1e6), TARGET), "JSON"),
     "targets-missing": ((FITTED, NUMBERS, None, NUMBERS, TARGET), "y_train"),
 }
 
