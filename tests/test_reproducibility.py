@@ -13,7 +13,10 @@ import pytest
 from estimators import NAMES, cells_of
 from notebooks import Project, finish, make_project
 
-DATA = "flight,delay\n1,5\n2,40\n3,12\n4,70\n" * 20
+# Minutes of kernels: run with `pytest -m slow`.
+pytestmark = pytest.mark.slow
+
+DATA = "flight,delay\n" + "1,5\n2,40\n3,12\n4,70\n" * 20
 TABLE = {
     "parameters": "data = 'delays.csv'\nseed = 3\nalpha = 1.0",
     "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
