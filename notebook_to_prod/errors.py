@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 # %% auto #0
 __all__ = ['N2PError', 'InputError', 'ParameterError', 'NotFoundError', 'DataError', 'NotebookError', 'ExportError',
-           'BundleError', 'RunError', 'CellError', 'KernelDiedError', 'RunTimeoutError', 'RunInterruptedError',
-           'VerdictError', 'CheckError', 'UnavailableError', 'DependencyError', 'LockMismatchError', 'StoreError',
-           'TrackingError', 'ServerError']
+           'BundleError', 'RunError', 'CellError', 'KernelStartError', 'KernelDiedError', 'RunTimeoutError',
+           'RunInterruptedError', 'VerdictError', 'CheckError', 'UnavailableError', 'DependencyError',
+           'LockMismatchError', 'StoreError', 'TrackingError', 'ServerError']
 
 # %% ../nbs/00_errors.ipynb #n2p-error
 class N2PError(Exception):
@@ -101,6 +101,12 @@ class RunError(NotebookError):
 
 class CellError(RunError):
     "A cell raised an exception."
+
+
+class KernelStartError(RunError):
+    "The kernel did not start: nothing of the notebook was executed."
+
+    exit_code = 3
 
 
 class KernelDiedError(RunError):

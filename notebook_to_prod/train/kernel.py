@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,26 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop, run_sync
 
 # %% auto #0
-__all__ = ['KernelManager', 'running_kernel', 'interruptible', 'drop_pending']
+__all__ = ['KernelManager', 'running_kernel', 'reason_not_to_start', 'interruptible', 'drop_pending']
 
 # %% ../../nbs/train/15_kernel.ipynb #kernel-manager
-class KernelManager(AsyncKernelManager):
-    "Starts kernels of this interpreter."
+_LAUNCHER = [sys.executable, "-m", "ipykernel_launcher"]
+_LONGEST_SOCKET = 100  # Characters of a Unix socket's path that every system takes
 
-    def __init__(self, **options: Any):
-        super().__init__(**options)
+
+class KernelManager(AsyncKernelManager):
+    "Starts kernels of this interpreter, which talk through sockets in `folder`."
+
+    def __init__(self, folder: Path, **options: Any):
+        super().__init__(connection_file=str(folder / "kernel.json"), **options)
+        if os.name == "posix" and len(os.fsencode(self.connection_file)) <= _LONGEST_SOCKET:
+            self.transport = "ipc"
         if self.has_trait("transport_encryption") and zmq.has("curve"):
             self.transport_encryption = "auto"
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv = [*_LAUNCHER, "-f", "{connection_file}"]
         return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": "curve"})
 
 # %% ../../nbs/train/15_kernel.ipynb #running-kernel
@@ -44,16 +51,23 @@ def running_kernel(
     cwd: str | Path,  # Folder it works in
 ) -> Iterator[KernelManager]:
     "Start a kernel; it is stopped when the block ends, however it ends."
-    manager = KernelManager()
     # ipykernel copies what is written to the descriptors 1 and 2 into messages, and to whatever they were before: nowhere.
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    run_sync(manager.start_kernel)(env=os.environ | dict(variables), cwd=str(cwd), **silent)
-    finished = False
-    try:
-        yield manager
-        finished = True
-    finally:
-        run_sync(manager.shutdown_kernel)(now=not finished)
+    with tempfile.TemporaryDirectory(prefix="n2p-", ignore_cleanup_errors=True) as folder:
+        manager = KernelManager(Path(folder))
+        run_sync(manager.start_kernel)(env=os.environ | dict(variables), cwd=str(cwd), **silent)
+        finished = False
+        try:
+            yield manager
+            finished = True
+        finally:
+            run_sync(manager.shutdown_kernel)(now=not finished)
+
+
+def reason_not_to_start() -> str:
+    "Why no kernel starts in the current folder, as the last line of what Python says; empty if one would."
+    done = subprocess.run([*_LAUNCHER, "--version"], capture_output=True, text=True, errors="replace", timeout=60, check=False)
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 
 # %% ../../nbs/train/15_kernel.ipynb #interruptible
 @contextlib.contextmanager
