@@ -2,6 +2,7 @@
 
 Run: python benchmarks/run_overhead.py [NOTEBOOK ...]
 Peer: `papermill NOTEBOOK out.ipynb`, and the same notebook with a last cell that logs the model to MLflow from within.
+`--force`: a run that has been answered would be answered from the record.
 Limit: 1.15 times the wall time of bare papermill, as the median of the ratios of neighbouring runs.
 Without arguments a notebook is written that trains 100 trees on scikit-learn's breast cancer data.
 """
@@ -87,14 +88,16 @@ def main(notebooks: list[str]) -> int:
         for path in notebooks:
             source = str(Path(path).resolve())
             ratios[path] = compare(
-                path, {"papermill": ["papermill", source, "out.ipynb"], "n2p run": ["n2p", "run", source]}, folder
+                path,
+                {"papermill": ["papermill", source, "out.ipynb"], "n2p run": ["n2p", "run", "--force", source]},
+                folder,
             )
         if not notebooks:
             source = write_notebook(folder / "cancer.ipynb", CELLS).name
             within = write_notebook(folder / "within.ipynb", {**CELLS, "log": LOG_WITHIN}).name
             commands = {
                 "papermill": ["papermill", source, "out.ipynb"],
-                "n2p run": ["n2p", "run", source],
+                "n2p run": ["n2p", "run", "--force", source],
                 "papermill, model logged within": ["papermill", within, "out.ipynb"],
             }
             ratios[source] = compare("breast cancer, 100 trees", commands, folder)

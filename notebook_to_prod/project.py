@@ -68,23 +68,23 @@ def find_project(
 
 # %% ../nbs/01_project.ipynb #os-errors
 _REMEDIES = {
-    errno.ENOSPC: "free some space, or move the store with N2P_HOME",
-    errno.EDQUOT: "free some space, or move the store with N2P_HOME",
-    errno.EACCES: "give this user write permission, or move the store with N2P_HOME",
-    errno.EPERM: "give this user write permission, or move the store with N2P_HOME",
-    errno.EROFS: "move the store to a writable file system with N2P_HOME",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "give this user write permission",
+    errno.EPERM: "give this user write permission",
+    errno.EROFS: "choose a file system that can be written",
 }
 
 
 @contextlib.contextmanager
 def store_errors(path: Path) -> Iterator[None]:
-    "Turn an `OSError` at `path` into a `StoreError` with a remedy."
+    "Turn an `OSError` into a `StoreError` with a remedy; `path` is named unless the error names another."
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        remedy = _REMEDIES.get(error.errno or 0, "check the path, or move the store with N2P_HOME")
-        raise StoreError(f"cannot use the store: {reason}", where=str(path), remedy=remedy) from error
+        remedy = f"{_REMEDIES.get(error.errno or 0, 'check the path')}; N2P_HOME puts the store elsewhere"
+        raise StoreError(f"the file system refuses: {reason}", where=os.fsdecode(error.filename or path), remedy=remedy) from error
 
 # %% ../nbs/01_project.ipynb #atomic-write
 def write_atomic(path: Path, content: str | bytes) -> Path:

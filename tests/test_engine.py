@@ -99,7 +99,7 @@ def test_a_kernel_that_dies_is_named_with_its_cell(project: Project, source: str
 
 
 def test_a_cell_that_takes_too_long_is_stopped(project: Project) -> None:
-    failed = fail(project, "open('kernel', 'w').write(str(os.getpid()))\nwhile True: pass", "--timeout", "2")
+    failed = fail(project, "open('kernel', 'w').write(str(os.getpid()))\nwhile True: pass", "--timeout", "10")
     failed.check("RunTimeoutError", "work")
     assert "--timeout" in failed.done.error["remedy"]
     assert not psutil.pid_exists(int((project.folder / "kernel").read_text()))
@@ -108,6 +108,36 @@ def test_a_cell_that_takes_too_long_is_stopped(project: Project) -> None:
 # What is stopped from outside
 
 WORK = "open('kernel.part', 'w').write(str(os.getpid())); os.rename('kernel.part', 'kernel')\ntime.sleep(600)"
+
+
+def test_a_kernel_that_cannot_start_is_not_called_dead(project: Project) -> None:
+    broken = project.folder / "broken" / "ipykernel_launcher.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('the launcher is broken')")
+    project.notebook("train.ipynb", {"work": "1"})
+    done = project.run("train.ipynb", PYTHONPATH=str(broken.parent))
+    assert (done.code, done.error["type"]) == (3, "KernelStartError"), done
+    assert "the launcher is broken" in done.error["what"]
+    (folder,) = project.run_folders
+    assert (project.record(folder.name)["status"], project.tracked(folder.name).info.status) == ("failed", "FAILED")
+
+
+BLOCK = """
+    import os
+    executed = f"{os.environ['N2P_HOME']}/runs/{os.environ['N2P_RUN_ID']}/output.ipynb"
+    os.remove(executed)
+    os.mkdir(executed)
+    """
+
+
+def test_what_fails_outside_the_cells_ends_the_run_everywhere(project: Project) -> None:
+    """The place of the executed notebook is taken by a folder."""
+    project.notebook("train.ipynb", {"work": BLOCK})
+    done = project.run("train.ipynb")
+    assert (done.code, done.error["type"]) == (3, "StoreError"), done
+    assert "output.ipynb" in done.error["where"]
+    (folder,) = project.run_folders
+    assert (project.record(folder.name)["status"], project.tracked(folder.name).info.status) == ("failed", "FAILED")
 
 
 def stop(project: Project, number: signal.Signals, started: Callable[[], Any]) -> tuple[Failure, list[psutil.Process]]:
@@ -183,7 +213,8 @@ def spellings(secret: str) -> set[str]:
         html.escape(secret, quote=False),
         urllib.parse.quote(secret),
         urllib.parse.quote_plus(secret),
-        base64.b64encode(secret.encode()).decode().rstrip("="),
+        secret.encode().hex(),
+        *(base64.b64encode(bytes(before) + secret.encode()).decode()[8:-4] for before in range(3)),
     }
 
 
@@ -224,6 +255,8 @@ TELLING = {
     "pieces": "sys.stdout.write(token[:7]); sys.stdout.flush(); time.sleep(0.2); print(token[7:])",
     "error-pieces": "sys.stderr.write(token[:7]); sys.stderr.flush(); time.sleep(0.2); print(token[7:], file=sys.stderr)",
     "base64": "base64.b64encode(password.encode()), base64.urlsafe_b64encode(token.encode()).decode()",
+    "basic-auth": "base64.b64encode(f'user:{password}'.encode()), base64.b64encode(f'me:{token}'.encode()).decode()",
+    "hexadecimal": "password.encode().hex(), token.encode().hex()",
     "bytes": "password.encode(), token.encode()",
     "ascii": "ascii(password)",
     "json": "json.dumps({'p': password}), json.dumps({'p': password}, ensure_ascii=False)",
@@ -371,6 +404,22 @@ def test_papermill_with_the_engine_fails_and_records(project: Project) -> None:
     assert (record["status"], record["error"]["type"], record["error"]["cell_id"]) == ("failed", "CellError", "work")
     assert (folder / "output.ipynb").is_file()
     assert project.tracked(folder.name).info.status == "FAILED"
+
+
+def test_papermill_with_the_engine_says_what_cannot_be_reproduced(project: Project) -> None:
+    project.notebook(
+        "train.ipynb", {"parameters": "seed = 1", "draw": "import numpy as np\nprint(seed, np.random.rand())"}
+    )
+    done = project.command("papermill", "--engine", "notebook_to_prod", "train.ipynb", "out.ipynb")
+    assert done.code == 0, done
+    assert "N2P" in done.stderr and "'draw'" in done.stderr
+
+
+@pytest.mark.parametrize("first", ["papermill", "notebook_to_prod.train.engine"])
+def test_papermill_and_the_engine_are_imported_in_any_order(project: Project, first: str) -> None:
+    ask = f"import {first}, papermill.engines as e; print(e.papermill_engines.get_engine('notebook_to_prod').nb_kernel_name)"
+    done = project.command("python", "-c", ask)
+    assert done.code == 0 and "NotebookToProdEngine" in done.stdout, done
 
 
 @pytest.mark.parametrize(

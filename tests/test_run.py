@@ -16,8 +16,8 @@ from notebooks import SCRIPTS, Done, Project, finish, make_project, markdown
 import notebook_to_prod
 from notebook_to_prod.errors import CellError, NotebookError, NotFoundError, RunError
 from notebook_to_prod.train.notebook import read_notebook
-from notebook_to_prod.train.record import RunRecord
-from notebook_to_prod.train.scraps import read_scraps
+from notebook_to_prod.train.record import RunRecord, read_record
+from notebook_to_prod.train.scraps import decode, read_scraps
 
 TABLE = "hour,late\n" + "".join(f"{hour},{int(hour % 7 > 3)}\n" for hour in range(60))
 
@@ -528,3 +528,14 @@ def test_four_runs_at_once_on_a_fresh_store(project: Project) -> None:
     assert [each.data.metrics for each in tracked] == [{"m": float(n)} for n in range(4)]
     assert {each.info.status for each in tracked} == {"FINISHED"}
     assert len(project.run_folders) == 4
+
+
+def test_json_shows_parameters_as_json_and_the_record_keeps_them_as_they_were(project: Project) -> None:
+    project.notebook(
+        "train.ipynb", {"parameters": "until = None\nshape = (3, 2)\nlimits = [1.5]", "show": "until, shape"}
+    )
+    said = project.run("train.ipynb", "-p", "limits", "[NaN, 2]").json
+    assert said["parameters"] == {"until": None, "shape": [3, 2], "limits": ["nan", 2]}
+    assert said["spec"]["parameters"] == {"limits": ["nan", 2]}
+    kept = read_record(project.run_folders[0]).parameters
+    assert decode(kept["until"]) is None and decode(kept["shape"]) == (3, 2)

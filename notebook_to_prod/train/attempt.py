@@ -5,6 +5,7 @@
 # %% ../../nbs/train/18_attempt.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import CellError, DataError, N2PError, RunError, RunInterruptedError
+from ..errors import CellError, DataError, N2PError, RunError, RunInterruptedError, TrackingError
 from ..project import Store, digest_file, digest_json, find_project, write_atomic, write_json
 from .answers import remember
 from .closure import git_state
@@ -122,6 +123,9 @@ class Attempt:
         if self.record.status == "running":
             what = error.to_dict() if isinstance(error, N2PError) else {"type": type(error).__name__, "what": str(error)}
             self.record = save_record(replace(self.record, status="failed", finished=now(), error=what))
+            if self._tracker is not None:
+                with contextlib.suppress(TrackingError):
+                    self._tracker.close("FAILED", {}, {"n2p.error": what["what"][:500]})
 
     def _result(self, nb: Any, error: RunError | None) -> RunRecord:
         scraps = read_scraps(nb).values()

@@ -5,13 +5,11 @@
 # %% ../../nbs/train/19_engine.ipynb #imports
 from __future__ import annotations
 
-import base64
 import contextlib
 import copy
-import html
 import json
+import logging
 import os
-import urllib.parse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,14 +19,15 @@ from papermill.clientwrap import PapermillNotebookClient
 from papermill.engines import NBClientEngine, NotebookExecutionManager
 from papermill.iorw import write_ipynb
 
-from ..errors import KernelDiedError, NotebookError, RunError, RunInterruptedError, RunTimeoutError, TrackingError
+from ..errors import KernelDiedError, KernelStartError, NotebookError, RunError, RunInterruptedError, RunTimeoutError, TrackingError
 from ..project import find_project, open_store
 from .answers import asked_before, only_one
 from .attempt import Attempt, cell_failure
-from .kernel import KernelManager, drop_pending, interruptible, running_kernel
+from .check.verdict import check_notebook
+from .kernel import KernelManager, drop_pending, interruptible, reason_not_to_start, running_kernel
 from .lockfile import find_lockfile
 from .notebook import parse_notebook
-from .parameters import check_parameters, hide_secrets
+from .parameters import check_parameters, hide_secrets, spellings
 from .question import ask
 from .record import RunRecord
 
@@ -39,19 +38,10 @@ __all__ = ['redact', 'join_streams', 'announced_secrets', 'NotebookToProdEngine'
 _HIDDEN = "[secret]"
 
 
-def _spellings(secret: str) -> set[str]:
-    quoted = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
-    shown = {repr(secret)[1:-1], ascii(secret)[1:-1], repr(secret.encode())[2:-1]}
-    escaped = {html.escape(secret), html.escape(secret, quote=False)}
-    address = {urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret)}
-    encoded = base64.b64encode(secret.encode()).decode().rstrip("=")
-    return {secret, encoded} | quoted | shown | escaped | address
-
-
 def redact(value: Any, secrets: list[str]) -> Any:
     "Replace every secret in the strings of a JSON-like `value`."
     if isinstance(value, str):
-        for spelling in sorted({each for secret in secrets for each in _spellings(secret)}, key=len, reverse=True):
+        for spelling in sorted({each for secret in secrets for each in spellings(secret)}, key=len, reverse=True):
             value = value.replace(spelling, _HIDDEN)
         return value
     if isinstance(value, list):
@@ -144,9 +134,13 @@ def _stopped(error: BaseException, client: _Client, manager: _ExecutionManager, 
     name = cell.get("id", "")
     if cell:
         cell.metadata.papermill.update(status=manager.FAILED, exception=True)
-    common: dict[str, Any] = {"where": f"{record.notebook_path}, cell '{name}'", "run_id": record.run_id, "cell_id": name}
+    place = record.notebook_path + (f", cell '{name}'" if cell else "")
+    common: dict[str, Any] = {"where": place, "run_id": record.run_id, "cell_id": name}
     if isinstance(error, KeyboardInterrupt):
         return RunInterruptedError("the run was stopped", remedy="run it again", **common)
+    if not cell:
+        remedy = "mend what the message names: a file beside the notebook called like a module of Python, or a broken installation of ipykernel"
+        return KernelStartError(f"the kernel did not start: {reason_not_to_start() or error}", remedy=remedy, **common)
     if isinstance(error, CellTimeoutError):
         remedy = "give it longer with --timeout, or make the cell do less"
         return RunTimeoutError(f"cell '{name}' took longer than {client.timeout} s", remedy=remedy, **common)
@@ -193,13 +187,17 @@ class NotebookToProdEngine(NBClientEngine):
             log_output=log_output,
             autosave_cell_every=autosave_cell_every,
         )
-        manager.notebook_start()
-        with interruptible(), contextlib.nullcontext(kernel) if kernel else running_kernel(attempt.variables, Path.cwd()) as running:
-            error = cls._execute(manager, running, attempt.record, log_output=log_output, **options)
-        manager.cleanup_pbar()
-        manager.notebook_complete()
-        if manager.output_path != str(attempt.record.output_notebook):
-            write_ipynb(nb, str(attempt.record.output_notebook))
+        try:
+            manager.notebook_start()
+            with interruptible(), contextlib.nullcontext(kernel) if kernel else running_kernel(attempt.variables, Path.cwd()) as running:
+                error = cls._execute(manager, running, attempt.record, log_output=log_output, **options)
+            manager.cleanup_pbar()
+            manager.notebook_complete()
+            if manager.output_path != str(attempt.record.output_notebook):
+                write_ipynb(nb, str(attempt.record.output_notebook))
+        except BaseException as unexpected:
+            attempt.abandon(unexpected)
+            raise
         failure = error or cell_failure(nb, attempt.record)
         try:
             attempt.finish(nb, failure)
@@ -239,6 +237,9 @@ class NotebookToProdEngine(NBClientEngine):
         return None
 
 # %% ../../nbs/train/19_engine.ipynb #engine-helpers
+_log = logging.getLogger(__name__)
+
+
 def _take_secrets(nb: Any) -> list[str]:
     "Hide the secrets of the injected cell, and give it a name that is the same in every run; returns the secrets."
     names: list[str] = []
@@ -260,6 +261,8 @@ def _attempt_of(nb: Any, input_path: str | None) -> Attempt:
     if not notebook.code_cells:
         raise NotebookError("the notebook has no code cells", where=str(path), remedy="add cells, or check the path")
     project = find_project(path.resolve().parent)
+    for finding in check_notebook(notebook, folder=Path.cwd()).errors:
+        _log.warning("%s in cell '%s', line %d: %s", finding.code, finding.cell_id, finding.line, finding.what)
     question = ask(notebook, check_parameters(notebook, given=given), Path.cwd(), project)
     store = open_store()
     with only_one(store, question.key):

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import ast
+import base64
 import builtins
 import contextlib
 import difflib
+import html
 import itertools
 import json
 import os
 import re
 import typing
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,8 @@ from .notebook import Notebook, Parameter, read_notebook
 from .scraps import glue
 
 # %% auto #0
-__all__ = ['declared_type', 'parse_text', 'secret', 'known_secrets', 'secret_name', 'hide_secrets', 'check_parameters',
-           'read_parameter_file', 'combined_sets']
+__all__ = ['declared_type', 'parse_text', 'secret', 'known_secrets', 'spellings', 'secret_name', 'hide_secrets',
+           'check_parameters', 'read_parameter_file', 'combined_sets']
 
 # %% ../../nbs/train/02_parameters.ipynb #declared-type
 def declared_type(parameter: Parameter) -> Any:
@@ -112,6 +115,26 @@ def secret(name: str) -> str:
 def known_secrets() -> dict[str, str]:
     "The secrets this process has read, by variable name."
     return dict(_read_secrets)
+
+
+def spellings(secret: str) -> set[str]:
+    "The texts that give a secret away: itself, escaped, quoted for an address, in hexadecimal, and in base64 wherever it begins in what was encoded."
+    data = secret.encode()
+    quoted = {json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+    shown = {repr(secret)[1:-1], ascii(secret)[1:-1], repr(data)[2:-1]}
+    escaped = {html.escape(secret), html.escape(secret, quote=False)}
+    address = {urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret)}
+    return {secret, data.hex()} | quoted | shown | escaped | address | _in_base64(data)
+
+
+def _in_base64(data: bytes) -> set[str]:
+    "The letters of base64 that `data` alone decides, for each of the three places where it can begin."
+    found = set()
+    for before in range(3):
+        text = base64.b64encode(bytes(before) + data).decode().rstrip("=")
+        decided = text[(before * 8 + 5) // 6 : (before + len(data)) * 8 // 6]
+        found |= {decided, decided.translate(str.maketrans("+/", "-_"))}
+    return {text for text in found if len(text) >= _MINIMUM_SECRET}
 
 
 def secret_name(value: Any) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import NotFoundError, StoreError
 from ..project import Store, digest_json, store_errors, write_json
+from .scraps import plain
 
 # %% auto #0
 __all__ = ['RunSpec', 'RunRecord', 'now', 'new_run_id', 'save_record', 'read_record', 'list_runs', 'find_run']
@@ -89,7 +90,13 @@ class RunRecord:
         return Path(self.folder) / "input.ipynb"
 
     def to_dict(self) -> dict[str, Any]:
-        "As `--json` prints it and `record.json` keeps it; NaN and infinite metrics as text."
+        "As `--json` prints it."
+        stored = self.to_record()
+        spec = stored["spec"] | {"parameters": plain(stored["spec"]["parameters"])}
+        return stored | {"parameters": plain(stored["parameters"]), "spec": spec}
+
+    def to_record(self) -> dict[str, Any]:
+        "As `record.json` keeps it: parameters encoded so that they come back as they were, NaN and infinite metrics as text."
         derived = {
             "run_key": self.run_key,
             "output_notebook": str(self.output_notebook),
@@ -119,7 +126,7 @@ def new_run_id() -> str:
 
 def save_record(record: RunRecord) -> RunRecord:
     "Write the record into its folder, atomically."
-    write_json(Path(record.folder) / "record.json", record.to_dict())
+    write_json(Path(record.folder) / "record.json", record.to_record())
     return record
 
 # %% ../../nbs/train/12_record.ipynb #load-record

@@ -16,7 +16,7 @@ from typing import Any
 from ..errors import DataError
 
 # %% auto #0
-__all__ = ['encode', 'decode', 'glue', 'Scrap', 'read_scraps']
+__all__ = ['encode', 'decode', 'plain', 'glue', 'Scrap', 'read_scraps']
 
 # %% ../../nbs/train/00_scraps.ipynb #encode
 _TYPE = "n2p.type"
@@ -149,6 +149,26 @@ def _decode_scientific(kind: str, value: dict[str, Any]) -> Any:
             column = frame["values"].rename(decode(value["name"]))
             return column if value["kind"] == "Series" else pd.Index(column)
     raise DataError(f"unknown scrap type '{kind}'", remedy="read it with the version of notebook_to_prod that wrote it")
+
+# %% ../../nbs/train/00_scraps.ipynb #plain
+def plain(value: Any) -> Any:
+    "What `encode` made, as a reader of JSON expects it: null, lists and texts. Tables and arrays stay encoded; nothing can be decoded from it."
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value.get(_TYPE):
+        case None:
+            return {key: plain(item) for key, item in value.items()}
+        case "none" | "missing":
+            return None
+        case "tuple":
+            return [plain(item) for item in value["items"]]
+        case "mapping":
+            return {str(plain(key)): plain(item) for key, item in value["items"]}
+        case "int" | "float" | "datetime" | "date" | "Timestamp":
+            return value["value"]
+    return value
 
 # %% ../../nbs/train/00_scraps.ipynb #glue
 _MIME_PREFIX = "application/scrapbook.scrap."
