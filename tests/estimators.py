@@ -120,13 +120,13 @@ _MODELS: dict[str, tuple[str, str, str]] = {
         "multiclass",
         "",
         "from sklearn.neural_network import MLPClassifier\n"
-        + _SCALED.format("MLPClassifier((16,), max_iter=60, random_state=seed)"),
+        + _SCALED.format("MLPClassifier(hidden_layer_sizes=(16,), max_iter=60, random_state=seed)"),
     ),
     "MLPRegressor": (
         "regression",
         "",
         "from sklearn.neural_network import MLPRegressor\n"
-        + _SCALED.format("MLPRegressor((16,), max_iter=60, random_state=seed)"),
+        + _SCALED.format("MLPRegressor(hidden_layer_sizes=(16,), max_iter=60, random_state=seed)"),
     ),
     "SVC": ("classification", "", "from sklearn.svm import SVC\n" + _SCALED.format("SVC(random_state=seed)")),
     "KNeighborsClassifier": (
