@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+import site
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
 from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle, write_bundle
 from notebook_to_prod.package.session import start
 from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.train.closure import imported_names, local_files, local_folders
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Project], None]) -> Project:
@@ -371,6 +373,148 @@ def test_whatever_an_exported_cell_defines_travels(project: Project, tmp_path: P
     assert replay_elsewhere(project, tmp_path, bundle)["differences"] == [0.0]
 
 
+LOCAL = {
+    "head": """
+        #| export
+        import contextlib
+        import typing
+        from typing import TYPE_CHECKING
+
+        import units.convert
+        from nearby import BESIDE
+        from tools.steps import clean
+
+        try:
+            import absent_accelerator
+        except ImportError:
+            absent_accelerator = None
+        with contextlib.suppress(ImportError):
+            from absent_package import nothing
+        if TYPE_CHECKING:
+            import absent_types
+        if typing.TYPE_CHECKING:
+            import absent_stubs
+
+
+        def prepare(X):
+            return clean(X) * units.convert.factor() * BESIDE
+    """,
+    "fit": """
+        import numpy as np
+        from sklearn.linear_model import LinearRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import FunctionTransformer
+
+        import notebook_to_prod as n2p
+
+        X, y = np.eye(4), np.arange(4.0)
+        pipeline = make_pipeline(FunctionTransformer(prepare), LinearRegression()).fit(X, y)
+        n2p.start(seed=1).export(pipeline, X, y, X, y)
+    """,
+}
+LOCAL_FILES = {
+    "units/__init__.py": "",
+    "units/convert.py": """
+from importlib.resources import files
+from pathlib import Path
+import pkgutil
+
+def factor():
+    first = float((Path(__file__).parent / "tables" / "factor.txt").read_text())
+    second = float(files("units").joinpath("tables/shift.txt").read_text())
+    years = [float(pkgutil.get_data("units", f"tables/of_{year}.txt")) for year in (2013, 2014)]
+    return first + second + sum(years)
+""",
+    "units/tables/factor.txt": "2",
+    "units/tables/shift.txt": "3",
+    "units/tables/of_2013.txt": "1",
+    "units/tables/of_2014.txt": "1",
+    "units/tables/training.csv": "never,named",
+    "units/tables/figure.ipynb": "{}",
+    "nearby.py": "from pathlib import Path\nBESIDE = float(Path(__file__).with_name('beside.txt').read_text())\n",
+    "beside.txt": "0.5",
+    "unnamed.txt": "x",
+    "tools/steps.py": "from . import names\nfrom .deep.er import one\n\n\ndef clean(X):\n    return X * one * len(names.WORD)\n",
+    "tools/deep/er.py": "one = 1\n",
+    "tools/unused.py": "import absent_everywhere\n",
+    "tools/data.csv": "training,data",
+}
+CARRIED = {
+    "nearby.py",
+    "beside.txt",
+    "tools/steps.py",
+    "tools/names.py",
+    "tools/deep/er.py",
+    *(name for name in LOCAL_FILES if name.startswith("units/") and not name.endswith((".csv", ".ipynb"))),
+}
+
+
+def test_local_packages_travel_with_the_data_files_that_they_name(project: Project, tmp_path: Path) -> None:
+    for name, content in LOCAL_FILES.items():
+        (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.folder / name).write_text(content)
+    word = "# -*- coding: latin-1 -*-\nWORD = 'é'\n".encode("latin-1")  # one letter, two bytes in UTF-8
+    (project.folder / "tools/names.py").write_bytes(word)
+    project.notebook("train.ipynb", LOCAL)
+    done = project.run("train.ipynb", "--allow", "N2P401")
+    assert done.code == 0, done.error
+    bundle = Path(done.json["bundle_path"])
+    code = {path.relative_to(bundle / "code").as_posix() for path in (bundle / "code").rglob("*") if path.is_file()}
+    assert {name for name in code if not name.startswith("notebook_code")} == CARRIED
+    assert (bundle / "code/tools/names.py").read_bytes() == word
+    assert {*project.record(done.json["run_id"])["code"]} == CARRIED
+    project.folder.rename(tmp_path / "moved")
+    elsewhere = make_project(tmp_path / "elsewhere")
+    moved = tmp_path / "moved" / bundle.relative_to(project.folder)
+    assert replay_elsewhere(elsewhere, elsewhere.folder, moved)["differences"] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "names"),
+    [
+        ("import a.b, c as d", "", {"a.b", "c"}),
+        ("from a import b, c", "", {"a", "a.b", "a.c"}),
+        ("from a import *", "", {"a"}),
+        ("from . import b\nfrom ..c import d", "top.sub", {"top.sub", "top.sub.b", "top.c", "top.c.d"}),
+        ("from ... import beyond", "top", set()),
+        ("def later():\n    import a", "", {"a"}),
+        ("try:\n    import absent_one\nexcept ImportError:\n    import absent_two as absent_one", "", set()),
+        ("try:\n    import absent_one\nexcept (ValueError, ModuleNotFoundError):\n    pass", "", set()),
+        ("try:\n    import absent_one\nexcept ValueError:\n    pass", "", {"absent_one"}),
+        ("try:\n    import absent_one\nexcept ImportError:\n    pass\nimport absent_one", "", {"absent_one"}),
+        ("try:\n    import json\nexcept ImportError:\n    json = None", "", {"json"}),
+        ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", "", {"b"}),
+        ("%matplotlib inline\nimport a", "", {"a"}),
+        ("this is not Python", "", set()),
+        ("# coding: latin-1\nimport a  # é".encode("latin-1"), "", {"a"}),
+    ],
+)
+def test_names_that_a_source_imports(source: str | bytes, package: str, names: set[str]) -> None:
+    assert imported_names(source, package=package) == names
+
+
+def test_what_is_installed_is_not_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"user": tmp_path / "user", "other": tmp_path / ".env/lib/python3.11/site-packages", "own": tmp_path}
+    for name, folder in places.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"module_{name}.py").touch()
+        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(places["user"]))
+    assert [*local_files([f"module_{name}" for name in places], [tmp_path])] == ["module_own.py"]
+
+
+def test_folders_of_local_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notebooks", "src", "lib"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    cells = [
+        "import sys\nfrom pathlib import Path",
+        "sys.path.insert(0, str(Path('..') / 'src'))\nsys.path.append('gone')",
+    ]
+    found = local_folders(tmp_path / "notebooks", tmp_path, cells)
+    assert found == [tmp_path / "notebooks", tmp_path / "src", tmp_path, tmp_path / "lib"]
+
+
 # What a notebook cannot export
 
 HEAD = """
@@ -448,7 +592,9 @@ REFUSED_CELLS = {
 def test_export_is_refused_with_the_cell_to_mend(case: str, project: Project) -> None:
     cells, said = REFUSED_CELLS[case]
     project.notebook("train.ipynb", {"head": HEAD, **cells})
-    done = project.run("train.ipynb", "--allow", "N2P100", "--allow", "N2P101", "--allow", "N2P204")
+    done = project.run(
+        "train.ipynb", *(part for code in ("N2P100", "N2P101", "N2P204", "N2P401") for part in ("--allow", code))
+    )
     assert (done.code, done.error["type"], done.error["cell_id"]) == (2, "CellError", "save")
     text = " ".join((done.error["what"], done.error["where"], done.error["remedy"]))
     assert [part for part in said if part not in text] == []

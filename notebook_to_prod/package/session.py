@@ -200,7 +200,7 @@ def _export(run: Run, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_
         "golden.json": _json({"rows": rows, "predictions": said.predictions, "probabilities": said.probabilities}),
         "metadata.json": _json(_metadata(run, pipeline, notebook, {"train": _length(X_train), "test": _length(X_test)})),
         "requirements.lock": lock_for(code.imports | {"numpy", "pandas"}).encode(),
-        **{f"code/{name}": source.encode() for name, source in code.files.items()},
+        **{f"code/{name}": content for name, content in code.files.items()},
     }
     _refuse_secrets(contents)
     folder = open_store().bundles
