@@ -9,6 +9,7 @@ import re
 import shutil
 import site
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
 from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle, write_bundle
+from notebook_to_prod.package.lock import distributions_of
 from notebook_to_prod.package.session import start
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.closure import imported_names, local_files, local_folders
@@ -515,6 +517,14 @@ def test_folders_of_local_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found == [tmp_path / "notebooks", tmp_path / "src", tmp_path, tmp_path / "lib"]
 
 
+def test_distributions_are_found_as_the_standard_library_finds_them() -> None:
+    known = packages_distributions()
+    for module in ("sklearn", "yaml", "numpy", "pandas", "dateutil", "google", "_pytest"):
+        assert distributions_of([module]) == sorted(set(known[module]))
+    with pytest.raises(ExportError, match="'absent_one'"):
+        distributions_of(["numpy", "absent_one"])
+
+
 # What a notebook cannot export
 
 HEAD = """
@@ -576,6 +586,55 @@ REFUSED_CELLS = {
             "save": EXPORT,
         },
         ["display", "#| export"],
+    ),
+    "helper-edited-while-the-notebook-trained": (
+        {
+            "edit": """
+                from pathlib import Path
+
+                Path("edited.py").write_text("def scale(X):\\n    return X * 2\\n")
+                from edited import scale
+
+                step = FunctionTransformer(scale)
+                Path("edited.py").write_text("def scale(X):\\n    return X * 3\\n")
+            """,
+            "save": EXPORT,
+        },
+        ["does not predict what it recorded", "golden.json"],
+    ),
+    "module-imported-by-a-computed-name": (
+        {
+            "side": "from pathlib import Path\n\nPath('sideways.py').write_text('SHIFT = 1')",
+            "shift": "#| export\nimport importlib\n\n\ndef shift(X):\n    return X + importlib.import_module('side' + 'ways').SHIFT",
+            "step": "step = FunctionTransformer(shift)",
+            "save": EXPORT,
+        },
+        ["ModuleNotFoundError", "sideways", "#| export"],
+    ),
+    "file-of-the-project": (
+        {
+            "write": "from pathlib import Path\n\nPath('limit.txt').write_text('0.5')",
+            "clip": "#| export\ndef clip(X):\n    return X.clip(upper=float(open('limit.txt').read()))",
+            "step": "step = FunctionTransformer(clip)",
+            "save": EXPORT,
+        },
+        ["FileNotFoundError", "limit.txt", "__file__"],
+    ),
+    "attribute-that-an-import-of-the-notebook-made": (
+        {
+            "xml": "#| export\nimport xml\n\n\ndef shift(X):\n    return X + len(xml.sax.handler.version)",
+            "other": "import xml.sax\n\nstep = FunctionTransformer(shift)",
+            "save": EXPORT,
+        },
+        ["AttributeError", "sax", "#| export"],
+    ),
+    "process-that-ends": (
+        {
+            "end": "#| export\nimport os\nimport sys\n\n\ndef end(X):\n    return X if 'IPython' in sys.modules else os._exit(7)",
+            "step": "step = FunctionTransformer(end)",
+            "save": EXPORT,
+        },
+        ["ends the process", "exit code 7"],
     ),
     "predictions-that-are-drawn": (
         {
