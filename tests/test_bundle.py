@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from joblib import Memory
 from notebooks import Project, make_project
 from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -28,6 +30,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
 from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle, write_bundle
+from notebook_to_prod.package.code import pickle_pipeline
 from notebook_to_prod.package.lock import distributions_of
 from notebook_to_prod.package.session import start
 from notebook_to_prod.serve.predictor import load_predictor
@@ -739,6 +742,44 @@ def test_every_golden_row_is_a_request_that_the_service_accepts(project: Project
     else:
         predictor = load_predictor(bundle.path)
         assert predictor.predict(bundle.golden["rows"]).predictions == bundle.golden["predictions"]
+
+
+# The same spec, the same digest
+
+
+def test_a_metric_is_no_part_of_the_bundle(project: Project) -> None:
+    digests = set()
+    for seconds in (1.25, 2.5):
+        run = start()
+        run.metric("seconds", seconds)
+        digests.add(run.export(FITTED, NUMBERS, TARGET, NUMBERS, TARGET).digest)
+    assert len(digests) == 1
+
+
+class Recall(BaseEstimator, TransformerMixin):
+    """An estimator of the user's whose `memory` is no cache."""
+
+    def __init__(self, memory: Any = None):
+        self.memory = memory
+
+
+def test_the_folder_of_a_cache_is_not_pickled(tmp_path: Path) -> None:
+    pickled = set()
+    for memory in (str(tmp_path / "text"), Memory(tmp_path / "object", verbose=0)):
+        cached = make_pipeline(make_pipeline(StandardScaler(), memory=memory), LinearRegression(), memory=memory)
+        cached.fit(NUMBERS, TARGET)
+        pickled.add(pickle_pipeline(cached))
+        assert cached.memory is memory and cached[0].memory is not None
+    (data,) = pickled
+    assert str(tmp_path).encode() not in data
+    assert pickle.loads(data).memory is None and pickle.loads(data)[0].memory is None
+
+
+def test_only_a_cache_is_left_out(tmp_path: Path) -> None:
+    kept = pickle.loads(pickle_pipeline([Recall("a long time"), Recall(7), Recall(Memory(tmp_path, verbose=0))]))
+    assert [each.memory for each in kept[:2]] == ["a long time", 7]
+    assert kept[2].memory.location is None
+    assert kept[2].memory.cache(len)([1]) == 1
 
 
 # A bundle that was changed

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from notebooks import SCRIPTS, Project, finish
 from test_bundle import once
-from test_registry import flights, register, train
+from test_registry import flights, register, run_id, train
 from test_schema import reproducible
 
 from notebook_to_prod.errors import DataError
@@ -422,6 +422,12 @@ def test_the_description_is_the_schema(classifier: Service) -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [("/health", "ok"), ("/ready", "ready")])
+def test_the_description_shows_the_metrics_of_the_run(classifier: Service, trained: Project) -> None:
+    said = classifier.client.get("/openapi.json").json()["info"]["description"]
+    score = trained.record(run_id(trained, "five"))["metrics"]["score"]
+    assert f"Metrics: score {score:.4g}." in said
+
+
 def test_probes_say_who_answers(path: str, status: str, classifier: Service) -> None:
     identity = {name: classifier.announced[name] for name in ("model", "version", "bundle")}
     assert classifier.client.get(path).json() == {"status": status, **identity}

@@ -51,7 +51,7 @@ class Bundle:
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        "Task, classes, metrics and lineage."
+        "Task, classes and lineage."
         return self._json("metadata.json")
 
     @cached_property
@@ -77,13 +77,11 @@ class Bundle:
         return f"Bundle({self.digest!r}, {len(self.files)} files)"
 
     def _repr_markdown_(self) -> str:
-        metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in self.metadata["metrics"].items()) or "none"
         state = "draft: run the notebook with `n2p run` to make one that can be promoted" if self.is_draft else "recorded run"
         size = sum(file["size"] for file in self.files.values()) / 1e6
         rows = {
             "task": self.metadata["task"],
             "columns": len(self.schema.columns),
-            "metrics": metrics,
             "golden rows": len(self.golden["rows"]),
             "size": f"{size:.2f} MB in {len(self.files)} files",
             "made by": state,

@@ -9,12 +9,14 @@ import ast
 import contextlib
 import inspect
 import io
+import os
 import pickle
 import pickletools
 import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +133,13 @@ class _Pickler(pickle.Pickler):
                 where="run.export",
                 remedy="write it with def or class at the top level of an exported cell or module",
             )
-        if "_stop_words_id" in getattr(value, "__dict__", ()):
-            return _without_address(value)
+        attributes = getattr(value, "__dict__", ())
+        if "_stop_words_id" in attributes:
+            return _without(value, "_stop_words_id")
+        if "memory" in attributes and _is_cache(value, attributes["memory"]):
+            return _without(value, "memory", memory=None)
+        if type(value).__module__ == "joblib.memory" and type(value).__name__ == "Memory":
+            return type(value), (None,)
         return NotImplemented
 
     def _refusal(self, value: Any) -> ExportError:
@@ -163,10 +170,21 @@ def _is_of_main(value: Any) -> bool:
     return named and not isinstance(value, types.MethodType)
 
 
-def _without_address(value: Any) -> tuple[Any, ...]:
-    "How to pickle scikit-learn's text vectorizers without the memory address of their stop words, which they compare and then do without."
+def _without(value: Any, attribute: str, **instead: Any) -> tuple[Any, ...]:
+    """How to pickle an object without one of its attributes, or with another value `instead`.
+
+    Scikit-learn's text vectorizers hold the memory address of their stop words, which they compare and then do without; pipelines the
+    folder of a cache, which only fitting uses.
+    """
     rebuild, arguments, state, *rest = value.__reduce_ex__(5)
-    return rebuild, arguments, {name: each for name, each in state.items() if name != "_stop_words_id"}, *rest
+    return rebuild, arguments, {name: each for name, each in state.items() if name != attribute} | instead, *rest
+
+
+def _is_cache(value: Any, memory: Any) -> bool:
+    "Whether `memory` is where a scikit-learn estimator, or one derived from it, caches its fits."
+    if memory is None or not any(each.__module__.startswith("sklearn.") and "memory" in signature(each.__init__).parameters for each in type(value).__mro__[:-1]):
+        return False
+    return isinstance(memory, str | os.PathLike) or hasattr(memory, "cache")
 
 
 def _owned(value: Any) -> Iterator[Any]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import shutil
@@ -166,7 +165,6 @@ def _metadata(run: Run, pipeline: Any, notebook: Notebook | None, rows: dict[str
         "task": task,
         "classes": None if classes is None else jsonable(classes),
         "estimator": _estimator_name(pipeline),
-        "metrics": {name: value if math.isfinite(value) else str(value) for name, value in run.metrics.items()},
         "seed": run.seed,
         "notebook": notebook.digest if notebook else None,
         "datasets": [dataset.digest for dataset in loaded()],

@@ -142,5 +142,6 @@ def create_app(predictor: Predictor) -> FastAPI:
 
 def _describe(predictor: Predictor) -> str:
     metadata = predictor.bundle.metadata
-    metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in metadata["metrics"].items()) or "none recorded"
-    return f"{metadata['task']} by `{metadata['estimator']}`. Metrics: {metrics}. Bundle `{predictor.bundle.digest}`."
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in predictor.metrics.items())
+    shown = f"Metrics: {metrics}. " if metrics else ""
+    return f"{metadata['task']} by `{metadata['estimator']}`. {shown}Bundle `{predictor.bundle.digest}`."

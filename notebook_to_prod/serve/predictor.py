@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class Predictor:
     pipeline: Any
     name: str
     version: str
+    metrics: Mapping[str, float] = field(default_factory=dict)  # Of the run that made the model, to show
 
     @property
     def classes(self) -> list[Any] | None:
@@ -68,9 +69,10 @@ def load_predictor(
     digest: str | None = None,  # What it must be
     name: str = "model",
     version: str = "0",
+    metrics: Mapping[str, float] | None = None,  # Of the run that made it
 ) -> Predictor:
     "Verify, load and replay a bundle; raises `BundleError` or `DependencyError` that says what is wrong with it."
     bundle = open_bundle(path, digest)
     pipeline = load_pipeline(bundle)
     replay_golden(bundle, pipeline)
-    return Predictor(bundle, pipeline, name, version)
+    return Predictor(bundle, pipeline, name, version, dict(metrics or {}))
