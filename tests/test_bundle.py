@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -29,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
-from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle, write_bundle
+from notebook_to_prod.package.bundle import Bundle, Prediction, load_pipeline, open_bundle, unusable_row, write_bundle
 from notebook_to_prod.package.code import pickle_pipeline
 from notebook_to_prod.package.lock import distributions_of
 from notebook_to_prod.package.session import start
@@ -708,7 +709,10 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "test-of-another-type": ((ON_COUNTS, COUNTS, TARGET, COUNTS + 0.5, TARGET), "'n'"),
     "test-misses-a-whole-number": ((ON_COUNTS, COUNTS, TARGET, COUNTS.where(COUNTS["n"] > 3), TARGET), "'n'"),
     "infinite-rows": ((FITTED, NUMBERS, TARGET, NUMBERS.assign(a=np.inf), TARGET), "infinite"),
-    "infinite-predictions": ((POWER, NUMBERS, TARGET, NUMBERS.assign(a=NUMBERS["a"] * 1e6), TARGET), "JSON"),
+    "infinite-predictions": (
+        (POWER, NUMBERS, TARGET, NUMBERS.assign(a=NUMBERS["a"] * 1e6), TARGET),
+        "no finite number",
+    ),
     "targets-missing": ((FITTED, NUMBERS, None, NUMBERS, TARGET), "y_train"),
 }
 
@@ -721,6 +725,23 @@ def test_export_refuses(case: str, project: Project) -> None:
     assert caught.value.where
     assert caught.value.remedy
     assert [*project.home.glob("bundles/*")] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "classes", "row"),
+    [
+        (Prediction([1.0, 2]), None, None),
+        (Prediction([1.0, None]), None, 1),
+        (Prediction([1.0, math.inf]), None, 1),
+        (Prediction([[1.0, 2.0], [-math.inf, 1.0]]), None, 1),
+        (Prediction(["late", True]), None, None),
+        (Prediction(["late", None], [[1.0, 0.0], [0.5, 0.5]]), ["late", None], None),  # a class may be missing
+        (Prediction(["late", "late"], [[1.0, 0.0], [None, None]]), ["late", "early"], 1),
+        (Prediction([]), None, None),
+    ],
+)
+def test_a_row_without_a_finite_number_is_found(said: Prediction, classes: Any, row: int | None) -> None:
+    assert unusable_row(said, classes) == row
 
 
 def test_rows_with_infinite_numbers_are_not_golden(project: Project) -> None:

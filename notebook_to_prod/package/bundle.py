@@ -24,8 +24,8 @@ from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, 
 from .schema import Schema, jsonable, to_table
 
 # %% auto #0
-__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'replay_golden',
-           'largest_difference']
+__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'unusable_row',
+           'replay_golden', 'largest_difference']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
@@ -256,6 +256,23 @@ def predict(
     if isinstance(probabilities, list):  # several outputs
         probabilities = [list(row) for row in zip(*map(jsonable, probabilities), strict=True)]
     return Prediction(predictions, None if probabilities is None else jsonable(probabilities))
+
+
+def unusable_row(
+    said: Prediction,
+    classes: Any,  # Of a classification, whose labels may be anything; else None
+) -> int | None:
+    "The first row whose prediction or probability is NaN, infinite or missing, or None."
+    for row, prediction in enumerate(said.predictions):
+        if (classes is None and not _is_finite(prediction)) or (said.probabilities is not None and not _is_finite(said.probabilities[row])):
+            return row
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
 def replay_golden(bundle: Bundle, pipeline: Any) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DataError, ExportError
-from .bundle import Bundle, Prediction, largest_difference, predict, write_bundle
+from .bundle import Bundle, Prediction, largest_difference, predict, unusable_row, write_bundle
 from .code import collect_code, executed_sources
 from .lock import lock_for
 from .proof import Prover, open_prover
@@ -234,6 +234,10 @@ def _contents(run: Run, pipeline: Any, X_train: Any, X_test: Any) -> dict[str, b
             remedy="export the whole pipeline, preprocessing included, with the tables it starts from",
         ) from error
     _agree(direct, said)
+    unusable = unusable_row(said, getattr(pipeline, "classes_", None))
+    if unusable is not None:
+        what = f"the pipeline predicts no finite number for a row of X_test: {rows[unusable]}"
+        raise ExportError(what[:400], where="run.export", remedy="let it predict finite numbers for whatever it accepts")
     code = collect_code(pipeline, executed_sources(notebook))
     return {
         "model.pkl": code.pickled,

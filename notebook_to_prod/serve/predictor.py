@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, predict, replay_golden
+from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, predict, replay_golden, unusable_row
 from ..package.schema import to_table
 
 # %% auto #0
@@ -60,8 +60,15 @@ class Predictor:
         return self.score([model.model_dump(by_alias=True) for model in models])
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
-        "Predict rows that have been checked."
-        return predict(self.pipeline, to_table(self.bundle.schema, rows)) if rows else Prediction([])
+        "Predict rows that have been checked; raises `DataError` if the model gives no finite number for one."
+        if not rows:
+            return Prediction([])
+        said = predict(self.pipeline, to_table(self.bundle.schema, rows))
+        unusable = unusable_row(said, self.classes)
+        if unusable is not None:
+            remedy = "send values closer to those that the model was trained with"
+            raise DataError("the model gave no finite number", where=f"row {unusable}", remedy=remedy)
+        return said
 
 
 def load_predictor(
