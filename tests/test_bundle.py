@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
 import shutil
+import site
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from joblib import Memory
 from notebooks import Project, make_project
 from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -25,9 +30,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
-from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle, write_bundle
+from notebook_to_prod.package.bundle import Bundle, Prediction, load_pipeline, open_bundle, unusable_row, write_bundle
+from notebook_to_prod.package.code import pickle_pipeline
+from notebook_to_prod.package.lock import distributions_of
 from notebook_to_prod.package.session import start
 from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.train.closure import imported_names, local_files, local_folders
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Project], None]) -> Project:
@@ -371,6 +379,156 @@ def test_whatever_an_exported_cell_defines_travels(project: Project, tmp_path: P
     assert replay_elsewhere(project, tmp_path, bundle)["differences"] == [0.0]
 
 
+LOCAL = {
+    "head": """
+        #| export
+        import contextlib
+        import typing
+        from typing import TYPE_CHECKING
+
+        import units.convert
+        from nearby import BESIDE
+        from tools.steps import clean
+
+        try:
+            import absent_accelerator
+        except ImportError:
+            absent_accelerator = None
+        with contextlib.suppress(ImportError):
+            from absent_package import nothing
+        if TYPE_CHECKING:
+            import absent_types
+        if typing.TYPE_CHECKING:
+            import absent_stubs
+
+
+        def prepare(X):
+            return clean(X) * units.convert.factor() * BESIDE
+    """,
+    "fit": """
+        import numpy as np
+        from sklearn.linear_model import LinearRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import FunctionTransformer
+
+        import notebook_to_prod as n2p
+
+        X, y = np.eye(4), np.arange(4.0)
+        pipeline = make_pipeline(FunctionTransformer(prepare), LinearRegression()).fit(X, y)
+        n2p.start(seed=1).export(pipeline, X, y, X, y)
+    """,
+}
+LOCAL_FILES = {
+    "units/__init__.py": "",
+    "units/convert.py": """
+from importlib.resources import files
+from pathlib import Path
+import pkgutil
+
+def factor():
+    first = float((Path(__file__).parent / "tables" / "factor.txt").read_text())
+    second = float(files("units").joinpath("tables/shift.txt").read_text())
+    years = [float(pkgutil.get_data("units", f"tables/of_{year}.txt")) for year in (2013, 2014)]
+    return first + second + sum(years)
+""",
+    "units/tables/factor.txt": "2",
+    "units/tables/shift.txt": "3",
+    "units/tables/of_2013.txt": "1",
+    "units/tables/of_2014.txt": "1",
+    "units/tables/training.csv": "never,named",
+    "units/tables/figure.ipynb": "{}",
+    "nearby.py": "from pathlib import Path\nBESIDE = float(Path(__file__).with_name('beside.txt').read_text())\n",
+    "beside.txt": "0.5",
+    "unnamed.txt": "x",
+    "tools/steps.py": "from . import names\nfrom .deep.er import one\n\n\ndef clean(X):\n    return X * one * len(names.WORD)\n",
+    "tools/deep/er.py": "one = 1\n",
+    "tools/unused.py": "import absent_everywhere\n",
+    "tools/data.csv": "training,data",
+}
+CARRIED = {
+    "nearby.py",
+    "beside.txt",
+    "tools/steps.py",
+    "tools/names.py",
+    "tools/deep/er.py",
+    *(name for name in LOCAL_FILES if name.startswith("units/") and not name.endswith((".csv", ".ipynb"))),
+}
+
+
+def test_local_packages_travel_with_the_data_files_that_they_name(project: Project, tmp_path: Path) -> None:
+    for name, content in LOCAL_FILES.items():
+        (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.folder / name).write_text(content)
+    word = "# -*- coding: latin-1 -*-\nWORD = 'é'\n".encode("latin-1")  # one letter, two bytes in UTF-8
+    (project.folder / "tools/names.py").write_bytes(word)
+    project.notebook("train.ipynb", LOCAL)
+    done = project.run("train.ipynb", "--allow", "N2P401")
+    assert done.code == 0, done.error
+    bundle = Path(done.json["bundle_path"])
+    code = {path.relative_to(bundle / "code").as_posix() for path in (bundle / "code").rglob("*") if path.is_file()}
+    assert {name for name in code if not name.startswith("notebook_code")} == CARRIED
+    assert (bundle / "code/tools/names.py").read_bytes() == word
+    assert {*project.record(done.json["run_id"])["code"]} == CARRIED
+    project.folder.rename(tmp_path / "moved")
+    elsewhere = make_project(tmp_path / "elsewhere")
+    moved = tmp_path / "moved" / bundle.relative_to(project.folder)
+    assert replay_elsewhere(elsewhere, elsewhere.folder, moved)["differences"] == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("source", "package", "names"),
+    [
+        ("import a.b, c as d", "", {"a.b", "c"}),
+        ("from a import b, c", "", {"a", "a.b", "a.c"}),
+        ("from a import *", "", {"a"}),
+        ("from . import b\nfrom ..c import d", "top.sub", {"top.sub", "top.sub.b", "top.c", "top.c.d"}),
+        ("from ... import beyond", "top", set()),
+        ("def later():\n    import a", "", {"a"}),
+        ("try:\n    import absent_one\nexcept ImportError:\n    import absent_two as absent_one", "", set()),
+        ("try:\n    import absent_one\nexcept (ValueError, ModuleNotFoundError):\n    pass", "", set()),
+        ("try:\n    import absent_one\nexcept ValueError:\n    pass", "", {"absent_one"}),
+        ("try:\n    import absent_one\nexcept ImportError:\n    pass\nimport absent_one", "", {"absent_one"}),
+        ("try:\n    import json\nexcept ImportError:\n    json = None", "", {"json"}),
+        ("if TYPE_CHECKING:\n    import a\nelse:\n    import b", "", {"b"}),
+        ("%matplotlib inline\nimport a", "", {"a"}),
+        ("this is not Python", "", set()),
+        ("# coding: latin-1\nimport a  # é".encode("latin-1"), "", {"a"}),
+    ],
+)
+def test_names_that_a_source_imports(source: str | bytes, package: str, names: set[str]) -> None:
+    assert imported_names(source, package=package) == names
+
+
+def test_what_is_installed_is_not_local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"user": tmp_path / "user", "other": tmp_path / ".env/lib/python3.11/site-packages", "own": tmp_path}
+    for name, folder in places.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"module_{name}.py").touch()
+        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(site, "getusersitepackages", lambda: str(places["user"]))
+    assert [*local_files([f"module_{name}" for name in places], [tmp_path])] == ["module_own.py"]
+
+
+def test_folders_of_local_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notebooks", "src", "lib"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    cells = [
+        "import sys\nfrom pathlib import Path",
+        "sys.path.insert(0, str(Path('..') / 'src'))\nsys.path.append('gone')",
+    ]
+    found = local_folders(tmp_path / "notebooks", tmp_path, cells)
+    assert found == [tmp_path / "notebooks", tmp_path / "src", tmp_path, tmp_path / "lib"]
+
+
+def test_distributions_are_found_as_the_standard_library_finds_them() -> None:
+    known = packages_distributions()
+    for module in ("sklearn", "yaml", "numpy", "pandas", "dateutil", "google", "_pytest"):
+        assert distributions_of([module]) == sorted(set(known[module]))
+    with pytest.raises(ExportError, match="'absent_one'"):
+        distributions_of(["numpy", "absent_one"])
+
+
 # What a notebook cannot export
 
 HEAD = """
@@ -433,6 +591,55 @@ REFUSED_CELLS = {
         },
         ["display", "#| export"],
     ),
+    "helper-edited-while-the-notebook-trained": (
+        {
+            "edit": """
+                from pathlib import Path
+
+                Path("edited.py").write_text("def scale(X):\\n    return X * 2\\n")
+                from edited import scale
+
+                step = FunctionTransformer(scale)
+                Path("edited.py").write_text("def scale(X):\\n    return X * 3\\n")
+            """,
+            "save": EXPORT,
+        },
+        ["does not predict what it recorded", "golden.json"],
+    ),
+    "module-imported-by-a-computed-name": (
+        {
+            "side": "from pathlib import Path\n\nPath('sideways.py').write_text('SHIFT = 1')",
+            "shift": "#| export\nimport importlib\n\n\ndef shift(X):\n    return X + importlib.import_module('side' + 'ways').SHIFT",
+            "step": "step = FunctionTransformer(shift)",
+            "save": EXPORT,
+        },
+        ["ModuleNotFoundError", "sideways", "#| export"],
+    ),
+    "file-of-the-project": (
+        {
+            "write": "from pathlib import Path\n\nPath('limit.txt').write_text('0.5')",
+            "clip": "#| export\ndef clip(X):\n    return X.clip(upper=float(open('limit.txt').read()))",
+            "step": "step = FunctionTransformer(clip)",
+            "save": EXPORT,
+        },
+        ["FileNotFoundError", "limit.txt", "__file__"],
+    ),
+    "attribute-that-an-import-of-the-notebook-made": (
+        {
+            "xml": "#| export\nimport xml\n\n\ndef shift(X):\n    return X + len(xml.sax.handler.version)",
+            "other": "import xml.sax\n\nstep = FunctionTransformer(shift)",
+            "save": EXPORT,
+        },
+        ["AttributeError", "sax", "#| export"],
+    ),
+    "process-that-ends": (
+        {
+            "end": "#| export\nimport os\nimport sys\n\n\ndef end(X):\n    return X if 'IPython' in sys.modules else os._exit(7)",
+            "step": "step = FunctionTransformer(end)",
+            "save": EXPORT,
+        },
+        ["ends the process", "exit code 7"],
+    ),
     "predictions-that-are-drawn": (
         {
             "dice": "#| export\nimport numpy as np\n\n\ndef shake(X):\n    return X + np.random.default_rng().normal(size=X.shape)",
@@ -448,7 +655,9 @@ REFUSED_CELLS = {
 def test_export_is_refused_with_the_cell_to_mend(case: str, project: Project) -> None:
     cells, said = REFUSED_CELLS[case]
     project.notebook("train.ipynb", {"head": HEAD, **cells})
-    done = project.run("train.ipynb", "--allow", "N2P100", "--allow", "N2P101", "--allow", "N2P204")
+    done = project.run(
+        "train.ipynb", *(part for code in ("N2P100", "N2P101", "N2P204", "N2P401") for part in ("--allow", code))
+    )
     assert (done.code, done.error["type"], done.error["cell_id"]) == (2, "CellError", "save")
     text = " ".join((done.error["what"], done.error["where"], done.error["remedy"]))
     assert [part for part in said if part not in text] == []
@@ -500,7 +709,10 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "test-of-another-type": ((ON_COUNTS, COUNTS, TARGET, COUNTS + 0.5, TARGET), "'n'"),
     "test-misses-a-whole-number": ((ON_COUNTS, COUNTS, TARGET, COUNTS.where(COUNTS["n"] > 3), TARGET), "'n'"),
     "infinite-rows": ((FITTED, NUMBERS, TARGET, NUMBERS.assign(a=np.inf), TARGET), "infinite"),
-    "infinite-predictions": ((POWER, NUMBERS, TARGET, NUMBERS.assign(a=NUMBERS["a"] * 1e6), TARGET), "JSON"),
+    "infinite-predictions": (
+        (POWER, NUMBERS, TARGET, NUMBERS.assign(a=NUMBERS["a"] * 1e6), TARGET),
+        "no finite number",
+    ),
     "targets-missing": ((FITTED, NUMBERS, None, NUMBERS, TARGET), "y_train"),
 }
 
@@ -513,6 +725,23 @@ def test_export_refuses(case: str, project: Project) -> None:
     assert caught.value.where
     assert caught.value.remedy
     assert [*project.home.glob("bundles/*")] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "classes", "row"),
+    [
+        (Prediction([1.0, 2]), None, None),
+        (Prediction([1.0, None]), None, 1),
+        (Prediction([1.0, math.inf]), None, 1),
+        (Prediction([[1.0, 2.0], [-math.inf, 1.0]]), None, 1),
+        (Prediction(["late", True]), None, None),
+        (Prediction(["late", None], [[1.0, 0.0], [0.5, 0.5]]), ["late", None], None),  # a class may be missing
+        (Prediction(["late", "late"], [[1.0, 0.0], [None, None]]), ["late", "early"], 1),
+        (Prediction([]), None, None),
+    ],
+)
+def test_a_row_without_a_finite_number_is_found(said: Prediction, classes: Any, row: int | None) -> None:
+    assert unusable_row(said, classes) == row
 
 
 def test_rows_with_infinite_numbers_are_not_golden(project: Project) -> None:
@@ -534,6 +763,44 @@ def test_every_golden_row_is_a_request_that_the_service_accepts(project: Project
     else:
         predictor = load_predictor(bundle.path)
         assert predictor.predict(bundle.golden["rows"]).predictions == bundle.golden["predictions"]
+
+
+# The same spec, the same digest
+
+
+def test_a_metric_is_no_part_of_the_bundle(project: Project) -> None:
+    digests = set()
+    for seconds in (1.25, 2.5):
+        run = start()
+        run.metric("seconds", seconds)
+        digests.add(run.export(FITTED, NUMBERS, TARGET, NUMBERS, TARGET).digest)
+    assert len(digests) == 1
+
+
+class Recall(BaseEstimator, TransformerMixin):
+    """An estimator of the user's whose `memory` is no cache."""
+
+    def __init__(self, memory: Any = None):
+        self.memory = memory
+
+
+def test_the_folder_of_a_cache_is_not_pickled(tmp_path: Path) -> None:
+    pickled = set()
+    for memory in (str(tmp_path / "text"), Memory(tmp_path / "object", verbose=0)):
+        cached = make_pipeline(make_pipeline(StandardScaler(), memory=memory), LinearRegression(), memory=memory)
+        cached.fit(NUMBERS, TARGET)
+        pickled.add(pickle_pipeline(cached))
+        assert cached.memory is memory and cached[0].memory is not None
+    (data,) = pickled
+    assert str(tmp_path).encode() not in data
+    assert pickle.loads(data).memory is None and pickle.loads(data)[0].memory is None
+
+
+def test_only_a_cache_is_left_out(tmp_path: Path) -> None:
+    kept = pickle.loads(pickle_pipeline([Recall("a long time"), Recall(7), Recall(Memory(tmp_path, verbose=0))]))
+    assert [each.memory for each in kept[:2]] == ["a long time", 7]
+    assert kept[2].memory.location is None
+    assert kept[2].memory.cache(len)([1]) == 1
 
 
 # A bundle that was changed

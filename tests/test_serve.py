@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from notebooks import SCRIPTS, Project, finish
 from test_bundle import once
-from test_registry import flights, register, train
+from test_registry import flights, register, run_id, train
 from test_schema import reproducible
 
 from notebook_to_prod.errors import DataError
@@ -177,10 +177,16 @@ def test_a_value_means_what_it_says(column: str, sent: Any, meant: Any, regresso
     assert answer.json()["predictions"] == regressor.pipeline.predict(table).tolist()
 
 
-def test_a_number_that_overflows_the_model_is_no_crash(regressor: Service) -> None:
-    answer = regressor.post(GOOD | {"class": 1.7e308})
-    assert answer.status_code < 500
-    json.loads(answer.text, parse_constant=pytest.fail)
+@pytest.mark.parametrize(("rows", "wrong"), [(0, 0), (1, 1), (3, 2)])
+def test_a_prediction_that_is_no_finite_number_is_refused(rows: int, wrong: int, regressor: Service) -> None:
+    overflowing = GOOD | {"class": 1.7e308}
+    answer = regressor.post(
+        [GOOD | {"class": 0.1}] * wrong + [overflowing] + [GOOD] * (rows - wrong) if rows else overflowing
+    )
+    assert answer.status_code == 422, answer.text
+    said = json.loads(answer.text, parse_constant=pytest.fail)
+    msg = f"The model gave no finite number for this input (row {wrong})"
+    assert said == {"detail": [{"type": "not_finite", "loc": ["body"], "msg": msg}]}
 
 
 def test_a_pipeline_that_raises_is_a_refusal_and_no_crash(classifier: Service) -> None:
@@ -419,6 +425,12 @@ def test_the_description_is_the_schema(classifier: Service) -> None:
         assert answer.status_code == 200
         count = len(answer.json()["predictions"])
         assert answer.json()["predictions"] == classifier.golden["predictions"][:count]
+
+
+def test_the_description_shows_the_metrics_of_the_run(classifier: Service, trained: Project) -> None:
+    said = classifier.client.get("/openapi.json").json()["info"]["description"]
+    score = trained.record(run_id(trained, "five"))["metrics"]["score"]
+    assert f"Metrics: score {score:.4g}." in said
 
 
 @pytest.mark.parametrize(("path", "status"), [("/health", "ok"), ("/ready", "ready")])

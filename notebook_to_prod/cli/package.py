@@ -26,19 +26,19 @@ def bundle(terminal: Terminal, bundle: str) -> Result:
     from notebook_to_prod.train.record import find_run
 
     if Path(bundle).is_dir():
-        opened = open_bundle(bundle)
+        opened, metrics = open_bundle(bundle), None
     else:
         record = find_run(open_store(), bundle)
         if record.bundle_path is None:
             raise NotFoundError("the run made no bundle", where=f"run {record.run_id}", remedy="end the notebook with run.export(...)")
-        opened = open_bundle(record.bundle_path, record.bundle)
+        opened, metrics = open_bundle(record.bundle_path, record.bundle), record.to_dict()["metrics"]
     metadata, schema = opened.metadata, opened.schema
     lines = [
         ("bundle", opened.digest),
         ("path", shown_path(opened.path)),
         ("task", f"{metadata['task']} by {metadata['estimator']}"),
         ("columns", ", ".join(f"{column.name} {column.kind}" for column in schema.columns)),
-        ("metrics", ", ".join(f"{name} {float(value):.6g}" for name, value in metadata["metrics"].items()) or "none recorded"),
+        *([] if metrics is None else [("metrics", ", ".join(f"{name} {float(value):.6g}" for name, value in metrics.items()) or "none recorded")]),
         ("verified", f"{len(opened.files)} files" + (", a draft" if opened.is_draft else "")),
     ]
-    return Result(opened.to_dict(), lines)
+    return Result(opened.to_dict() | ({} if metrics is None else {"metrics": metrics}), lines)

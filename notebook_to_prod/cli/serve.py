@@ -24,7 +24,7 @@ def _predictor(reference: str) -> "Predictor":
 
     registry = Registry(open_store())
     version = registry.resolve(reference)
-    return load_predictor(registry.bundle(version).path, version.bundle, version.name, str(version.version))
+    return load_predictor(registry.bundle(version).path, version.bundle, version.name, str(version.version), registry.metrics(version))
 
 
 @command("serve")

@@ -24,8 +24,8 @@ from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, 
 from .schema import Schema, jsonable, to_table
 
 # %% auto #0
-__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'replay_golden',
-           'largest_difference']
+__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'unusable_row',
+           'replay_golden', 'largest_difference']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
@@ -51,7 +51,7 @@ class Bundle:
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
-        "Task, classes, metrics and lineage."
+        "Task, classes and lineage."
         return self._json("metadata.json")
 
     @cached_property
@@ -77,13 +77,11 @@ class Bundle:
         return f"Bundle({self.digest!r}, {len(self.files)} files)"
 
     def _repr_markdown_(self) -> str:
-        metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in self.metadata["metrics"].items()) or "none"
         state = "draft: run the notebook with `n2p run` to make one that can be promoted" if self.is_draft else "recorded run"
         size = sum(file["size"] for file in self.files.values()) / 1e6
         rows = {
             "task": self.metadata["task"],
             "columns": len(self.schema.columns),
-            "metrics": metrics,
             "golden rows": len(self.golden["rows"]),
             "size": f"{size:.2f} MB in {len(self.files)} files",
             "made by": state,
@@ -159,15 +157,22 @@ class _CodeLoader(importlib.abc.SourceLoader):
 
     def __init__(self, bundle: Bundle, name: str):
         self.bundle, self.name = bundle, name
+        self.path = str(bundle.path / name)  # `importlib.resources` looks beside it
 
     def get_filename(self, fullname: str) -> str:
-        return str(self.bundle.path / self.name)
+        return self.path
 
     def get_data(self, path: str) -> bytes:
         data = Path(path).read_bytes()
-        if _hex(data) != self.bundle.files[self.name]["sha256"]:
-            raise _damaged(f"'{self.name}' has been changed", Path(path))
+        name = Path(path).relative_to(self.bundle.path).as_posix()
+        if name not in self.bundle.files or _hex(data) != self.bundle.files[name]["sha256"]:
+            raise _damaged(f"'{name}' has been changed", Path(path))
         return data
+
+    def get_resource_reader(self, fullname: str) -> Any:
+        from importlib.resources.readers import FileReader
+
+        return FileReader(self)
 
 
 @dataclass(frozen=True)
@@ -179,30 +184,36 @@ class _CodeFinder(importlib.abc.MetaPathFinder):
     def file_of(self, module: str) -> str | None:
         "The file of a module in the manifest, or None."
         stem = f"code/{module.replace('.', '/')}"
-        return next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if name in self.bundle.files), None)
+        return next((name for name in (f"{stem}/__init__.py", f"{stem}.py") if name in self.bundle.files), None)
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         name = self.file_of(fullname)
-        if name is None:
-            return None
-        loader = _CodeLoader(self.bundle, name)
-        return importlib.util.spec_from_loader(fullname, loader, is_package=name.endswith("__init__.py"))
+        if name is not None:
+            return importlib.util.spec_from_loader(fullname, _CodeLoader(self.bundle, name), is_package=name.endswith("__init__.py"))
+        below = f"code/{fullname.replace('.', '/')}/"
+        if any(each.startswith(below) and each.endswith(".py") for each in self.bundle.files):
+            return importlib.machinery.ModuleSpec(fullname, None, is_package=True)  # a namespace package, whose modules are found here too
+        return None
+
+
+def _module_name(file: str) -> str:
+    "The dotted name of a module by its path in a bundle."
+    return file.removeprefix("code/").removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def _offer_code(bundle: Bundle) -> None:
     "Make the modules below `code/` importable; raises `BundleError` on a conflict of names."
-    finder = _CodeFinder(bundle)
-    modules = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
-    for module in modules & sys.modules.keys():
-        file, inside = Path(getattr(sys.modules[module], "__file__", None) or "."), finder.file_of(module)
-        if not file.is_file() or inside is None or digest_file(file) != f"sha256:{bundle.files[inside]['sha256']}":
+    files = {_module_name(name): name for name in bundle.files if name.startswith("code/") and name.endswith(".py")}
+    for module in sorted(files.keys() & sys.modules.keys()):
+        file = Path(getattr(sys.modules[module], "__file__", None) or ".")
+        if not file.is_file() or digest_file(file) != f"sha256:{bundle.files[files[module]]['sha256']}":
             raise BundleError(
                 f"another module called '{module}' is already loaded in this process",
                 where=str(file),
                 remedy="load the bundle in a process of its own, or rename the module",
             )
-    if modules and not any(isinstance(each, _CodeFinder) and each.bundle.path == bundle.path for each in sys.meta_path):
-        sys.meta_path.insert(0, finder)
+    if files and not any(isinstance(each, _CodeFinder) and each.bundle.path == bundle.path for each in sys.meta_path):
+        sys.meta_path.insert(0, _CodeFinder(bundle))
 
 # %% ../../nbs/package/03_bundle.ipynb #load-pipeline
 def load_pipeline(bundle: Bundle) -> Any:
@@ -245,6 +256,23 @@ def predict(
     if isinstance(probabilities, list):  # several outputs
         probabilities = [list(row) for row in zip(*map(jsonable, probabilities), strict=True)]
     return Prediction(predictions, None if probabilities is None else jsonable(probabilities))
+
+
+def unusable_row(
+    said: Prediction,
+    classes: Any,  # Of a classification, whose labels may be anything; else None
+) -> int | None:
+    "The first row whose prediction or probability is NaN, infinite or missing, or None."
+    for row, prediction in enumerate(said.predictions):
+        if (classes is None and not _is_finite(prediction)) or (said.probabilities is not None and not _is_finite(said.probabilities[row])):
+            return row
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
 
 
 def replay_golden(bundle: Bundle, pipeline: Any) -> float:

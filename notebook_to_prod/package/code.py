@@ -9,24 +9,25 @@ import ast
 import contextlib
 import inspect
 import io
+import os
 import pickle
 import pickletools
-import site
 import sys
-import sysconfig
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError
 from ..project import digest_text, find_project
+from ..train.closure import imported_names, local_files, local_folders
 from ..train.notebook import Notebook, directives
 
 # %% auto #0
-__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'pickle_pipeline', 'pickle_globals',
-           'imported_names', 'local_modules', 'PipelineCode', 'collect_code']
+__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'pickle_pipeline', 'pickle_globals', 'PipelineCode',
+           'collect_code']
 
 # %% ../../nbs/package/01_code.ipynb #exported-module
 @dataclass(frozen=True)
@@ -132,8 +133,13 @@ class _Pickler(pickle.Pickler):
                 where="run.export",
                 remedy="write it with def or class at the top level of an exported cell or module",
             )
-        if "_stop_words_id" in getattr(value, "__dict__", ()):
-            return _without_address(value)
+        attributes = getattr(value, "__dict__", ())
+        if "_stop_words_id" in attributes:
+            return _without(value, "_stop_words_id")
+        if "memory" in attributes and _is_cache(value, attributes["memory"]):
+            return _without(value, "memory", memory=None)
+        if type(value).__module__ == "joblib.memory" and type(value).__name__ == "Memory":
+            return type(value), (None,)
         return NotImplemented
 
     def _refusal(self, value: Any) -> ExportError:
@@ -164,10 +170,21 @@ def _is_of_main(value: Any) -> bool:
     return named and not isinstance(value, types.MethodType)
 
 
-def _without_address(value: Any) -> tuple[Any, ...]:
-    "How to pickle scikit-learn's text vectorizers without the memory address of their stop words, which they compare and then do without."
+def _without(value: Any, attribute: str, **instead: Any) -> tuple[Any, ...]:
+    """How to pickle an object without one of its attributes, or with another value `instead`.
+
+    Scikit-learn's text vectorizers hold the memory address of their stop words, which they compare and then do without; pipelines the
+    folder of a cache, which only fitting uses.
+    """
     rebuild, arguments, state, *rest = value.__reduce_ex__(5)
-    return rebuild, arguments, {name: each for name, each in state.items() if name != "_stop_words_id"}, *rest
+    return rebuild, arguments, {name: each for name, each in state.items() if name != attribute} | instead, *rest
+
+
+def _is_cache(value: Any, memory: Any) -> bool:
+    "Whether `memory` is where a scikit-learn estimator, or one derived from it, caches its fits."
+    if memory is None or not any(each.__module__.startswith("sklearn.") and "memory" in signature(each.__init__).parameters for each in type(value).__mro__[:-1]):
+        return False
+    return isinstance(memory, str | os.PathLike) or hasattr(memory, "cache")
 
 
 def _owned(value: Any) -> Iterator[Any]:
@@ -257,53 +274,8 @@ def pickle_globals(data: bytes) -> set[tuple[str, str]]:
     return found
 
 # %% ../../nbs/package/01_code.ipynb #local-modules
-def _top_level(names: set[str]) -> set[str]:
+def _top_level(names: Iterable[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
-
-
-def imported_names(source: str) -> set[str]:
-    "Top-level names of the modules that `source` imports."
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    return _top_level(names)
-
-
-def _local_root(name: str, roots: Sequence[Path]) -> Path | None:
-    "The file or package folder of a loaded module that lies in the user's project, or None."
-    file = getattr(sys.modules.get(name), "__file__", None)
-    if name == "notebook_to_prod" or not file or not file.endswith(".py"):
-        return None
-    path = Path(file).resolve()
-    installed = [sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"], sys.prefix, *site.getsitepackages()]
-    if any(Path(each).resolve() in path.parents for each in installed):
-        return None
-    if not any(root in path.parents for root in roots):
-        return None
-    return path.parent if path.name == "__init__.py" else path
-
-
-def local_modules(
-    names: set[str],  # Top-level module names that the pickle and the exported module need
-) -> dict[str, str]:  # Source by path below `code/`
-    "The files of those modules, and of what they import, that lie in the user's project."
-    roots = [Path.cwd().resolve(), find_project()]
-    files: dict[str, str] = {}
-    pending, seen = set(names), set()
-    while pending:
-        name = pending.pop()
-        seen.add(name)
-        root = _local_root(name, roots)
-        if root is None:
-            continue
-        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
-            source = path.read_text(encoding="utf-8")
-            files[path.relative_to(root.parent).as_posix()] = source
-            pending |= imported_names(source) - seen
-    return dict(sorted(files.items()))
 
 
 @dataclass(frozen=True)
@@ -311,24 +283,27 @@ class PipelineCode:
     "A pickled pipeline with the code it needs."
 
     pickled: bytes
-    files: dict[str, str] = field(default_factory=dict)  # Source by path below `code/`
+    files: dict[str, bytes] = field(default_factory=dict)  # Content by path below `code/`
     imports: frozenset[str] = frozenset()  # Top-level modules that must be installed
 
 
 def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
     "Pickle the pipeline and gather what it needs; raises `ExportError`."
+    folders = local_folders(Path.cwd(), find_project(), [source.text for source in sources])
     module = exported_module(sources)
     pickled = pickle_pipeline(pipeline, sources, module)
-    needed = _top_level({name for name, _ in pickle_globals(pickled)})
+    needed = {name for name, _ in pickle_globals(pickled)}
     files = {}
     if module is not None and module.name in needed:
-        files[f"{module.name}.py"] = module.source
-        needed |= imported_names(module.source)
-    files |= local_modules(needed)
+        files[f"{module.name}.py"] = module.source.encode()
+        needed |= imported_names(files[f"{module.name}.py"], folders)
+    files |= local_files(needed, folders)
     carried = {Path(path).parts[0].removesuffix(".py") for path in files}
-    if "notebook_to_prod" in needed:
+    for path, content in files.items():
+        needed |= imported_names(content, folders, ".".join(Path(path).parent.parts)) if path.endswith(".py") else set()
+    imports = _top_level(needed) - carried - set(sys.stdlib_module_names)
+    if "notebook_to_prod" in imports:
         remedy = "import it in a cell that is not exported: a service does without it"
         place = next((source.place for source in sources if source.is_exported and "notebook_to_prod" in source.text), "run.export")
-        raise ExportError("an exported cell imports notebook_to_prod", where=place, remedy=remedy)
-    imports = needed.union(*map(imported_names, files.values())) - carried - set(sys.stdlib_module_names)
+        raise ExportError("an exported cell or a module that it imports needs notebook_to_prod", where=place, remedy=remedy)
     return PipelineCode(pickled, files, frozenset(imports))

@@ -10,20 +10,42 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import DependencyError, ExportError
 from ..train.environment import requirement_closure
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 # %% auto #0
 __all__ = ['distributions_of', 'lock_text', 'lock_for', 'read_lock', 'hash_lock']
 
 # %% ../../nbs/package/02_lock.ipynb #distributions-of
+def _providers(modules: set[str]) -> dict[str, set[str]]:
+    "Names of the installed distributions that provide each of the top-level `modules`."
+    from importlib.metadata import distributions
+
+    found: dict[str, set[str]] = {}
+    for distribution in distributions():
+        for module in _top_levels(distribution) & modules:
+            found.setdefault(module, set()).add(distribution.metadata["Name"])
+    return found
+
+
+def _top_levels(distribution: Distribution) -> set[str]:
+    "The names that a distribution declares, else the first parts of the paths of its files."
+    declared = distribution.read_text("top_level.txt")
+    if declared:
+        return set(declared.split())
+    firsts = {line.partition(",")[0].strip('"').partition("/")[0] for line in (distribution.read_text("RECORD") or "").splitlines()}
+    return {first.partition(".")[0] if first.endswith((".py", ".so", ".pyd")) else first for first in firsts if first}
+
+
 def distributions_of(modules: Iterable[str]) -> list[str]:
     "The installed distributions that provide top-level `modules`, sorted; raises `ExportError` for one that nothing provides."
-    from importlib.metadata import packages_distributions
-
-    provided = packages_distributions()
     wanted = set(modules)
+    provided = _providers(wanted)
     unknown = sorted(wanted - provided.keys())
     if unknown:
         raise ExportError(
@@ -31,7 +53,7 @@ def distributions_of(modules: Iterable[str]) -> list[str]:
             where="run.export",
             remedy="install it with pip, or keep it in the project beside the notebook",
         )
-    return sorted({name for module in wanted for name in provided[module]})
+    return sorted({name for names in provided.values() for name in names})
 
 
 def lock_text(versions: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..errors import N2PError
 from .reproduce import environment_differences, recorded_question
-from ..project import Store
+from ..project import Store, digest_bytes
 from ..train.attempt import Attempt
 from ..train.notebook import read_notebook
 from ..train.record import RunRecord
@@ -66,7 +67,15 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, t
 def _sources(record: RunRecord) -> dict[str, str]:
     "Source of every code cell by id, and of every local module by path."
     cells = {f"cell '{cell.id}'": cell.source for cell in read_notebook(record.input_notebook).code_cells}
-    return cells | {path: (record.code_folder / path).read_text(encoding="utf-8") for path in record.code}
+    return cells | {path: _readable((record.code_folder / path).read_bytes()) for path in record.code}
+
+
+def _readable(content: bytes) -> str:
+    "A module in the encoding that it declares, a data file as text, or its digest."
+    try:
+        return importlib.util.decode_source(content)
+    except (SyntaxError, UnicodeDecodeError):
+        return digest_bytes(content)
 
 
 def _diff(before: str, after: str) -> str:

@@ -139,6 +139,19 @@ class Registry:
             self._fetch(version, path)
         return open_bundle(path, version.bundle)
 
+    def metrics(self, version: ModelVersion) -> dict[str, float]:
+        "The metrics of the run that made a version, as MLflow keeps them; empty if MLflow has lost the run."
+        from mlflow.exceptions import MlflowException
+
+        with tracking_errors(self.store):
+            try:
+                run_id = self._client.get_model_version(version.name, str(version.version)).run_id
+                return dict(self._client.get_run(run_id).data.metrics) if run_id else {}
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return {}
+                raise
+
     def _fetch(self, version: ModelVersion, path: Path) -> None:
         import shutil
 

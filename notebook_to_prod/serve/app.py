@@ -18,6 +18,7 @@ from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 
+from ..errors import DataError
 from .predictor import Predictor
 from .request import request_type, row_model, rows_of
 
@@ -119,6 +120,9 @@ def create_app(predictor: Predictor) -> FastAPI:
     def answer(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Answer:  # type: ignore[valid-type]
         try:
             said = predictor.score(rows_of(request))
+        except DataError as error:
+            detail = [{"type": "not_finite", "loc": ["body"], "msg": f"The model gave no finite number for this input ({error.where})"}]
+            raise HTTPException(422, detail) from error
         except Exception as error:
             _log.warning("the pipeline refused a request that fits the schema", exc_info=error)
             detail = [{"type": "refused", "loc": ["body"], "msg": "The model cannot score this input"}]
@@ -142,5 +146,6 @@ def create_app(predictor: Predictor) -> FastAPI:
 
 def _describe(predictor: Predictor) -> str:
     metadata = predictor.bundle.metadata
-    metrics = ", ".join(f"{name} {float(value):.4g}" for name, value in metadata["metrics"].items()) or "none recorded"
-    return f"{metadata['task']} by `{metadata['estimator']}`. Metrics: {metrics}. Bundle `{predictor.bundle.digest}`."
+    metrics = ", ".join(f"{name} {value:.4g}" for name, value in predictor.metrics.items())
+    shown = f"Metrics: {metrics}. " if metrics else ""
+    return f"{metadata['task']} by `{metadata['estimator']}`. {shown}Bundle `{predictor.bundle.digest}`."

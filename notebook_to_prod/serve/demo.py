@@ -98,7 +98,7 @@ def run_demo(
     tell(f"register  flights version {version.version}, bundle {version.bundle[:19]}")
     registry.promote("flights", version.version, "production", "the demo's model")
     tell(f"promote   flights@production → version {version.version}")
-    predictor = load_predictor(registry.bundle(version).path, version.bundle, "flights", str(version.version))
+    predictor = load_predictor(registry.bundle(version).path, version.bundle, "flights", str(version.version), record.metrics)
     service = _export(predictor, root / "service", tell)
     request = predictor.bundle.golden["rows"][0]
     with running_service("flights@production", store.home, root / "service.log") as url:

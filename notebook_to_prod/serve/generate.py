@@ -5,6 +5,7 @@
 # %% ../../nbs/serve/04_generate.ipynb #imports
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -98,5 +99,6 @@ def _render(name: str, predictor: Predictor, hashes: bool) -> str:
         **predictor.identity,
         python=predictor.bundle.metadata["python"],
         require_hashes="--require-hashes " if hashes else "",
+        metrics={name: value for name, value in predictor.metrics.items() if math.isfinite(value)},
         example=json.dumps(predictor.bundle.golden["rows"][0]),
     )

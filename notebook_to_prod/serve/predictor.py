@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, predict, replay_golden
+from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, predict, replay_golden, unusable_row
 from ..package.schema import to_table
 
 # %% auto #0
@@ -27,6 +27,7 @@ class Predictor:
     pipeline: Any
     name: str
     version: str
+    metrics: Mapping[str, float] = field(default_factory=dict)  # Of the run that made the model, to show
 
     @property
     def classes(self) -> list[Any] | None:
@@ -59,8 +60,15 @@ class Predictor:
         return self.score([model.model_dump(by_alias=True) for model in models])
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
-        "Predict rows that have been checked."
-        return predict(self.pipeline, to_table(self.bundle.schema, rows)) if rows else Prediction([])
+        "Predict rows that have been checked; raises `DataError` if the model gives no finite number for one."
+        if not rows:
+            return Prediction([])
+        said = predict(self.pipeline, to_table(self.bundle.schema, rows))
+        unusable = unusable_row(said, self.classes)
+        if unusable is not None:
+            remedy = "send values closer to those that the model was trained with"
+            raise DataError("the model gave no finite number", where=f"row {unusable}", remedy=remedy)
+        return said
 
 
 def load_predictor(
@@ -68,9 +76,10 @@ def load_predictor(
     digest: str | None = None,  # What it must be
     name: str = "model",
     version: str = "0",
+    metrics: Mapping[str, float] | None = None,  # Of the run that made it
 ) -> Predictor:
     "Verify, load and replay a bundle; raises `BundleError` or `DependencyError` that says what is wrong with it."
     bundle = open_bundle(path, digest)
     pipeline = load_pipeline(bundle)
     replay_golden(bundle, pipeline)
-    return Predictor(bundle, pipeline, name, version)
+    return Predictor(bundle, pipeline, name, version, dict(metrics or {}))

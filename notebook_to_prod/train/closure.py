@@ -6,21 +6,25 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
+import importlib
 import importlib.machinery
 import importlib.util
+import os
+import re
 import site
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from ..project import digest_text
+from ..project import digest_bytes
 from .notebook import Notebook
 
 # %% auto #0
-__all__ = ['imported_names', 'local_files', 'code_closure', 'GitState', 'git_state']
+__all__ = ['imported_names', 'is_local', 'local_folders', 'local_files', 'code_closure', 'GitState', 'git_state']
 
 # %% ../../nbs/train/05_closure.ipynb #imported-names
 def _plain_python(source: str) -> str:
@@ -32,63 +36,208 @@ def _plain_python(source: str) -> str:
     return "" if source.lstrip().startswith("%%") else "\n".join(lines)
 
 
-def imported_names(source: str) -> set[str]:
-    "Top-level names of the modules that `source`, a cell or a module, imports; empty if it is not Python."
+def _tree(source: str | bytes) -> ast.Module:
+    "The syntax tree of a cell (text) or a module (bytes, in the encoding that its first lines declare); empty if it is not Python."
     try:
-        tree = ast.parse(_plain_python(source))
-    except (SyntaxError, ValueError):
-        return set()
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module)
-    return {name.partition(".")[0] for name in names}
+        return ast.parse(_plain_python(source) if isinstance(source, str) else source)
+    except (SyntaxError, ValueError, RecursionError):
+        return ast.Module([], [])
+
+
+_EXPECTED = {"ImportError", "ModuleNotFoundError", "Exception", "BaseException"}
+
+
+def _names_one_of(node: ast.expr, wanted: set[str]) -> bool:
+    return any(isinstance(each, ast.Name) and each.id in wanted for each in ast.walk(node))
+
+
+class _Imports(ast.NodeVisitor):
+    "Collects the dotted names of what is imported, and whether the code does without it."
+
+    def __init__(self, package: str):
+        self.package, self.found, self.depth = package.split(".") if package else [], {}, 0
+
+    def add(self, name: str) -> None:
+        self.found[name] = self.depth > 0 and self.found.get(name, True)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self.add(alias.name)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        if node.level > len(self.package):
+            return
+        parents = self.package[: len(self.package) - node.level + 1] if node.level else []
+        base = ".".join([*parents, node.module] if node.module else parents)
+        for name in (base, *(f"{base}.{alias.name}" for alias in node.names if alias.name != "*")):
+            self.add(name)
+
+    def visit_If(self, node: ast.If) -> None:
+        checking = getattr(node.test, "id", getattr(node.test, "attr", "")) == "TYPE_CHECKING"
+        for statement in node.orelse if checking else [*node.body, *node.orelse]:
+            self.visit(statement)
+
+    def visit_Try(self, node: ast.Try) -> None:
+        ready = any(handler.type is None or _names_one_of(handler.type, _EXPECTED) for handler in node.handlers)
+        self.optional(node, ready)
+
+    def visit_With(self, node: ast.With) -> None:
+        self.optional(node, any(_names_one_of(item.context_expr, _EXPECTED) for item in node.items))
+
+    def optional(self, node: ast.stmt, ready: bool) -> None:
+        self.depth += ready
+        self.generic_visit(node)
+        self.depth -= ready
+
+
+def imported_names(
+    source: str | bytes,  # A cell, or a module as it is on disk
+    folders: Sequence[Path] = (),  # Where modules may lie that `sys.path` does not find
+    package: str = "",  # The package that relative imports start from
+) -> set[str]:
+    "Dotted names of the modules, and of what may be modules, that `source` imports; empty if it is not Python."
+    visitor = _Imports(package)
+    visitor.visit(_tree(source))
+    return {name for name, optional in visitor.found.items() if not optional or _find(name.partition(".")[0], folders) is not None}
 
 # %% ../../nbs/train/05_closure.ipynb #local-files
 def _installed_folders() -> list[Path]:
     paths = sysconfig.get_paths()
-    return [Path(each).resolve() for each in (paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages())]
+    known = [paths[each] for each in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")]
+    return [Path(each).resolve() for each in (*known, *site.getsitepackages(), site.getusersitepackages())]
 
 
-def _root(name: str, folders: Sequence[Path]) -> Path | None:
-    "The file of a local module or the folder of a local package, or None."
+def is_local(path: str | Path, folders: Iterable[Path]) -> bool:
+    "Whether a path is one of `folders` or lies below one, and is not something installed there."
+    resolved = Path(path).resolve()
+    inside = {resolved, *resolved.parents}
+    installed = {"site-packages", "dist-packages"} & {*resolved.parts} or not inside.isdisjoint(_installed_folders())
+    return not installed and not inside.isdisjoint(folders)
+
+
+def _added_folders(source: str, folder: Path) -> Iterator[Path]:
+    "Folders whose paths a cell writes into `sys.path`."
+    for node in ast.walk(_tree(source)):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.path.append", "sys.path.insert", "sys.path.extend"):
+            found = [each for argument in node.args for each in ast.walk(argument) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            texts = [each.value for each in sorted(found, key=lambda each: (each.lineno, each.col_offset))]
+            if texts:
+                yield folder.joinpath(*texts)
+
+
+def local_folders(
+    folder: Path,  # Where the notebook runs
+    project: Path,
+    cells: Iterable[str] = (),  # What it runs
+) -> list[Path]:  # The first has precedence
+    "Where local modules may lie."
+    python_path = [Path(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+    added = [each for cell in cells for each in _added_folders(cell, folder) if each.is_dir()]
+    return list(dict.fromkeys(each.resolve() for each in (folder, *added, project, *python_path)))
+
+
+def _find(name: str, folders: Sequence[Path]) -> importlib.machinery.ModuleSpec | None:
+    "Where a top-level module would come from, without importing it."
     try:
-        spec = importlib.machinery.PathFinder.find_spec(name, [*map(str, folders), *filter(None, sys.path)]) or importlib.util.find_spec(name)
+        return importlib.machinery.PathFinder.find_spec(name, [*map(str, folders), *filter(None, sys.path)]) or importlib.util.find_spec(name)
     except (ValueError, ImportError):
         return None
-    if name == "notebook_to_prod" or spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return None
-    path = Path(spec.origin).resolve()
-    if any(folder in path.parents for folder in _installed_folders()) or not any(folder in path.parents for folder in folders):
-        return None
-    return path.parent if path.name == "__init__.py" else path
+
+
+def _locate(name: str, folders: Sequence[Path]) -> tuple[str, Path | None]:
+    "The module or package that `name` leads to, an attribute's name cut off: its dotted name and its file, None if it is no local one."
+    found, *parts = name.split(".")
+    spec = _find(found, folders)
+    if spec is None or spec.origin is not None or spec.submodule_search_locations is None:
+        file = spec.origin if spec and spec.origin and spec.origin.endswith(".py") else None
+        return found, Path(file).resolve() if file and is_local(file, folders) else None
+    places = [Path(each).resolve() for each in spec.submodule_search_locations if is_local(each, folders)]
+    for part in parts:  # down a namespace package
+        found = f"{found}.{part}"
+        files = [file for place in places for file in (place / part / "__init__.py", place / f"{part}.py") if file.is_file()]
+        if files:
+            return found, files[0]
+        places = [place / part for place in places if (place / part).is_dir()]
+    return found, None
+
+
+def _module_files(name: str, folders: Sequence[Path]) -> dict[str, Path]:
+    "Files by path of the local module, or of the whole local package, that `name` leads to."
+    found, path = _locate(name, folders)
+    stem = found.replace(".", "/")
+    if path is None:
+        return {}
+    if path.name != "__init__.py":
+        return {f"{stem}.py": path} | _data_beside([path], path.parent, PurePosixPath(stem).parent, deep=False)
+    modules = {f"{stem}/{each.relative_to(path.parent).as_posix()}": each for each in sorted(path.parent.rglob("*.py"))}
+    return modules | _data_beside(modules.values(), path.parent, PurePosixPath(stem), deep=True)
+
+
+_NEVER_LOCAL = {"notebook_to_prod", *sys.stdlib_module_names}
 
 
 def local_files(
-    names: Iterable[str],  # Top-level module names
+    names: Iterable[str],  # Of modules, dotted
     folders: Sequence[Path],  # Where local modules may lie, the first having precedence
-) -> dict[str, str]:  # Source by path relative to the folder that it is imported from
-    "The source files of those modules that are local, and of the local modules that they import in turn."
-    files: dict[str, str] = {}
-    pending, seen = set(names) - set(sys.stdlib_module_names), set()
+) -> dict[str, bytes]:  # Content by path relative to the folder that it is imported from
+    "The files of those modules that are local, and of the local modules that they import in turn."
+    importlib.invalidate_caches()
+    files: dict[str, bytes] = {}
+    pending, seen = set(names), set()
     while pending:
         name = pending.pop()
-        seen.add(name)
-        root = _root(name, folders)
-        if root is None:
+        if name in seen or name.partition(".")[0] in _NEVER_LOCAL:
             continue
-        for path in sorted(root.rglob("*.py")) if root.is_dir() else [root]:
-            source = path.read_text(encoding="utf-8")
-            files[path.relative_to(root.parent).as_posix()] = source
-            pending |= imported_names(source) - seen - set(sys.stdlib_module_names)
+        seen.add(name)
+        for path, file in _module_files(name, folders).items():
+            if path not in files:
+                files[path] = file.read_bytes()
+                pending |= _names_of(path, files[path], folders)
     return dict(sorted(files.items()))
 
 
-def code_closure(notebook: Notebook, folders: Sequence[Path]) -> dict[str, str]:
-    "The local files that a notebook's cells depend on, source by path."
-    return local_files({name for cell in notebook.code_cells for name in imported_names(cell.source)}, folders)
+def _names_of(path: str, content: bytes, folders: Sequence[Path]) -> set[str]:
+    return imported_names(content, folders, ".".join(PurePosixPath(path).parent.parts)) if path.endswith(".py") else set()
+
+
+def code_closure(notebook: Notebook, folders: Sequence[Path]) -> dict[str, bytes]:
+    "The local files that a notebook's cells depend on, content by path."
+    return local_files({name for cell in notebook.code_cells for name in imported_names(cell.source, folders)}, folders)
+
+# %% ../../nbs/train/05_closure.ipynb #data-beside
+_BESIDE = (b"__file__", b"__path__", b"__spec__", b"importlib.resources", b"importlib_resources", b"pkgutil", b"get_resource")
+
+
+def _patterns(source: bytes) -> Iterator[str]:
+    "Texts of a module that may be the path of a file, with `*` for what a formatted text inserts."
+    for node in ast.walk(_tree(source)):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def _data_beside(modules: Iterable[Path], folder: Path, stem: PurePosixPath, deep: bool) -> dict[str, Path]:
+    "Files by path that `modules` name and that lie in `folder`, or anywhere below it if `deep`; nothing if they do not ask where they are."
+    sources = [module.read_bytes() for module in modules]
+    if not any(word in source for source in sources for word in _BESIDE):
+        return {}
+    named = {text.replace("\\", "/").removeprefix("./").lstrip("/") for source in sources for text in _patterns(source) if len(text) <= 200 and "\n" not in text}
+    wanted = {text for text in named if text and ".." not in text.split("/") and ("*" not in text or re.search(r"\.\w+$", text))}
+    if deep:
+        inside = (each.relative_to(folder) for each in folder.rglob("*") if each.is_file())
+        found = [each for each in inside if any(fnmatch.fnmatchcase(f"/{each.as_posix()}", f"*/{text}") for text in wanted)]
+    else:
+        found = [each.relative_to(folder) for text in wanted for each in _matching(folder, text)]
+    kept = (each for each in sorted(found) if each.suffix not in (".py", ".pyc", ".ipynb") and not any(part.startswith((".", "__pycache__")) for part in each.parts))
+    return {(stem / each.as_posix()).as_posix(): folder / each for each in kept}
+
+
+def _matching(folder: Path, text: str) -> list[Path]:
+    try:
+        return [each for each in (folder.glob(text) if "*" in text else [folder / text]) if each.is_file()]
+    except (OSError, ValueError, NotImplementedError):
+        return []
 
 # %% ../../nbs/train/05_closure.ipynb #git-state
 @dataclass(frozen=True)

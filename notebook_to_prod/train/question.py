@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..project import digest_file, digest_json, digest_text
-from .closure import code_closure
+from ..project import digest_bytes, digest_file, digest_json
+from .closure import code_closure, local_folders
 from .environment import thread_count
 from .notebook import Notebook
 from .scraps import encode
@@ -28,7 +28,7 @@ class Question:
 
     notebook: Notebook
     given: dict[str, Any]  # Parameters that were set, secrets as `@env:NAME`
-    closure: dict[str, str]  # Source by path of the local modules
+    closure: dict[str, bytes]  # Content by path of the local modules
     threads: int
     files: dict[str, str]  # Digest by path of the files that code and parameters name
 
@@ -40,7 +40,7 @@ class Question:
     @cached_property
     def code(self) -> dict[str, str]:
         "Digest by path of the local modules."
-        return {path: digest_text(source) for path, source in self.closure.items()}
+        return {path: digest_bytes(content) for path, content in self.closure.items()}
 
     @cached_property
     def key(self) -> str:
@@ -88,7 +88,7 @@ def ask(
     threads: int | None = None,
 ) -> Question:
     "Put the question that running `notebook` in `folder` asks."
-    folders = list(dict.fromkeys([folder.resolve(), project.resolve()]))
+    folders = local_folders(folder, project, [cell.source for cell in notebook.code_cells])
     texts = [text for cell in notebook.code_cells for text in _literals(cell.source)]
     files = named_files([*texts, *_texts(given)], folder)
     return Question(notebook, given, code_closure(notebook, folders), thread_count(threads), files)
