@@ -1086,6 +1086,19 @@ def test_run_command_allows_a_code(project: Path) -> None:
     assert json.loads(ran.stdout)["status"] == "finished"
 
 
+def test_run_says_what_the_checker_warns_of(project: Path) -> None:
+    cells = ["import time\nprint(time.time())", "if rows > 9:\n    import no_such_module_7"]
+    path = written(project, *cells, parameters="rows = 3")
+    done = n2p(project, "run", path.name, "--json")
+    ran = json.loads(done.stdout)
+    assert [each["code"] for each in ran["warnings"]] == ["N2P502", "N2P401"] and ran["status"] == "finished"
+    assert "warning: N2P502 in cell 'cell-0', line 2: time.time reads the clock" in done.stderr
+    kept = json.loads((Path(ran["folder"]) / "record.json").read_text(encoding="utf-8"))
+    assert kept["warnings"] == ran["warnings"]
+    again = json.loads(n2p(project, "run", path.name, "--json").stdout)
+    assert again["reused"] and again["warnings"] == ran["warnings"]
+
+
 def test_check_command(project: Path) -> None:
     path = written(project, "import random\nrandom.Random()", parameters="rows = 3\nprint(rows)")
     done = n2p(project, "check", path.name)
