@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from published import NOTEBOOKS
 
 from notebook_to_prod.errors import CheckError, InputError, NotebookError
 from notebook_to_prod.train.check import sklearn_table
@@ -158,6 +159,13 @@ def test_undefined_name_is_an_error(sources: list[str]) -> None:
         ["def define():\n    exec('x = 1', globals())\ndefine()\nx"],
         ["class Late(dict):\n    name = __qualname__\n    def kind(self):\n        return __class__"],
         ["x = 3\n!echo {x}\nx"],
+        ["ls"],
+        ["cd .."],
+        ["ls -la data"],
+        ["time rows = 3", "print(rows)"],
+        ["%%timeit rows = 3\nrows * 2"],
+        ["%%timeit -n 3 -r 2\nseed * 2"],
+        ["ls = 1", "ls"],
     ],
 )
 def test_defined_name_is_not_reported(sources: list[str]) -> None:
@@ -170,6 +178,52 @@ def test_undefined_name_is_said_once_and_tells_where_it_is_defined() -> None:
     )
     (finding,) = report.findings
     assert (finding.cell_id, finding.line) == ("cell-0", 1) and "'cell-2'" in finding.what
+
+
+def test_a_line_without_percent_is_a_magic_only_where_ipython_takes_it_for_one() -> None:
+    assert codes("ls\npwd", only="N2P1") == ["N2P101", "N2P101"], "two lines are Python"
+    assert codes("import time", "time rows = 3", only="N2P1") == ["N2P100"], "the name is taken"
+    assert codes("pip install flights", only="N2P4") == ["N2P404"]
+
+
+IN_DOUBT = {
+    "import": "import sys\nif 'google.colab' in sys.modules:\n    from no_such_module_7 import drive",
+    "import in a function": "def to_gpu(table):\n    import no_such_module_7\n    return no_such_module_7.from_pandas(table)",
+    "import, looked for": "from importlib.util import find_spec\nif find_spec('no_such_module_7'):\n    import no_such_module_7",
+    "install": "import sys\nif 'google.colab' in sys.modules:\n    !pip install flights",
+    "install after a failure": "try:\n    import json\nexcept ImportError:\n    %pip install json",
+    "install by a command": "import os\ndef install():\n    os.system('pip install flights')",
+    "question": "INTERACTIVE = False\nif INTERACTIVE:\n    name = input('name?')",
+    "question of a function": "def ask():\n    return input('name?')",
+    "name": "if seed > 9:\n    print(missing)",
+    "name that a call may need": "def late(debug=False):\n    if debug:\n        return LIMIT\nlate()\nLIMIT = 15",
+    "rows of something unknown": "import pandas\nclass Memory:\n    def sample(self, n): ...\nMemory().sample(2)",
+}
+
+
+@pytest.mark.parametrize("source", IN_DOUBT.values(), ids=IN_DOUBT)
+def test_what_may_never_happen_warns(source: str) -> None:
+    report = check_notebook(notebook(source, parameters=SEED), CheckConfig())
+    (doubtful,) = (each for each in report.findings if RULES[each.code].severity == "error")
+    assert doubtful.severity == "warning" and report.errors == ()
+    strict = check_notebook(notebook(source, parameters=SEED), CheckConfig(error=frozenset({doubtful.code})))
+    assert [finding.code for finding in strict.errors] == [doubtful.code]
+
+
+SURE = {
+    "import": "if True:\n    import no_such_module_7",
+    "import, also under a condition": "if seed:\n    import no_such_module_7\nimport no_such_module_7",
+    "install": "for _ in range(2):\n    !pip install flights",
+    "question": "with open('a') as file:\n    input('name?')",
+    "name": "for row in range(3):\n    print(missing)",
+    "name that a call needs": "def late():\n    return LIMIT\nlate()\nLIMIT = 15",
+    "rows of a table": "import pandas as pd\ntable = pd.read_csv('a.csv')\ntable.head().sample(2)",
+}
+
+
+@pytest.mark.parametrize("source", SURE.values(), ids=SURE)
+def test_what_surely_happens_blocks(source: str) -> None:
+    assert len(check_notebook(notebook(source, parameters=SEED), CheckConfig()).errors) == 1
 
 
 def test_function_that_nobody_calls_only_warns() -> None:
@@ -258,6 +312,9 @@ WITHOUT_STATE = [
     "[Forest(depth) for depth in (1, 2)]",
     "flights.sample(10)",
     "flights.dropna().sample(frac=0.5, replace=True)",
+    "from sklearn.neighbors import *\nfrom sklearn.neural_network import *\nMLPClassifier()",
+    "class Own:\n    def __init__(self, random_state):\n        self.random_state = random_state\nForest()",
+    "from imblearn.over_sampling import SMOTE\nSMOTE()",
 ]
 WITH_STATE = [
     "Forest(random_state=seed)",
@@ -273,6 +330,10 @@ WITH_STATE = [
     "class Forest: ...\nForest()",
     "rng = np.random.default_rng(seed)\nrng.choice(3)",
     "random.Random(3).sample([1, 2], 2)",
+    "from sklearn.mixture import GaussianMixture\nGaussianMixture(2, random_state=0).fit(X).sample(9)",
+    "model = Forest()\nmodel.random_state = seed",
+    "ms.GridSearchCV(Forest(), {'random_state': [1, 2]})",
+    "from torch.utils.data import DataLoader\nDataLoader([], shuffle=False)",
 ]
 
 
@@ -317,6 +378,17 @@ def test_set_params_is_believed() -> None:
         ("from helpers import seed_everything\nseed_everything(1)\nnp.random.rand(3)", []),
         ("def noise():\n    return np.random.rand()\nnp.random.seed(1)\nnoise()", []),
         ("import torch\ntorch.manual_seed(1)\ntorch.randn(3)", []),
+        ("from torch.utils.data import DataLoader\nDataLoader([], shuffle=True)", ["N2P203"]),
+        ("from helpers import set_seed\nset_seed()\nnp.random.rand(3)", []),
+        ("from helpers import get_seed\nget_seed()\nnp.random.rand(3)", ["N2P203"]),
+        (
+            "class Fix:\n    def seed(self):\n        np.random.seed(1)\nFix().seed()\nfix = Fix()\nfix.seed()\nnp.random.rand()",
+            [],
+        ),
+        ("def fix():\n    np.random.seed(1)\ndef main():\n    fix()\n    return np.random.rand()\nmain()", []),
+        ("def fix():\n    return main()\ndef main():\n    fix()\n    return np.random.rand()\nmain()", ["N2P203"]),
+        ("import torch\ntorch.cuda.manual_seed_all(1)\nnp.random.rand()", ["N2P203"]),
+        ("import keras\nkeras.utils.set_random_seed(1)\nnp.random.rand(), random.random()", []),
         ("from scipy import stats\nstats.norm.rvs(size=3, random_state=seed)", []),
         ("np.random.default_rng(seed).normal()", []),
         ("def f(random):\n    return random.random()", []),
@@ -395,6 +467,10 @@ def test_path_in_the_parameters_may_be_set() -> None:
         ("from sklearn.datasets import fetch_openml\nfetch_openml('titanic')", ["N2P501"]),
         ("import socket\nsocket.create_connection(('example.org', 80))", ["N2P501"]),
         ("!wget https://example.org/a.csv", ["N2P501"]),
+        ("import pandas as pd\nbase = 'https://example.org/'\npd.read_csv(base + 'a.csv')", ["N2P501"]),
+        ("import pandas as pd\nbase = 'https://example.org/'\npd.read_csv(f'{base}/a.csv')", ["N2P501"]),
+        ("home = %env HOME", ["N2P503"]),
+        ("%env A=b", []),
         ("import pandas as pd\npd.read_csv('a.csv')", []),
         ("import notebook_to_prod as n2p\nn2p.load('https://example.org/a.csv')", []),
         ("print('https://example.org')", []),
@@ -468,6 +544,11 @@ def test_requirements(project: Path, name: str, text: str, expected: list[str]) 
         (["try:\n    import tomllib\nexcept ImportError:\n    import no_such_module_7 as tomllib"], []),
         (["from contextlib import suppress\nwith suppress(ImportError):\n    import no_such_module_7"], []),
         (["import sys\nsys.path.append('lib')\nimport no_such_module_7"], []),
+        (["import sys\nsys.path += ['lib']\nimport no_such_module_7"], []),
+        (["import os\nos.chdir('..')", "import no_such_module_7"], []),
+        (["%cd ..", "import no_such_module_7"], []),
+        (["%%bash\n# pip install flights\nls"], []),
+        (["!pip install git+https://example.org/flights#egg=flights"], ["N2P404"]),
         (["%%writefile no_such_module_7.py\nx = 1", "import no_such_module_7"], []),
         (["import beside"], []),
         (["from . import beside"], []),
@@ -534,6 +615,10 @@ def test_known_tokens(token: str) -> None:
         (f"pad_token = '{RANDOM}'", False),
         ("access_key = 'departure_time_2013_utc'", False),
         ("pwd = 'data/raw-2013'", False),
+        ("dtypes = {'password': 'string', 'passwd': 'float64'}", False),
+        ("flights['password'] = 'missing'", False),
+        ("flights.rename(columns={'Password': 'password_length'})", False),
+        ("connect({'user': 'ada', 'password': 'correcthorse'})", True),
         ("key = 'customer_identifier_1'", False),
         ("vectorizer(token_pattern=r'(?u)\\b\\w\\w+\\b1')", False),
         (f"digest = '{RANDOM}'", False),
@@ -770,6 +855,11 @@ def test_ordinary_notebooks_have_no_errors(sources: list[str]) -> None:
     assert {finding.code for finding in report.findings} <= {"N2P202", "N2P702", "N2P802"}
 
 
+@pytest.mark.parametrize("sources", NOTEBOOKS.values(), ids=NOTEBOOKS)
+def test_published_notebooks_have_no_errors(sources: list[str]) -> None:
+    assert check_notebook(notebook(*sources), CheckConfig()).errors == ()
+
+
 def test_notebook_without_code_has_nothing_to_find() -> None:
     assert check_notebook(notebook(), CheckConfig()).findings == ()
 
@@ -830,6 +920,9 @@ def executed(path: Path) -> dict[str, Any]:
         ("random.Random()", "random.Random(seed)"),
         ("flights.sample(frac=0.5)", "flights.sample(frac=0.5, random_state=seed)"),
         ("def f(seed):\n    return Forest()", "def f(seed):\n    return Forest()"),
+        ("[flights.sample(frac=1) for _ in range(9)]", "[flights.sample(frac=1) for _ in range(9)]"),
+        ("def f():\n    return np.random.default_rng()", "def f():\n    return np.random.default_rng()"),
+        ("[Forest(n) for n in range(9)]", "[Forest(n, random_state=seed) for n in range(9)]"),
         ("#| export\nForest()", "#| export\nForest()"),
         ("Forest()  # n2p: allow N2P201", "Forest()  # n2p: allow N2P201"),
     ],
@@ -991,6 +1084,19 @@ def test_run_command_allows_a_code(project: Path) -> None:
     ran = n2p(project, "run", path.name, "--allow", "N2P203", "--json")
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["status"] == "finished"
+
+
+def test_run_says_what_the_checker_warns_of(project: Path) -> None:
+    cells = ["import time\nprint(time.time())", "if rows > 9:\n    import no_such_module_7"]
+    path = written(project, *cells, parameters="rows = 3")
+    done = n2p(project, "run", path.name, "--json")
+    ran = json.loads(done.stdout)
+    assert [each["code"] for each in ran["warnings"]] == ["N2P502", "N2P401"] and ran["status"] == "finished"
+    assert "warning: N2P502 in cell 'cell-0', line 2: time.time reads the clock" in done.stderr
+    kept = json.loads((Path(ran["folder"]) / "record.json").read_text(encoding="utf-8"))
+    assert kept["warnings"] == ran["warnings"]
+    again = json.loads(n2p(project, "run", path.name, "--json").stdout)
+    assert again["reused"] and again["warnings"] == ran["warnings"]
 
 
 def test_check_command(project: Path) -> None:

@@ -6,6 +6,7 @@
 __all__ = ['check', 'run', 'lock']
 
 # %% ../../nbs/cli/01_train.ipynb #imports
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,18 @@ def check(terminal: Terminal, notebooks: tuple[str, ...], fix: bool, allow: tupl
         lines.append(("check", f"{sum(each['ok'] for each in data)} of {len(data)} notebooks have no errors"))
     return Result({"ok": good, "notebooks": data}, lines, exit_code=unusable.exit_code if unusable else 0 if good else 1)
 
+# %% ../../nbs/cli/01_train.ipynb #warnings
+_SHOWN = 5  # Warnings before a run
+
+
+def _warn(terminal: Terminal, report: "Report") -> None:
+    "Say on the way what the checker warns of."
+    for finding in report.warnings[:_SHOWN]:
+        terminal.note(f"warning: {finding.code} in cell '{finding.cell_id}', line {finding.line}: {finding.what}")
+    if len(report.warnings) > _SHOWN:
+        terminal.note(f"warning: and {len(report.warnings) - _SHOWN} more, see n2p check {shown_path(report.path)}")
+
+
 # %% ../../nbs/cli/01_train.ipynb #run
 @command("run")
 @click.argument("notebook")
@@ -109,7 +122,7 @@ def _run(terminal: Terminal, notebook: str, parameters: dict[str, Any], options:
     from notebook_to_prod.train.run import run_notebook
 
     with terminal.progress(Path(notebook).name) as progress:
-        record = run_notebook(notebook, parameters, progress=progress, **options)
+        record = run_notebook(notebook, parameters, progress=progress, checked=partial(_warn, terminal), **options)
     metrics = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items()) or "none recorded"
     following = f"n2p register {record.run_id} --name NAME" if record.bundle else "end the notebook with run.export(...) to get a bundle"
     lines = [
@@ -130,7 +143,7 @@ def _sweep(terminal: Terminal, notebook: str, sets: list[dict[str, Any]], severa
     store = open_store()
     with terminal.progress(Path(notebook).name) as progress:
         chosen = {name: options[name] for name in ("force", "allow", "allow_unlocked")}
-        sweep = run_sweep(notebook, sets, store=store, progress=progress, **several, **chosen)
+        sweep = run_sweep(notebook, sets, store=store, progress=progress, checked=partial(_warn, terminal), **several, **chosen)
     plot = sweep.plot(plot_path(store, sweep))
     lines = [("", line) for line in sweep.table.to_string(index=False).splitlines()]
     lines += [("plot", shown_path(plot))] if plot else []

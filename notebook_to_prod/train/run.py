@@ -17,6 +17,7 @@ from ..errors import InputError, RunInterruptedError
 from ..project import Store, find_project, open_store, store_errors
 from .answers import asked_before, find_answer, only_one
 from .attempt import Attempt, cell_failure
+from .check.findings import Report
 from .check.verdict import require_clean
 from .lockfile import find_lockfile, require_locked
 from .notebook import Notebook, parse_notebook, read_notebook
@@ -59,6 +60,7 @@ def run_notebook(
     force: bool = False,  # Run even if the question has an answer on record
     allow_unlocked: bool = False,  # Run even if the environment differs from the project's lock
     allow: Iterable[str] = (),  # Codes of `n2p check` that do not keep the notebook from running
+    checked: Callable[[Report], None] | None = None,  # Called with what the checker warns of, before anything runs
 ) -> RunRecord:
     """Execute a notebook and record the run.
 
@@ -70,7 +72,10 @@ def run_notebook(
     if output is not None and Path(output).is_dir():
         raise InputError("the output is a folder", where=os.fspath(output), remedy="give --output the path of a notebook")
     folder = Path(cwd).resolve() if cwd else notebook.path.resolve().parent
-    require_clean(notebook, allow, folder)
+    report = require_clean(notebook, allow, folder)
+    if checked is not None:
+        checked(report)
+    warnings = [finding.to_dict() for finding in report.warnings]
     project = find_project(notebook.path.resolve().parent)
     lock = find_lockfile(project) if allow_unlocked else require_locked(project)
     question = ask(notebook, given, folder, project, threads)  # raises on bad settings while nothing has been written
@@ -79,10 +84,12 @@ def run_notebook(
         answer = None if force else find_answer(store, question, folder)
         if answer is None:
             number = len(asked_before(store, question.key)) + 1
-            return work(Attempt(store, question, os.fspath(path), number, lock), folder, timeout, output, progress)
+            attempt = Attempt(store, question, os.fspath(path), number, lock)
+            attempt.record = replace(attempt.record, warnings=warnings)
+            return work(attempt, folder, timeout, output, progress)
     if output is not None:
         _copy(answer.output_notebook, Path(output))
-    return replace(answer, reused=True)
+    return replace(answer, reused=True, warnings=warnings)
 
 
 def work(

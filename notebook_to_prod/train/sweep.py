@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DependencyError, N2PError, ParameterError, UnavailableError
-from ..project import Store, digest_json, open_store, store_errors
+from ..project import Store, digest_json, find_project, open_store, store_errors
+from .check.findings import Report
+from .check.verdict import require_clean
+from .lockfile import require_locked
 from .notebook import read_notebook
 from .parameters import check_parameters
 from .record import RunRecord
@@ -147,26 +150,35 @@ def run_sweep(
     workers: int | None = None,  # Runs at the same time, the cores of this machine by default
     dask: str | None = None,  # `local`, or the address of a scheduler, whose workers share the store's folder
     progress: Callable[[int, int, str], None] | None = None,  # Called with the number of finished sets, of all sets, and the newest one
+    checked: Callable[[Report], None] | None = None,  # Called with what the checker warns of, before anything runs
     **options: Any,  # `force`, `allow_unlocked` and `allow`, of every run
 ) -> Sweep:
-    "Run a notebook with many parameter sets at once; raises `ParameterError` before anything starts, and collects what the runs raise."
+    """Run a notebook with many parameter sets at once, and collect what the runs raise.
+
+    Raises `ParameterError`, `NotebookError`, `CheckError` and `LockMismatchError`, which concern all sets, before anything starts.
+    """
     parsed = read_notebook(notebook)
-    checked = [check_parameters(parsed, given=each) for each in sets]
-    if not checked:
+    given = [check_parameters(parsed, given=each) for each in sets]
+    if not given:
         raise ParameterError("there is no parameter set", where=str(notebook), remedy="give --grid NAME=VALUE,VALUE or a file with a list of sets")
+    report = require_clean(parsed, options.get("allow", ()))
+    if checked is not None:
+        checked(report)
+    if not options.get("allow_unlocked"):
+        require_locked(find_project(parsed.path.resolve().parent))
     cores = os.cpu_count() or 1
-    count = min(workers or cores, len(checked))
+    count = min(workers or cores, len(given))
     threads = max(1, cores // count)
     home, path = str((store or open_store()).home), str(Path(notebook).resolve())
-    outcomes: list[Outcome | None] = [None] * len(checked)
+    outcomes: list[Outcome | None] = [None] * len(given)
     with _dask(dask, count) if dask else _processes(count) as submit:
         if progress is not None:
-            progress(0, len(checked), "starting")
-        futures = {submit(_run_set, home, path, parameters, threads, options): position for position, parameters in enumerate(checked)}
+            progress(0, len(given), "starting")
+        futures = {submit(_run_set, home, path, parameters, threads, options): position for position, parameters in enumerate(given)}
         for number, future in enumerate(_completed(futures, dask is not None), 1):
             outcomes[futures[future]] = future.result()
             if progress is not None:
-                progress(number, len(checked), ", ".join(f"{name}={value}" for name, value in checked[futures[future]].items()))
+                progress(number, len(given), ", ".join(f"{name}={value}" for name, value in given[futures[future]].items()))
     return Sweep(str(notebook), tuple(outcome for outcome in outcomes if outcome is not None))
 
 

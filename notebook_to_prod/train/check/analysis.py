@@ -72,6 +72,14 @@ class Analysis:
         return found | {step.name for step in self.steps if step.kind == "bind"}
 
     @cached_property
+    def repeated(self) -> set[int]:
+        "Identities of the calls that one run may make more than once: in loops, comprehensions and functions."
+        around = ast.For | ast.AsyncFor | ast.While | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+        around |= ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        blocks = (node for cell in self.cells for node in ast.walk(cell.tree) if isinstance(node, around))
+        return {id(node) for block in blocks for node in ast.walk(block) if isinstance(node, ast.Call)}
+
+    @cached_property
     def parameters(self) -> Mapping[str, Any]:
         "The declared parameters; none if their cell is not plain Python, which is reported on its own."
         try:
@@ -109,7 +117,15 @@ class Analysis:
         single = {name: steps[0].value for name, steps in binds.items() if len(steps) == 1 and not steps[0].function}
         return {name: value for name, value in single.items() if isinstance(value, ast.expr) and is_literal(value)}
 
-    def finding(self, code: str, where: Step | tuple[CodeCell, int], what: str, remedy: str, fix: Edit | Tag | None = None) -> Finding:
+    def finding(
+        self,
+        code: str,
+        where: Step | tuple[CodeCell, int],
+        what: str,
+        remedy: str,
+        fix: Edit | Tag | None = None,
+        doubtful: bool = False,  # Whether the run may well pass it by: then it warns, and keeps nothing from running
+    ) -> Finding:
         "A finding at a step, or at a line of a cell."
         if isinstance(where, Step):
             cell, line = self.by_position[where.cell], getattr(where.node, "lineno", 1)
@@ -117,7 +133,8 @@ class Analysis:
         else:
             cell, line = where
             last = line
-        return Finding(code, RULES[code].severity, cell.id, line, what, remedy, last, fix)
+        severity = "warning" if doubtful else RULES[code].severity
+        return Finding(code, severity, cell.id, line, what, remedy, last, fix)
 
 
 def analyse(

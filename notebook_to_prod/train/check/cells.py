@@ -29,6 +29,7 @@ class Magic:
     name: str  # `!` for a shell command, else the magic's name; a cell magic has `%%` before it
     text: str  # Its arguments, or the body of a cell magic that is not Python
     line: int
+    doubtful: bool = False  # Whether an `if`, an `except` or a call decides on it
 
 
 def _split_cell_magic(source: str) -> tuple[str, list[Magic]]:
@@ -58,18 +59,25 @@ def _transformed(source: str) -> str:
 _SHELLS = {"system": "!", "getoutput": "!"}
 
 
+_DECIDING = ast.If | ast.While | ast.ExceptHandler | ast.match_case | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+
 def _called_magics(tree: ast.Module) -> list[Magic]:
     "The magics that IPython's transformer has turned into calls."
     found = []
-    for node in ast.walk(tree):
+    pending: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while pending:
+        node, doubtful = pending.pop(0)
+        doubtful = doubtful or isinstance(node, _DECIDING)
+        pending.extend((child, doubtful) for child in ast.iter_child_nodes(node))
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call)):
             continue
         shell, texts = node.func.value.func, [part.value for part in node.args if isinstance(part, ast.Constant)]
         if isinstance(shell, ast.Name) and shell.id == "get_ipython" and texts:
             if node.func.attr in _SHELLS:
-                found.append(Magic("!", texts[0], node.lineno))
+                found.append(Magic("!", texts[0], node.lineno, doubtful))
             elif node.func.attr == "run_line_magic" and len(texts) == 2:
-                found.append(Magic(texts[0], texts[1], node.lineno))
+                found.append(Magic(texts[0], texts[1], node.lineno, doubtful))
     return found
 
 # %% ../../../nbs/train/check/02_cells.ipynb #code-cell
@@ -112,14 +120,34 @@ class CodeCell:
                 found.setdefault(0 if above else number, []).extend(re.findall(r"\w+", match[1]))
         return found
 
+# %% ../../../nbs/train/check/02_cells.ipynb #automagic
+# Line magics and aliases that people type without their `%`.
+_AUTOMAGIC = """
+    alias alias_magic autoawait autocall automagic bookmark cat cd clear colors conda config cp debug dhist dirs env hist history ldir less lf
+    lk ll load load_ext ls lsmagic lx macro magic mamba man matplotlib micromamba mkdir more mv notebook pdb pdoc pinfo pip popd pprint precision
+    psource pushd pwd pycat pylab quickref recall rehashx reload_ext rerun reset rm rmdir run save set_env sx system tb time timeit uv who who_ls
+    whos xdel xmode
+"""
+_WITHOUT_SIGN = re.compile(rf"(?P<name>{'|'.join(_AUTOMAGIC.split())})(?:\s+(?![=,]).*)?")
+
+
+def _is_automagic(source: str, others: str) -> bool:
+    "Whether IPython takes the only line of a cell for a magic without its `%`, there being no such name in the `others`."
+    lines = source.strip("\n").split("\n")
+    match = _WITHOUT_SIGN.fullmatch(lines[0]) if len(lines) == 1 else None
+    return match is not None and re.search(rf"(?<![\w.%!]){match['name']}\s*(?:=[^=]|,.*=|:=)|\b(?:def|class|import|as|for)\s.*\b{match['name']}\b", others) is None
+
 # %% ../../../nbs/train/check/02_cells.ipynb #code-cells
 def code_cells(notebook: Notebook) -> list[CodeCell]:
     "Parse every code cell of a notebook that has any code in it."
     found = []
+    code = [cell.source for cell in notebook.cells if cell.kind == "code"]
     for position, cell in enumerate(notebook.cells):
         if cell.kind != "code" or not cell.source.strip():
             continue
         python, magics = _split_cell_magic(cell.source)
+        if _is_automagic(cell.source, "\n".join(code)):
+            python = "%" + python.lstrip("\n")
         problem = None
         try:
             tree = _parse(python)

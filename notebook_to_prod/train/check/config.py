@@ -28,13 +28,17 @@ class CheckConfig:
     error: frozenset[str] = frozenset()
     warn: frozenset[str] = frozenset()
 
-    def severity(self, code: str) -> Severity | None:
+    def severity(
+        self,
+        code: str,
+        found: Severity | None = None,  # How the rule itself judges this place, as `code` in general by default
+    ) -> Severity | None:
         "The severity of `code`, or None if it is not to be reported."
         if code in self.ignore:
             return None
         if code in self.error:
             return "error"
-        return "warning" if code in self.warn else RULES[code].severity
+        return "warning" if code in self.warn else found or RULES[code].severity
 
     def allowing(self, codes: Iterable[str], where: str = "--allow") -> CheckConfig:
         "The same, with `codes` ignored too; raises `InputError` for an unknown one."

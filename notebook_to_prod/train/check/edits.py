@@ -64,6 +64,9 @@ def seed_argument(analysis: Analysis, step: Step, name: str | None) -> Edit | No
     chosen = seed_for(analysis, step)
     if chosen is None or not isinstance(call, ast.Call) or not can_edit(cell, call):
         return None
+    draws = name is None or (isinstance(call.func, ast.Attribute | ast.Name) and ast.unparse(call.func).rpartition(".")[2].islower())
+    if draws and id(call) in analysis.repeated:
+        return None  # with one seed, every repetition would draw the same
     seed, parameter = chosen
     given = [each.value for each in call.keywords if each.arg in (name, "seed", "x")] + (call.args[:1] if name is None else [])
     if given:  # it is None: put the seed in its place

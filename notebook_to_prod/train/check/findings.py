@@ -140,6 +140,11 @@ class Report:
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     @property
+    def warnings(self) -> tuple[Finding, ...]:
+        "The findings that block nothing."
+        return tuple(finding for finding in self.findings if finding.severity == "warning")
+
+    @property
     def summary(self) -> str:
         "The verdict in one line."
         errors, fixable = len(self.errors), sum(finding.fixable for finding in self.findings)

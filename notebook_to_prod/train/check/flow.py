@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from .cells import CodeCell, Magic
@@ -57,18 +58,26 @@ class _Statements(ExpressionWalker):
 
     visit_AsyncFor = visit_For
 
-    def visit_If(self, node: ast.If) -> None:
+    def visit_If(self, node: ast.If | ast.While) -> None:
         self.visit(node.test)
-        self.branch([*node.body, *node.orelse])
+        self.branch([*node.body, *node.orelse], doubts=not (isinstance(node.test, ast.Constant) and node.test.value))
 
-    def visit_While(self, node: ast.While) -> None:
+    visit_While = visit_If
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
         self.visit(node.test)
-        self.branch([*node.body, *node.orelse])
+        self.branch([node.body, node.orelse], doubts=1)
 
-    def branch(self, nodes: Sequence[ast.AST]) -> None:
+    def visit_Match(self, node: ast.Match) -> None:
+        self.visit(node.subject)
+        self.branch(node.cases, doubts=1)
+
+    def branch(self, nodes: Sequence[ast.AST], doubts: int = 0) -> None:
         self.branches += 1
+        self.doubts += doubts
         self.every(nodes)
         self.branches -= 1
+        self.doubts -= doubts
 
     def visit_With(self, node: ast.With | ast.AsyncWith) -> None:
         caught: set[str] = set()
@@ -95,7 +104,9 @@ class _Statements(ExpressionWalker):
             if handler.name:
                 self.bind(handler.name, handler)
             # An alternative to an import that failed is guarded as the import was.
+            self.doubts += 1
             self.guarded(caught & {"ImportError", "ModuleNotFoundError"}, handler.body)
+            self.doubts -= 1
         self.branches -= 1
         self.every([*node.orelse, *node.finalbody])
 
@@ -195,10 +206,10 @@ def _bind_magic(flow: _Flow, magic: Magic) -> None:
     if magic.name == "%%capture":
         for name in (word for word in magic.text.split() if word.isidentifier()):
             flow.bind(name, node)
-    elif magic.name == "time":
+    elif magic.name in ("time", "%%timeit"):  # a statement, and one that is run before the cell
         tree = None
         try:
-            tree = ast.parse(magic.text)
+            tree = ast.parse(re.sub(r"^\s*(?:-[a-zA-Z]\d*(?:\s+\d+)?(?:\s+|$))*", "", magic.text))
         except SyntaxError:
             flow.note("unknown", node)
         for each in ast.walk(tree) if tree else ():

@@ -133,16 +133,22 @@ def _is_installed(module: str) -> bool:
 
 
 def _extends_path(analysis: Analysis) -> bool:
-    "Whether the notebook looks for modules in folders of its own choice."
-    return any((step.dotted or "").startswith(("sys.path", "site.addsitedir")) for step in analysis.steps if step.kind in ("call", "read"))
+    "Whether the notebook looks for modules in folders of its own choice; the current one is such a folder."
+    if any(magic.name in ("cd", "pushd") for cell in analysis.cells for magic in cell.magics):
+        return True
+    searched = ("sys.path", "site.addsitedir", "os.chdir")
+    return any(
+        (step.dotted or "").startswith(searched) if step.kind in ("call", "read") else step.kind == "change" and ast.unparse(step.node) == "sys.path"
+        for step in analysis.steps
+    )
 
 # %% ../../../nbs/train/check/12_imports.ipynb #import-findings
 def _top_imports(analysis: Analysis) -> dict[str, Step]:
-    "The first import of each top-level module that nothing guards."
+    "The first import of each top-level module that nothing guards, one that surely happens before others."
+    steps = [step for step in analysis.steps if step.kind == "import" and not step.is_guarded_by("ImportError", "ModuleNotFoundError")]
     found: dict[str, Step] = {}
-    for step in analysis.steps:
-        if step.kind == "import" and not step.is_guarded_by("ImportError", "ModuleNotFoundError"):
-            found.setdefault((step.dotted or "").partition(".")[0], step)
+    for step in sorted(steps, key=lambda each: each.doubtful or each.function is not None):
+        found.setdefault((step.dotted or "").partition(".")[0], step)
     return found
 
 
@@ -159,7 +165,8 @@ def imports(analysis: Analysis) -> Iterator[Finding]:
         if not _is_installed(module):
             if not _extends_path(analysis):
                 remedy = f"install it before the run and add it to {declared.files[0] if declared.files else 'the requirements'}"
-                yield analysis.finding("N2P401", step, f"the module '{module}' is not installed", remedy)
+                what = f"the module '{module}' is not installed"
+                yield analysis.finding("N2P401", step, what, remedy, doubtful=step.doubtful or step.function is not None)
             continue
         if not declared.files or module == "notebook_to_prod":
             continue
@@ -174,6 +181,7 @@ def imports(analysis: Analysis) -> Iterator[Finding]:
 
 # %% ../../../nbs/train/check/12_imports.ipynb #installs
 _INSTALL = re.compile(r"(?:^|[\s;&|(])(?:sudo\s+)?(?:pip3?|uv\s+pip|uv|conda|mamba|micromamba|apt|apt-get|brew|poetry)\s+(?:-\S+\s+)*(?:install|add)\b", re.MULTILINE)
+_COMMENT = re.compile(r"(?:^|(?<=\s))#[^\n]*")
 _SHELLED = re.compile(r"os\.(?:system|popen)|subprocess\.(?:run|call|check_call|check_output|Popen|getoutput)")
 _REMEDY = "install it before the run, and add it to the requirements"
 
@@ -183,10 +191,11 @@ def installs(analysis: Analysis) -> Iterator[Finding]:
     for cell in analysis.cells:
         for magic in cell.magics:
             command = magic.text if magic.name.startswith(("!", "%%")) else f"{magic.name} {magic.text}"
-            if _INSTALL.search(command) and not magic.name.startswith("%%write"):
-                yield analysis.finding("N2P404", (cell, magic.line), "the cell installs packages", _REMEDY)
+            if _INSTALL.search(_COMMENT.sub("", command)) and not magic.name.startswith("%%write"):
+                yield analysis.finding("N2P404", (cell, magic.line), "the cell installs packages", _REMEDY, doubtful=magic.doubtful)
     for step, call in analysis.calls():
         if _SHELLED.fullmatch(step.dotted or "") and call.args:
             words = [node.value for node in ast.walk(call.args[0]) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
             if _INSTALL.search(" ".join(words)):
-                yield analysis.finding("N2P404", step, "the cell installs packages", _REMEDY)
+                doubtful = step.doubtful or step.function is not None
+                yield analysis.finding("N2P404", step, "the cell installs packages", _REMEDY, doubtful=doubtful)

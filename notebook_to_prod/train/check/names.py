@@ -75,12 +75,13 @@ def undefined_names(analysis: Analysis) -> Iterator[Finding]:
     known, bodies = _Known(), _bodies(analysis)
     for step in analysis.steps:
         if step.function is None and step.kind == "load" and known.lacks(step):
-            yield _undefined(analysis, step, step.name, "")
+            yield _undefined(analysis, step, step.name, "", step.doubtful)
             known.defined.add(step.name)  # said once
         elif step.function is None and step.kind == "call" and step.name in known.functions:
             for load in _needed(known.functions[step.name], bodies, known, set()):
                 if known.lacks(load) and _binding(analysis, load.name, 0):
-                    yield _undefined(analysis, step, load.name, f"'{step.name}' is called, which needs ")
+                    why = f"'{step.name}' is called, which {'may need' if load.doubtful else 'needs'} "
+                    yield _undefined(analysis, step, load.name, why, step.doubtful or load.doubtful)
                     known.defined.add(load.name)
         known.take(step)
     for load in (step for step in analysis.steps if step.function is not None and step.kind == "load"):
@@ -94,7 +95,7 @@ def _binding(analysis: Analysis, name: str, after: int) -> Step | None:
     return next((step for step in analysis.steps if step.kind == "bind" and step.name == name and step.order >= after), None)
 
 
-def _undefined(analysis: Analysis, step: Step, name: str, why: str) -> Finding:
+def _undefined(analysis: Analysis, step: Step, name: str, why: str, doubtful: bool) -> Finding:
     later = _binding(analysis, name, step.order)
     if later is not None:
         cell = analysis.by_position[later.cell]
@@ -104,7 +105,7 @@ def _undefined(analysis: Analysis, step: Step, name: str, why: str) -> Finding:
         what, remedy = f"{why}'{name}', which is deleted above", "delete it later, or define it again"
     else:
         what, remedy = f"{why}'{name}', which no cell defines", "define it in a cell above, or correct the name"
-    return analysis.finding("N2P101", step, what[0].upper() + what[1:] if not what.startswith("'") else what, remedy)
+    return analysis.finding("N2P101", step, what, remedy, doubtful=doubtful)
 
 # %% ../../../nbs/train/check/08_names.ipynb #execution-order
 def execution_order(analysis: Analysis) -> Iterator[Finding]:

@@ -81,7 +81,7 @@ _NETWORK = re.compile(
     r"|urllib\.request\.(?:urlopen|urlretrieve)|urllib3\.(?:request|PoolManager)|aiohttp\.(?:request|ClientSession)"
     r"|socket\.(?:socket|create_connection)|http\.client\.HTTPS?Connection|ftplib\.FTP\w*|paramiko\.SSHClient"
     r"|wget\.download|gdown\.download\w*|boto3\.(?:client|resource|Session)|kagglehub\.\w+|datasets\.load_dataset"
-    r"|huggingface_hub\.\w*download|seaborn\.load_dataset|sklearn\.datasets\.fetch_\w+|yfinance\.download"
+    r"|huggingface_hub\.\w*download|seaborn\.load_dataset|sklearn\.datasets\.fetch_\w+|yfinance\.(?:download|Ticker)"
     r"|pandas\.read_(?:sql|sql_query|sql_table|gbq)"
 )
 _URL = re.compile(r"(?:https?|ftps?|s3|s3a|gs|gcs|az|abfss?|adl|hdfs)://\S")
@@ -100,12 +100,22 @@ _KEYBOARD = re.compile(r"builtins\.input|getpass\.getpass")
 def _url(analysis: Analysis, call: ast.Call) -> str | None:
     "The address that a call is given, as a literal or a name bound to one."
     for argument in [*call.args[:1], *(each.value for each in call.keywords)]:
-        node = analysis.constants.get(argument.id) if isinstance(argument, ast.Name) else argument
-        if isinstance(node, ast.JoinedStr) and node.values:
-            node = node.values[0]
+        node = _beginning(analysis, argument)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and _URL.match(node.value):
             return node.value.partition("://")[0]
     return None
+
+
+def _beginning(analysis: Analysis, node: ast.expr | None) -> ast.expr | None:
+    "What a text that is put together begins with."
+    while True:
+        match node:
+            case ast.JoinedStr(values=[first, *_]) | ast.BinOp(left=first) | ast.FormattedValue(value=first):
+                node = first
+            case ast.Name(id=name) if name in analysis.constants:
+                return analysis.constants[name]
+            case _:
+                return node
 
 
 def _reads_clock(dotted: str, call: ast.Call) -> bool:
@@ -141,8 +151,11 @@ def reads_outside(analysis: Analysis) -> Iterator[Finding]:
     for step in analysis.steps:
         if step.kind in ("call", "read") and step.dotted and (judged := _judged(analysis, step, step.dotted)):
             code, what, remedy = judged
-            yield analysis.finding(code, step, what, remedy)
+            yield analysis.finding(code, step, what, remedy, doubtful=step.doubtful or step.function is not None)
     for cell in analysis.cells:
         for magic in cell.magics:
+            if magic.name == "env" and magic.text.strip() and not re.search(r"[=\s]", magic.text.strip()):
+                remedy = "make the value a parameter; a secret one is given with -p NAME @env:VARIABLE"
+                yield analysis.finding("N2P503", (cell, magic.line), f"%env {magic.text.strip()} is read", remedy)
             if magic.name in ("!", "%%bash", "%%sh", "system", "sx") and any(_DOWNLOADS.match(line) for line in magic.text.splitlines()):
                 yield analysis.finding("N2P501", (cell, magic.line), "a command reads from the network", "keep what it fetches in a file and read it with n2p.load")

@@ -13,7 +13,7 @@ from .analysis import Analysis
 from .edits import seed_argument
 from .findings import Finding
 from .walk import Step
-from .sklearn_table import draws_random_numbers
+from .sklearn_table import RANDOM_NAMES, draws_random_numbers
 
 # %% auto #0
 __all__ = ['random_states', 'draws']
@@ -28,9 +28,12 @@ _SEEDERS = {
     "torch.random.manual_seed": {"torch"},
     "torch.set_rng_state": {"torch"},
     "tensorflow.random.set_seed": {"tensorflow"},
+    "tensorflow.keras.utils.set_random_seed": {"numpy", "random", "tensorflow"},
+    "keras.utils.set_random_seed": {"numpy", "random", "torch", "tensorflow"},
     "notebook_to_prod.start": {"numpy", "random", "torch"},
 }
 _EVERY = {"numpy", "random", "torch", "tensorflow"}
+_ASKS = ("get", "initial", "new", "make", "spawn", "draw")  # Names that begin so give a seed, and set none
 
 
 def _is_none(analysis: Analysis, node: ast.expr | None) -> bool:
@@ -44,13 +47,13 @@ def _seeds(analysis: Analysis, step: Step, call: ast.Call) -> set[str]:
     "The generators that a call seeds."
     arguments = [*call.args, *(each.value for each in call.keywords)]
     unseeded = (not arguments or _is_none(analysis, arguments[0])) and step.dotted != "notebook_to_prod.start"
-    if unseeded:
+    dotted = step.dotted or ""
+    if dotted in _SEEDERS:
+        return set() if unseeded else _SEEDERS[dotted]
+    name = (call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")).lower()
+    if dotted.partition(".")[0] in _EVERY or "()" in dotted or (arguments and unseeded):
         return set()
-    if step.dotted in _SEEDERS:
-        return _SEEDERS[step.dotted]
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    library = (step.dotted or "").partition(".")[0]
-    return _EVERY if "seed" in name.lower() and library not in {"numpy", "random"} and "()" not in (step.dotted or "") else set()
+    return _EVERY if "seed" in name and not name.lstrip("_").startswith(_ASKS) else set()
 
 
 @dataclass
@@ -67,43 +70,61 @@ class _Seeded:
 def _seeded(analysis: Analysis) -> _Seeded:
     found, functions = _Seeded(), {}
     within: dict[int, set[str]] = {}
+    called: dict[int, set[str]] = {}
     for step, call in analysis.calls():
         if step.function is not None:
             within.setdefault(id(step.function), set()).update(_seeds(analysis, step, call))
+            called.setdefault(id(step.function), set()).add(step.name)
     for step in analysis.steps:
         if step.kind == "bind" and step.function is None and step.value is not None:
             functions[step.name] = id(step.value)
         if step.kind == "call" and step.function is None and isinstance(step.node, ast.Call):
-            for library in _seeds(analysis, step, step.node) | within.get(functions.get(step.name, 0), set()):
+            seeded, pending, seen = _seeds(analysis, step, step.node), [step.name], set[str]()
+            while pending:  # what the function calls may seed too
+                name = pending.pop()
+                if name in functions and name not in seen:
+                    seen.add(name)
+                    seeded = seeded | within.get(functions[name], set())
+                    pending += called.get(functions[name], ())
+            for library in seeded:
                 found.since.setdefault(library, step.order)
     return found
 
 # %% ../../../nbs/train/check/10_randomness.ipynb #random-states
+# Libraries that follow scikit-learn in taking a `random_state`, None by default.
+_OTHERS = {
+    "imblearn": frozenset(
+        ["SMOTE", "SMOTENC", "SMOTEN", "ADASYN", "BorderlineSMOTE", "KMeansSMOTE", "SVMSMOTE", "SMOTEENN", "SMOTETomek", "RandomOverSampler", "RandomUnderSampler", "ClusterCentroids", "InstanceHardnessThreshold", "BalancedRandomForestClassifier", "BalancedBaggingClassifier", "EasyEnsembleClassifier", "RUSBoostClassifier"]
+    ),
+    "umap": frozenset({"UMAP"}),
+}
 _SAMPLE_ARGUMENTS = {"n", "frac", "replace", "weights", "random_state", "axis", "ignore_index"}
-_OTHER_SAMPLES = {"random", "torch", "tensorflow", "polars", "pyspark", "scipy", "dask", "pymc", "numpyro", "builtins", "numpy", "networkx"}
+_TABLES = ("pandas.", "notebook_to_prod.load", "seaborn.load_dataset", "sklearn.datasets.", "geopandas.")
 
 
 def _samples_rows(analysis: Analysis, step: Step, call: ast.Call) -> bool:
-    "Whether a call is pandas' `sample`, as far as one can see."
+    "Whether a call is pandas' `sample`, as far as one can see; it is doubtful where `step` has no full name."
     if not isinstance(call.func, ast.Attribute) or call.func.attr != "sample" or len(call.args) > 1:
         return False
     if not {each.arg for each in call.keywords} <= _SAMPLE_ARGUMENTS or any(isinstance(each, ast.Tuple | ast.List) for each in call.args):
         return False
     tables = any(other.dotted in ("pandas", "notebook_to_prod") for other in analysis.steps if other.kind == "import")
-    return tables and (step.dotted or "").partition(".")[0] not in _OTHER_SAMPLES
+    return tables and (step.dotted is None or step.dotted.startswith(_TABLES))
 
 
 def random_states(analysis: Analysis) -> Iterator[Finding]:
     "N2P201 and N2P202."
     seeded = _seeded(analysis)
-    if any((each.arg or "").endswith("random_state") for _, call in analysis.calls() for each in call.keywords if _sets_parameters(call)):
-        return  # set_params(forest__random_state=...) reaches what nobody can see
+    if _sets_later(analysis):
+        return
+    bound = {step.name for step in analysis.steps if step.kind == "bind"}
     for step, call in analysis.calls():
         keywords = {each.arg: each.value for each in call.keywords}
         if None in keywords or ("random_state" in keywords and not _is_none(analysis, keywords["random_state"])):
             continue
-        parts = (step.dotted or "").split(".")
-        if parts[0] == "sklearn" and "()" not in (step.dotted or "") and draws_random_numbers(parts[-1], keywords):
+        starred = not step.dotted and step.name in RANDOM_NAMES and step.name not in bound and _imports_all_of_sklearn(analysis)
+        parts = ["sklearn", step.name] if starred else (step.dotted or "").split(".")
+        if (parts[0] in _OTHERS and parts[-1] in _OTHERS[parts[0]]) or (parts[0] == "sklearn" and "()" not in (step.dotted or "") and draws_random_numbers(parts[-1], keywords)):
             shown = parts[-1]
         elif _samples_rows(analysis, step, call):
             shown = "DataFrame.sample"
@@ -115,11 +136,30 @@ def random_states(analysis: Analysis) -> Iterator[Finding]:
             yield analysis.finding("N2P202", step, what, remedy, fix)
         else:
             what = f"{shown} has no random_state, and nothing above it seeds numpy: every run gives another result"
-            yield analysis.finding("N2P201", step, what, "pass random_state=seed, or call n2p.start(seed=seed) first", fix)
+            remedy = "pass random_state=seed, or call n2p.start(seed=seed) first"
+            yield analysis.finding("N2P201", step, what, remedy, fix, doubtful=(step.dotted is None and not starred) or step.doubtful)
 
 
-def _sets_parameters(call: ast.Call) -> bool:
-    return isinstance(call.func, ast.Attribute) and call.func.attr == "set_params"
+def _imports_all_of_sklearn(analysis: Analysis) -> bool:
+    "Whether a `from sklearn.MODULE import *` may have bound a name that nothing else binds."
+    froms = (step.node for step in analysis.steps if step.kind == "unknown" and isinstance(step.node, ast.ImportFrom))
+    return any((node.module or "").partition(".")[0] == "sklearn" for node in froms)
+
+
+def _sets_later(analysis: Analysis) -> bool:
+    "Whether a random_state is set in a way that reaches what nobody can see: `set_params`, an attribute, a grid of a search."
+    for node in (each for cell in analysis.cells for each in ast.walk(cell.tree)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "set_params":
+            if any((each.arg or "").endswith("random_state") for each in node.keywords):
+                return True
+        elif isinstance(node, ast.Attribute) and node.attr == "random_state" and isinstance(node.ctx, ast.Store):
+            if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
+                return True
+        elif isinstance(node, ast.Dict):
+            keys = [(key.value, value) for key, value in zip(node.keys, node.values, strict=True) if isinstance(key, ast.Constant)]
+            if any(str(key).endswith("random_state") and not isinstance(value, ast.Constant | ast.Name) for key, value in keys):
+                return True
+    return False
 
 # %% ../../../nbs/train/check/10_randomness.ipynb #draws
 _DRAWS = {
@@ -151,6 +191,9 @@ def _drawn_from(analysis: Analysis, dotted: str, call: ast.Call) -> str | None:
         return "numpy"
     if dotted in _GLOBAL_DRAWS:
         return _GLOBAL_DRAWS[dotted]
+    if dotted == "torch.utils.data.DataLoader":
+        shuffles = (isinstance(each.value, ast.Constant) and each.value.value is True for each in call.keywords if each.arg == "shuffle")
+        return "torch" if any(shuffles) else None
     return "tensorflow" if dotted.startswith("tensorflow.random.") and parts[-1] != "set_seed" and "()" not in dotted else None
 
 

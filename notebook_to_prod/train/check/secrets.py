@@ -60,6 +60,12 @@ _PLACEHOLDER = re.compile(
     r"|(?:change|replace|insert|enter|todo|fixme|dummy|example|sample|test|fake|placeholder|password|passwd|secret|token|none|null|unset|redacted|user|admin|pass|pw|pwd|root|postgres|mysql|guest|default)\w*",
     re.IGNORECASE | re.DOTALL,
 )
+# What a column called `password` is given: its type, what fills it, another name.
+_OF_COLUMN = re.compile(
+    r"string|object|category|boolean|integer|numeric|u?int\d*|float\d*|(?:datetime|timedelta)64\S*|missing|unknown|hidden|masked|varchar\S*"
+    r"|[a-z_]*(?:password|passwd|pwd|pass_word)[a-z_]*",
+    re.IGNORECASE,
+)
 _MINIMUM_BITS = 3.0  # Of entropy a character, from Shannon's formula
 _MINIMUM_LENGTH = 16
 
@@ -79,7 +85,7 @@ def is_named_secret(name: str, value: str) -> bool:
     if not words or not re.fullmatch(r"[\w.-]+", name) or _is_placeholder(value) or re.search(r"\s", value):
         return False
     if words[-1] in _PASSWORDS:
-        return len(value) >= 6 and not (words[-1] == "pwd" and re.search(r"[/\\]", value))
+        return len(value) >= 6 and not _OF_COLUMN.fullmatch(value) and not (words[-1] == "pwd" and re.search(r"[/\\]", value))
     if all(part.isalpha() or part.isdigit() for part in re.split(r"[_.:/-]+", value) if part) and re.search(r"[_.:/-]", value):
         return False  # words and numbers, as in the name of a column
     is_key = words[-1] in {"key", "keys"} and len(words) > 1 and words[-2] in _KEYS

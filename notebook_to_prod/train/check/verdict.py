@@ -83,7 +83,7 @@ def check_notebook(
     unique = dict.fromkeys(finding for check in _CHECKS for finding in check(analysis))
     findings, allowed = [], []
     for finding in sorted(unique, key=lambda each: (order[each.cell_id].position, each.line, each.code)):
-        severity = config.severity(finding.code)
+        severity = config.severity(finding.code, finding.severity)
         if severity is None or _is_allowed(order[finding.cell_id], finding):
             allowed.append(finding)
         else:

@@ -34,6 +34,7 @@ class Step:
     guards: frozenset[str] = frozenset()  # Exceptions that are caught around it; `*` for all
     value: ast.AST | None = None  # For a binding: what is bound, if it is one expression, import, function or class
     conditional: bool = False
+    doubtful: bool = False  # Whether an `if`, a `while`, a `case` or an `except` decides on it
 
     @property
     def function(self) -> ast.AST | None:
@@ -54,7 +55,7 @@ class Walker(ast.NodeVisitor):
         self.scopes = [self.module]
         self.ever: dict[str, str] = {}  # What each global name stood for last
         self.guards: list[frozenset[str]] = []
-        self.cell = self.branches = 0
+        self.cell = self.branches = self.doubts = 0
         self.lazy_annotations = False
 
     @property
@@ -64,7 +65,7 @@ class Walker(ast.NodeVisitor):
     def note(self, kind: Kind, node: ast.AST, name: str = "", dotted: str | None = None, value: ast.AST | None = None) -> None:
         guards = frozenset[str]().union(*self.guards)
         place = (self.cell, len(self.steps), name, dotted, self.scope.functions, guards, value)
-        self.steps.append(Step(kind, node, *place, conditional=self.branches > 0))
+        self.steps.append(Step(kind, node, *place, conditional=self.branches > 0, doubtful=self.doubts > 0))
 
     def local_scope(self, name: str) -> Scope | None:
         "The scope in which `name` is local here, or None if it is global."
@@ -121,9 +122,11 @@ class Walker(ast.NodeVisitor):
     @contextmanager
     def inside(self, scope: Scope) -> Iterator[None]:
         self.scopes.append(scope)
-        branches, self.branches = self.branches, self.branches if scope.kind == "comprehension" else 0
+        outside = self.branches, self.doubts
+        if scope.kind == "function":
+            self.branches = self.doubts = 0
         yield
-        self.branches = branches
+        self.branches, self.doubts = outside
         self.scopes.pop()
 
     def every(self, nodes: Iterable[ast.AST | None]) -> None:
