@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 from notebooks import Project, finish
-from test_bundle import once
+from test_bundle import HARMS, harm, make_writable, once
 
 from notebook_to_prod.errors import BundleError, InputError, NotFoundError, StoreError
 from notebook_to_prod.package.bundle import load_pipeline, open_bundle, replay_golden
@@ -307,6 +307,7 @@ def test_a_version_whose_bundle_is_damaged_is_not_promoted(
 ) -> None:
     (version,) = register(trained, "damaged", "five")
     copy = Path(mlflow.download_artifacts(trained.record(version.run_id)["mlflow_run_id"], "bundle", str(tmp_path)))
+    make_writable(copy)
     (copy / "model.pkl").write_bytes(b"something else")
     tags = {"n2p.bundle": "sha256:" + "0" * 64, "n2p.run_id": version.run_id}
     mlflow.create_model_version("damaged", copy.as_uri(), tags=tags)
@@ -438,16 +439,28 @@ def test_a_bundle_that_the_store_lacks_is_fetched_and_verified(trained: Project,
     assert replay_golden(bundle, load_pipeline(bundle)) == 0.0
 
 
+@pytest.mark.parametrize("how", HARMS)
+def test_a_bundle_that_is_damaged_in_the_store_is_fetched_again(
+    how: str, trained: Project, elsewhere: Registry
+) -> None:
+    (version,) = register(trained, "damaged here", "five")
+    path = elsewhere.bundle(version).path
+    harm(path, how)
+    assert open_bundle(elsewhere.bundle(version).path, version.bundle).path == path
+    assert [*elsewhere.store.bundles.iterdir()] == [path]
+
+
 def test_a_fetched_bundle_that_was_changed_is_refused(
     trained: Project, elsewhere: Registry, mlflow: MlflowClient, tmp_path: Path
 ) -> None:
     (version,) = register(trained, "forged", "five")
     copy = Path(mlflow.download_artifacts(trained.record(version.run_id)["mlflow_run_id"], "bundle", str(tmp_path)))
+    make_writable(copy)
     (copy / "golden.json").write_text("{}")
     mlflow.create_model_version("forged", copy.as_uri(), tags={"n2p.bundle": version.bundle})
     with pytest.raises(BundleError, match=r"golden\.json"):
         elsewhere.bundle(elsewhere.resolve("forged@2"))
-    assert [*elsewhere.store.bundles.iterdir()] == []
+    assert [*elsewhere.store.bundles.glob("*")] == []
 
 
 # The log

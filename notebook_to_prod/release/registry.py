@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError
-from ..package.bundle import Bundle, open_bundle
+from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
 from ..project import Store
 from .audit import Event, read_events, record_event
 from ..train.record import RunRecord, save_record
@@ -133,11 +134,18 @@ class Registry:
         return self._read(name, version)
 
     def bundle(self, version: ModelVersion) -> Bundle:
-        "The verified bundle of a version: from the store, else fetched from MLflow into it."
+        "The verified bundle of a version: from the store, else, or if it is damaged there, fetched from MLflow into it."
         path = self.store.bundle(version.bundle)
-        if not path.exists():
-            self._fetch(version, path)
-        return open_bundle(path, version.bundle)
+        return self._fetch(version) if is_damaged(path, version.bundle) else open_bundle(path, version.bundle)
+
+    def _fetch(self, version: ModelVersion) -> Bundle:
+        from mlflow.artifacts import download_artifacts
+
+        with tempfile.TemporaryDirectory(prefix="n2p-fetch-") as folder:
+            with tracking_errors(self.store):
+                fetched = download_artifacts(version.source, dst_path=folder, tracking_uri=self.store.tracking_uri)
+            bundle = open_bundle(fetched, version.bundle)
+            return write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
 
     def metrics(self, version: ModelVersion) -> dict[str, float]:
         "The metrics of the run that made a version, as MLflow keeps them; empty if MLflow has lost the run."
@@ -151,21 +159,6 @@ class Registry:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                     return {}
                 raise
-
-    def _fetch(self, version: ModelVersion, path: Path) -> None:
-        import shutil
-
-        from mlflow.artifacts import download_artifacts
-
-        from notebook_to_prod.project import atomic_folder
-
-        with atomic_folder(path) as temporary:
-            with tracking_errors(self.store):
-                fetched = download_artifacts(version.source, dst_path=str(temporary / "download"), tracking_uri=self.store.tracking_uri)
-            open_bundle(fetched, version.bundle)
-            for file in Path(fetched).iterdir():
-                shutil.move(str(file), temporary)
-            shutil.rmtree(temporary / "download")
 
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
@@ -211,7 +204,9 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
         with tracking_errors(registry.store):
             _ensure_model(client, name)
             run_id = record.mlflow_run_id or _track_late(registry.store, record)
-            client.log_artifacts(run_id, str(bundle.path), "bundle")
+            with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
+                copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
+                client.log_artifacts(run_id, folder, "bundle")
             source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key}
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)
