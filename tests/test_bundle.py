@@ -9,6 +9,8 @@ import pickle
 import re
 import shutil
 import site
+import tempfile
+import traceback
 from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -30,7 +32,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
-from notebook_to_prod.package.bundle import Bundle, Prediction, load_pipeline, open_bundle, unusable_row, write_bundle
+from notebook_to_prod.package.bundle import (
+    Bundle,
+    Prediction,
+    copy_bundle,
+    load_pipeline,
+    open_bundle,
+    remove_bundle,
+    unusable_row,
+    write_bundle,
+)
 from notebook_to_prod.package.code import pickle_pipeline
 from notebook_to_prod.package.lock import distributions_of
 from notebook_to_prod.package.session import start
@@ -819,6 +830,28 @@ class Marks:
 FILES = ["code/helper.py", "golden.json", "metadata.json", "model.pkl", "requirements.lock", "schema.json"]
 
 
+def make_writable(folder: Path) -> None:
+    """Let the tests change a bundle, whoever runs them."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def harm(path: Path, how: str) -> None:
+    """Damage a bundle."""
+    make_writable(path)
+    if how == "flipped":
+        data = bytearray((path / "model.pkl").read_bytes())
+        data[len(data) // 2] ^= 1
+        (path / "model.pkl").write_bytes(data)
+    elif how == "added":
+        (path / "added.txt").touch()
+    else:
+        (path / how).unlink()
+
+
+HARMS = ["flipped", "added", "golden.json", "manifest.json"]
+
+
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
     return tmp_path / "unpickled"
@@ -829,7 +862,9 @@ def marked(tmp_path: Path, marker: Path, bundles: dict[str, Bundle]) -> Bundle:
     """A bundle that leaves a mark when its model is unpickled."""
     contents = {name: (bundles["regression"].path / name).read_bytes() for name in FILES[1:]}
     extra = {"model.pkl": pickle.dumps(Marks(marker)), "code/helper.py": b"HOUR = 60\n"}
-    return write_bundle(tmp_path / "bundles", contents | extra)
+    bundle = write_bundle(tmp_path / "bundles", contents | extra)
+    make_writable(bundle.path)
+    return bundle
 
 
 def assert_refused(path: Path, digest: str | None, marker: Path, kind: type[Exception] = BundleError) -> None:
@@ -943,6 +978,76 @@ def test_only_a_bundle_that_predicts_what_it_recorded_is_ready(
     else:
         with pytest.raises(BundleError, match="does not predict what it recorded"):
             load_predictor(bundle.path)
+
+
+# A damaged bundle is replaced
+
+
+@pytest.mark.parametrize("how", HARMS)
+def test_what_is_damaged_is_written_again(how: str, bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    contents = {name: (bundles["regression"].path / name).read_bytes() for name in bundles["regression"].files}
+    first = write_bundle(tmp_path, contents)
+    harm(first.path, how)
+    again = write_bundle(tmp_path, contents)
+    assert (again.path, open_bundle(first.path, first.digest).files) == (first.path, first.files)
+    assert [*tmp_path.iterdir()] == [first.path]
+
+
+def test_a_run_whose_bundle_is_damaged_is_no_answer(project: Project) -> None:
+    project.notebook("train.ipynb", {"head": HEAD, "step": "step = FunctionTransformer(np.log1p)", "save": EXPORT})
+    first = project.run("train.ipynb").json
+    assert project.run("train.ipynb").json["reused"]
+    harm(Path(first["bundle_path"]), "flipped")
+    again = project.run("train.ipynb").json
+    assert not again["reused"] and again["bundle"] == first["bundle"]
+    open_bundle(first["bundle_path"], first["bundle"])
+    harm(Path(first["bundle_path"]), "manifest.json")
+    assert project.run("train.ipynb", "--force").json["bundle"] == first["bundle"]
+    open_bundle(first["bundle_path"], first["bundle"])
+
+
+def as_normal_user(act: Callable[[Path], None]) -> None:
+    """Call `act` with an empty folder, in a process that is not root's."""
+    folder = Path(tempfile.mkdtemp())
+    process = os.fork()
+    if process == 0:
+        try:
+            if os.geteuid() == 0:
+                os.chown(folder, 65534, 65534)
+                os.setgid(65534)
+                os.setuid(65534)
+            act(folder)
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - whatever it is, the parent reports it
+            traceback.print_exc()
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    shutil.rmtree(folder)
+    assert code == 0
+
+
+def test_a_bundle_is_read_only_and_can_be_replaced_copied_and_removed(bundles: dict[str, Bundle]) -> None:
+    contents = {name: (bundles["regression"].path / name).read_bytes() for name in bundles["regression"].files}
+    contents["code/deep/er.py"] = b"ONE = 1"
+
+    def act(folder: Path) -> None:
+        bundle = write_bundle(folder / "bundles", contents)
+        modes = {path.stat().st_mode & 0o777 for path in bundle.path.rglob("*") if path.is_file()}
+        assert modes == {0o444}
+        for forbidden in (bundle.path / "model.pkl", bundle.path / "added.txt", bundle.path / "code/deep/added.py"):
+            with pytest.raises(PermissionError):
+                forbidden.write_bytes(b"x")
+        assert write_bundle(folder / "bundles", contents).digest == bundle.digest
+        harm(bundle.path, "flipped")
+        assert load_pipeline(write_bundle(folder / "bundles", contents)).predict(np.zeros((1, 3))).shape == (1,)
+        copy_bundle(bundle, folder / "copy")
+        assert open_bundle(folder / "copy", bundle.digest)
+        (folder / "copy/code/deep/er.py").write_bytes(b"x")
+        shutil.rmtree(folder / "copy")
+        remove_bundle(bundle.path)
+        assert [*(folder / "bundles").iterdir()] == []
+
+    as_normal_user(act)
 
 
 def test_the_command_shows_the_bundle_of_a_run(zoo: Project, bundles: dict[str, Bundle]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 from notebooks import Project, finish
-from test_bundle import once
+from test_bundle import HARMS, harm, make_writable, once
+from test_postgres import address  # noqa: F401 - a fixture
 
 from notebook_to_prod.errors import BundleError, InputError, NotFoundError, StoreError
 from notebook_to_prod.package.bundle import load_pipeline, open_bundle, replay_golden
@@ -25,7 +28,7 @@ from notebook_to_prod.release.registry import (
     check_name,
     parse_reference,
 )
-from notebook_to_prod.train.record import find_run
+from notebook_to_prod.train.record import RunRecord, find_run
 
 # A project with three runs of one notebook, which the tests of the service use too
 
@@ -307,6 +310,7 @@ def test_a_version_whose_bundle_is_damaged_is_not_promoted(
 ) -> None:
     (version,) = register(trained, "damaged", "five")
     copy = Path(mlflow.download_artifacts(trained.record(version.run_id)["mlflow_run_id"], "bundle", str(tmp_path)))
+    make_writable(copy)
     (copy / "model.pkl").write_bytes(b"something else")
     tags = {"n2p.bundle": "sha256:" + "0" * 64, "n2p.run_id": version.run_id}
     mlflow.create_model_version("damaged", copy.as_uri(), tags=tags)
@@ -438,16 +442,108 @@ def test_a_bundle_that_the_store_lacks_is_fetched_and_verified(trained: Project,
     assert replay_golden(bundle, load_pipeline(bundle)) == 0.0
 
 
+@pytest.mark.parametrize("how", HARMS)
+def test_a_bundle_that_is_damaged_in_the_store_is_fetched_again(
+    how: str, trained: Project, elsewhere: Registry
+) -> None:
+    (version,) = register(trained, "damaged here", "five")
+    path = elsewhere.bundle(version).path
+    harm(path, how)
+    assert open_bundle(elsewhere.bundle(version).path, version.bundle).path == path
+    assert [*elsewhere.store.bundles.iterdir()] == [path]
+
+
+def stores(tmp_path: Path, record: RunRecord, *names: str) -> list[Registry]:
+    """Registries of stores on different machines, with one MLflow that knows none of their runs."""
+    registries = [Registry(Store(tmp_path / name)) for name in names]
+    for registry in registries:
+        registry.store.home.mkdir()
+    (tmp_path / "run").mkdir()
+    untracked = replace(record, mlflow_run_id=None, folder=str(tmp_path / "run"))
+    registries[0].register(untracked, "shared")
+    return registries
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def mlflow_address(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    found = request.getfixturevalue("address") if request.param == "postgres" else f"sqlite:///{tmp_path / 'shared.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", found)
+    monkeypatch.chdir(tmp_path)
+    return found
+
+
+def test_two_stores_have_one_history(trained: Project, mlflow_address: str, tmp_path: Path) -> None:
+    records = [find_run(Store(trained.home), run_id(trained, name)) for name in ("five", "six", "regression")]
+    here, there = stores(tmp_path, records[0], "here", "there")
+    for number, record in enumerate(records[1:]):
+        (tmp_path / f"run{number}").mkdir()
+        there.register(replace(record, mlflow_run_id=None, folder=str(tmp_path / f"run{number}")), "shared")
+    here.promote("shared", 1)
+    there.promote("shared", 2, reason="besser")
+    assert [event.reason for event in here.history("shared")][-1] == "besser"
+    assert here.rollback("shared").version == 1
+    there.promote("shared", 3, reason="x" * 9000)
+    assert there.rollback("shared").version == 1
+    told = [(event.action, event.version, event.previous) for event in here.history("shared")]
+    assert told == [
+        ("register", 1, None),
+        ("register", 2, None),
+        ("register", 3, None),
+        ("promote", 1, None),
+        ("promote", 2, 1),
+        ("rollback", 1, 2),
+        ("promote", 3, 1),
+        ("rollback", 1, 3),
+    ]
+    assert there.history("shared") == here.history("shared")
+    with pytest.raises(NotFoundError, match="no earlier version"):
+        there.rollback("shared")
+    own = [(event.action, event.version) for event in read_events(here.store)]
+    assert own == [("register", 1), ("promote", 1), ("rollback", 1)]
+
+    # what two processes of different stores write at the same moment
+    def move(registry: Registry, alias: str) -> list[str]:
+        moved = [registry.promote("shared", version, alias) for version in (1, 2, 3, 1, 2, 3)]
+        return [event.time for event in moved if event]
+
+    with ThreadPoolExecutor() as pool:
+        times = [*pool.map(move, (here, there), ("canary", "shadow"))]
+    for alias, made in zip(("canary", "shadow"), times, strict=True):
+        events = [event for event in there.history("shared") if event.alias == alias]
+        assert [event.time for event in events] == made and len(made) == 6
+        assert alias_path(events, alias) == [1, 2, 3, 1, 2, 3]
+    assert there.rollback("shared", "canary").version == 2
+
+
+def test_the_order_of_events_that_know_of_each_other_is_not_the_clocks(
+    trained: Project, elsewhere: Registry, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(trained, "clocks", "five", "six")
+    registry.promote("clocks", 1)
+    monkeypatch.setattr("notebook_to_prod.release.registry.now", lambda: "2001-01-01T00:00:00.000+00:00")
+    elsewhere.promote("clocks", 2)
+    assert [event.version for event in registry.history("clocks")] == [1, 2, 1, 2]
+
+
+def test_a_damaged_event_is_named(trained: Project, registry: Registry, mlflow: MlflowClient) -> None:
+    register(trained, "broken", "five")
+    mlflow.set_registered_model_tag("broken", "n2p.event.00000007.abc", "{}")
+    with pytest.raises(StoreError) as caught:
+        registry.history("broken")
+    assert "n2p.event.00000007.abc" in (caught.value.where or "")
+
+
 def test_a_fetched_bundle_that_was_changed_is_refused(
     trained: Project, elsewhere: Registry, mlflow: MlflowClient, tmp_path: Path
 ) -> None:
     (version,) = register(trained, "forged", "five")
     copy = Path(mlflow.download_artifacts(trained.record(version.run_id)["mlflow_run_id"], "bundle", str(tmp_path)))
+    make_writable(copy)
     (copy / "golden.json").write_text("{}")
     mlflow.create_model_version("forged", copy.as_uri(), tags={"n2p.bundle": version.bundle})
     with pytest.raises(BundleError, match=r"golden\.json"):
         elsewhere.bundle(elsewhere.resolve("forged@2"))
-    assert [*elsewhere.store.bundles.iterdir()] == []
+    assert [*elsewhere.store.bundles.glob("*")] == []
 
 
 # The log

@@ -5,13 +5,16 @@
 # %% ../../nbs/package/03_bundle.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import json
 import math
 import pickle
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, DependencyError, NotFoundError
-from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text
+from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text, store_errors
 from .schema import Schema, jsonable, to_table
 
 # %% auto #0
-__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'unusable_row',
-           'replay_golden', 'largest_difference']
+__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle', 'open_bundle', 'load_pipeline',
+           'Prediction', 'predict', 'unusable_row', 'replay_golden', 'largest_difference']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
@@ -93,18 +96,58 @@ def write_bundle(
     folder: Path,  # Where bundles are kept
     contents: Mapping[str, bytes],  # By path inside the bundle
 ) -> Bundle:
-    "Write an immutable bundle; raises `StoreError` if the disk refuses."
+    "Write an immutable bundle, in the place of a damaged one if need be; raises `StoreError` if the disk refuses."
     digests = {name: {"sha256": _hex(data), "size": len(data)} for name, data in sorted(contents.items())}
     manifest = canonical_json({"format": _FORMAT, "files": digests})
     digest = digest_text(manifest)
     target = folder / digest.removeprefix("sha256:")
-    if not target.exists():
+    if is_damaged(target, digest):
         with atomic_folder(target) as temporary:
             for name, data in {**contents, MANIFEST: manifest.encode()}.items():
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
+            if target.exists():
+                remove_bundle(target)
+    with store_errors(target):
+        _protect(target)
     return open_bundle(target, digest)
+
+
+def is_damaged(path: Path, digest: str) -> bool:
+    "Whether the folder is anything but the bundle of that digest, as it was written."
+    try:
+        open_bundle(path, digest)
+    except (BundleError, NotFoundError, OSError):
+        return True
+    return False
+
+
+def _protect(path: Path) -> None:
+    "Take away the permission to write; someone else's bundle is left as it is."
+    for each in [*path.rglob("*"), path]:
+        with contextlib.suppress(PermissionError):
+            each.chmod(0o555 if each.is_dir() else 0o444)
+
+
+def remove_bundle(path: Path) -> None:
+    "Remove a bundle: it disappears in one step, and its files after that; raises `StoreError`."
+    with store_errors(path):
+        doomed = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent))
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            path.chmod(0o755)
+            path.rename(doomed / "bundle")
+        for each in doomed.rglob("*"):
+            if each.is_dir() and not each.is_symlink():
+                each.chmod(0o755)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def copy_bundle(bundle: Bundle, target: Path) -> None:
+    "Copy a bundle to a folder whose files can be written."
+    for name in (*bundle.files, MANIFEST):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.path / name, target / name)
 
 
 def _hex(data: bytes) -> str:

@@ -206,15 +206,24 @@ def _text(value: Any) -> str:
 
 # %% ../../nbs/package/05_reproduce.ipynb #compare-environment
 def environment_differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    "How `present` differs from the `recorded` environment, one sentence each; what is installed in addition does not matter."
-    found = [f"{key} was {recorded[key]}, is {present.get(key)}" for key in ("python", "machine") if recorded.get(key) != present.get(key)]
-    installed = present.get("distributions", {})
+    "How `present` differs from the `recorded` environment, one sentence each; what is installed in addition does not matter, nor what was not recorded."
+    keys = [key for key in ("python", "implementation", "system", "machine", "blas") if key in recorded and recorded[key] != present.get(key)]
+    found = [f"{key} was {_short(recorded[key])}, is {_short(present.get(key))}" for key in keys]
+    installed, files = present.get("distributions", {}), present.get("files", {})
     for name, version in recorded.get("distributions", {}).items():
         if installed.get(name) != version:
             found.append(f"{name} was {version}, is {installed.get(name, 'not installed')}")
-    if recorded.get("processor") != present.get("processor"):
+        elif recorded.get("files", {}).get(name, files.get(name)) != files.get(name):
+            found.append(f"{name} {version} is another build")
+    if recorded.get("processor", present.get("processor")) != present.get("processor"):
         found.append("the processor has other instruction sets")
-    return found
+    before, after = recorded.get("variables", {}), present.get("variables", {})
+    return found + [f"{name} was {value}, is {after.get(name)}" for name, value in before.items() if after.get(name) != value]
+
+
+def _short(value: Any) -> str:
+    "A value as a sentence shows it: the libraries of linear algebra by their names."
+    return ", ".join(" ".join(filter(None, each.values())) for each in value) or "unknown" if isinstance(value, list) else str(value)
 
 
 def _within(recorded: Mapping[str, float], reproduced: Mapping[str, float], tolerance: float) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import DataError, ExportError
-from .bundle import Bundle, Prediction, largest_difference, predict, unusable_row, write_bundle
+from .bundle import Bundle, Prediction, largest_difference, predict, remove_bundle, unusable_row, write_bundle
 from .code import collect_code, executed_sources
 from .lock import lock_for
 from .proof import Prover, open_prover
@@ -191,7 +190,7 @@ def _export(run: Run, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_
             clean.prove(bundle)
         except ExportError:
             if bundle.path not in known:
-                shutil.rmtree(bundle.path)
+                remove_bundle(bundle.path)
             raise
     glue("n2p/bundle", bundle.digest, kind="bundle")
     return bundle

@@ -5,24 +5,28 @@
 # %% ../../nbs/release/01_registry.ipynb #imports
 from __future__ import annotations
 
+import json
 import re
+import secrets
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, NotFoundError
-from ..package.bundle import Bundle, open_bundle
+from ..errors import InputError, NotFoundError, StoreError
+from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
 from ..project import Store
-from .audit import Event, read_events, record_event
-from ..train.record import RunRecord, save_record
+from .audit import Event, append_event, current_user, read_events
+from ..train.record import RunRecord, now, save_record
 from ..train.tracking import Tracker, open_client, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['check_name', 'check_alias', 'parse_reference', 'ModelVersion', 'Registry', 'alias_path']
+__all__ = ['check_name', 'check_alias', 'parse_reference', 'ModelVersion', 'Registry', 'shared_events', 'share_event',
+           'alias_path']
 
 # %% ../../nbs/release/01_registry.ipynb #reference
 _NAME = re.compile(r"[A-Za-z0-9][\w.\- ]{0,99}")
@@ -133,11 +137,18 @@ class Registry:
         return self._read(name, version)
 
     def bundle(self, version: ModelVersion) -> Bundle:
-        "The verified bundle of a version: from the store, else fetched from MLflow into it."
+        "The verified bundle of a version: from the store, else, or if it is damaged there, fetched from MLflow into it."
         path = self.store.bundle(version.bundle)
-        if not path.exists():
-            self._fetch(version, path)
-        return open_bundle(path, version.bundle)
+        return self._fetch(version) if is_damaged(path, version.bundle) else open_bundle(path, version.bundle)
+
+    def _fetch(self, version: ModelVersion) -> Bundle:
+        from mlflow.artifacts import download_artifacts
+
+        with tempfile.TemporaryDirectory(prefix="n2p-fetch-") as folder:
+            with tracking_errors(self.store):
+                fetched = download_artifacts(version.source, dst_path=folder, tracking_uri=self.store.tracking_uri)
+            bundle = open_bundle(fetched, version.bundle)
+            return write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
 
     def metrics(self, version: ModelVersion) -> dict[str, float]:
         "The metrics of the run that made a version, as MLflow keeps them; empty if MLflow has lost the run."
@@ -152,21 +163,6 @@ class Registry:
                     return {}
                 raise
 
-    def _fetch(self, version: ModelVersion, path: Path) -> None:
-        import shutil
-
-        from mlflow.artifacts import download_artifacts
-
-        from notebook_to_prod.project import atomic_folder
-
-        with atomic_folder(path) as temporary:
-            with tracking_errors(self.store):
-                fetched = download_artifacts(version.source, dst_path=str(temporary / "download"), tracking_uri=self.store.tracking_uri)
-            open_bundle(fetched, version.bundle)
-            for file in Path(fetched).iterdir():
-                shutil.move(str(file), temporary)
-            shutil.rmtree(temporary / "download")
-
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
         return _register(self, record, check_name(name))
@@ -180,19 +176,79 @@ class Registry:
         return _rollback(self, check_name(name), check_alias(alias), reason)
 
     def history(self, name: str) -> list[Event]:
-        "Every event of a model, oldest first; raises `NotFoundError` if there is none."
-        events = list(read_events(self.store, check_name(name)))
+        "Every event of a model, oldest first, whichever store it was made from; raises `NotFoundError` if there is none."
+        events = shared_events(self, check_name(name)) or list(read_events(self.store, name))
         if not events:
-            known = sorted({event.name for event in read_events(self.store)})
+            known = sorted({event.name for event in read_events(self.store)} | self._names())
             remedy = f"the registry knows {', '.join(known)}" if known else f"register a run first: n2p register RUN --name {name}"
             raise NotFoundError(f"there is no model '{name}'", where=str(self.store.home), remedy=remedy)
         return events
+
+    def _names(self) -> set[str]:
+        if not self._exists():
+            return set()
+        with tracking_errors(self.store):
+            return {each.name for each in self._client.search_registered_models()}
+
+    def _exists(self) -> bool:
+        "Whether there is an MLflow to ask: the store's own database is not made by a question."
+        return self.store.tracking_uri != f"sqlite:///{self.store.home / 'mlflow.db'}" or (self.store.home / "mlflow.db").exists()
 
 
 def _model_version(found: Any) -> ModelVersion:
     tags = found.tags
     aliases = tuple(sorted(found.aliases or ()))
     return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source)
+
+# %% ../../nbs/release/01_registry.ipynb #events
+_EVENT = "n2p.event."
+_LONGEST_TAG = 5000  # Of a model, in MLflow
+
+
+def _event_tags(registry: Registry, name: str) -> dict[str, str]:
+    from mlflow.exceptions import MlflowException
+
+    if not registry._exists():
+        return {}
+    with tracking_errors(registry.store):
+        try:
+            tags = registry._client.get_registered_model(name).tags
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return {}
+            raise
+    return {key: value for key, value in tags.items() if key.startswith(_EVENT)}
+
+
+def _number(key: str) -> int:
+    digits = key.removeprefix(_EVENT).partition(".")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def shared_events(registry: Registry, name: str) -> list[Event]:
+    "Events of a model as MLflow keeps them, oldest first; raises `StoreError` naming a damaged tag."
+    found = []
+    for key, value in _event_tags(registry, name).items():
+        try:
+            event = Event(**json.loads(value))
+        except (ValueError, TypeError) as error:
+            remedy = "delete the tag; what it said is in the log of the store that wrote it"
+            raise StoreError("the history of the model is damaged", where=f"tag {key} of '{name}'", remedy=remedy) from error
+        found.append(((_number(key), event.time, key), event))
+    return [event for _, event in sorted(found, key=lambda each: each[0])]
+
+
+def share_event(registry: Registry, action: str, name: str, version: int, **details: Any) -> Event:
+    "Keep an event of now in MLflow, and in the log of this store."
+    event = Event(now(), action, name, version, current_user(), **details)
+    text = json.dumps(event.to_dict(), ensure_ascii=False)
+    if len(text) > _LONGEST_TAG:
+        kept = (event.reason or "")[: max(0, len(event.reason or "") - len(text) + _LONGEST_TAG - 1)]
+        text = json.dumps(replace(event, reason=f"{kept}…").to_dict(), ensure_ascii=False)
+    number = 1 + max(map(_number, _event_tags(registry, name)), default=0)
+    with tracking_errors(registry.store):
+        registry._client.set_registered_model_tag(name, f"{_EVENT}{number:08d}.{secrets.token_hex(4)}", text)
+    return append_event(registry.store, event)
 
 # %% ../../nbs/release/01_registry.ipynb #register
 def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
@@ -211,11 +267,13 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
         with tracking_errors(registry.store):
             _ensure_model(client, name)
             run_id = record.mlflow_run_id or _track_late(registry.store, record)
-            client.log_artifacts(run_id, str(bundle.path), "bundle")
+            with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
+                copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
+                client.log_artifacts(run_id, folder, "bundle")
             source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key}
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)
-        record_event(registry.store, "register", name, int(created.version), bundle=bundle.digest)
+        share_event(registry, "register", name, int(created.version), bundle=bundle.digest)
     return registry._read(name, int(created.version))
 
 
@@ -243,7 +301,7 @@ def _move(registry: Registry, action: str, version: ModelVersion, alias: str, pr
     with tracking_errors(registry.store):
         registry._client.set_registered_model_alias(version.name, alias, str(version.version))
     details = {"alias": alias, "previous": previous, "reason": reason, "bundle": version.bundle}
-    return record_event(registry.store, action, version.name, version.version, **details)
+    return share_event(registry, action, version.name, version.version, **details)
 
 
 def _promote(registry: Registry, name: str, version: int, alias: str, reason: str | None) -> Event | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import notebook_to_prod
 from ..errors import InputError
+from ..package.bundle import copy_bundle
 from ..package.lock import hash_lock, lock_text, read_lock
 from ..project import atomic_folder, shipped_file
 from .predictor import Predictor
@@ -72,7 +73,7 @@ def export_service(
         target.rmdir()
     with atomic_folder(target) as temporary:
         (temporary / "requirements.lock").write_text(lock, encoding="utf-8")
-        shutil.copytree(predictor.bundle.path, temporary / "bundle")
+        copy_bundle(predictor.bundle, temporary / "bundle")
         _copy_runtime(temporary)
         for name in _TEMPLATES:
             (temporary / name).write_text(_render(name, predictor, hashes), encoding="utf-8")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TrackingError, UnavailableError
-from ..project import Store, write_json
+from ..project import Store, digest_file, write_json
 from .data import current_digest
 from .environment import describe_environment, kernel_environment
 from .question import Question
@@ -81,9 +81,22 @@ def find_answer(
 def _still_holds(store: Store, record: RunRecord, environment: str, folder: Path) -> bool:
     if record.spec.environment != environment or not record.output_notebook.is_file():
         return False
-    if record.bundle is not None and not (store.bundle(record.bundle) / "manifest.json").is_file():
+    if record.bundle is not None and not _is_whole(store.bundle(record.bundle), record.bundle):
         return False
     return all(_unchanged(store, dataset, folder) for dataset in record.datasets)
+
+
+def _is_whole(bundle: Path, digest: str) -> bool:
+    "Whether a bundle has the manifest of that digest, and what the manifest names, and nothing else."
+    try:
+        manifest = bundle / "manifest.json"
+        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        present = {each.relative_to(bundle).as_posix() for each in bundle.rglob("*") if not each.is_dir()}
+        return digest_file(manifest) == digest and present == {*files, manifest.name} and all(
+            digest_file(bundle / name) == f"sha256:{file['sha256']}" for name, file in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _unchanged(store: Store, dataset: dict[str, Any], folder: Path) -> bool:

@@ -5,12 +5,17 @@
 # %% ../../nbs/train/03_environment.ipynb #imports
 from __future__ import annotations
 
+import functools
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import os
 import platform
 import random
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import ParameterError
@@ -51,8 +56,39 @@ def kernel_environment(threads: int) -> dict[str, str]:
     }
 
 # %% ../../nbs/train/03_environment.ipynb #seed-everything
+def _seed_torch(torch: Any, seed: int) -> None:
+    torch.manual_seed(seed)  # of every device
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+class _TorchSeeder(importlib.abc.MetaPathFinder):
+    "Seeds torch as the last step of its import."
+
+    def __init__(self, seed: int):
+        self.seed, self.searching = seed, False
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if fullname != "torch" or self.searching:
+            return None
+        self.searching = True
+        try:
+            spec = importlib.util.find_spec(fullname)  # as the other finders find it
+        finally:
+            self.searching = False
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = functools.partial(self.execute, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+    def execute(self, load: Callable[[Any], None], module: Any) -> None:
+        load(module)
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+            _seed_torch(module, self.seed)
+
+
 def seed_everything(seed: int) -> None:
-    "Seed Python's, numpy's and, where torch is loaded, torch's generators; raises `ParameterError` unless 0 <= seed < 2**32."
+    "Seed Python's, numpy's and torch's generators, the last when it is imported; raises `ParameterError` unless 0 <= seed < 2**32."
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ParameterError(
             f"the seed is {seed!r}", where="n2p.start(seed=...)", remedy="give a whole number from 0 to 4294967295"
@@ -61,10 +97,11 @@ def seed_everything(seed: int) -> None:
 
     random.seed(seed)
     np.random.seed(seed)  # the generator that scikit-learn draws from
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TorchSeeder)]
+    if "torch" in sys.modules:
+        _seed_torch(sys.modules["torch"], seed)
+    else:
+        sys.meta_path.insert(0, _TorchSeeder(seed))
 
 # %% ../../nbs/train/03_environment.ipynb #installed
 def normalized(name: str) -> str:
@@ -105,11 +142,12 @@ def describe_environment(variables: Mapping[str, str]) -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor_features(),
+        "blas": _blas(),
         "variables": dict(sorted(variables.items())),
         "distributions": {name: version for name, (version, _) in distributions.items()},
         "files": {name: files for name, (_, files) in distributions.items() if files},
     }
-    return {"digest": digest_json(described), **described}
+    return {"digest": digest_json(described), **described, "release": platform.release()}
 
 # %% ../../nbs/train/03_environment.ipynb #processor
 def _processor_features() -> list[str]:
@@ -119,6 +157,20 @@ def _processor_features() -> list[str]:
     except ImportError:
         return []
     return sorted(name for name, present in __cpu_features__.items() if present)
+
+
+def _blas() -> list[dict[str, str]]:
+    "The library that numpy does linear algebra with, and the kernel that it has chosen for this processor; empty where threadpoolctl knows none."
+    try:
+        import numpy as np
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    package = Path(np.__file__).parent
+    loaded = [each for each in threadpool_info() if each["user_api"] == "blas"]
+    inside = [each for each in loaded if {package, package.with_name("numpy.libs")} & {*Path(each["filepath"]).parents}]
+    found = [{key: str(each.get(key) or "") for key in ("internal_api", "version", "architecture")} for each in inside or loaded]
+    return [dict(pairs) for pairs in sorted({tuple(each.items()) for each in found})]
 
 # %% ../../nbs/train/03_environment.ipynb #closure
 def _requirements(name: str, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
