@@ -99,7 +99,8 @@ def _comparable(before: pd.Series, after: pd.Series) -> tuple[pd.Series, pd.Seri
             return tuple(column.dt.as_unit(units[-1]) for column in plain)  # type: ignore[return-value]
         except pd.errors.OutOfBoundsDatetime:  # the year 9999 in nanoseconds
             return tuple(column.dt.as_unit(units[0]) for column in plain)  # type: ignore[return-value]
-    return tuple(column.map(_text, na_action="ignore").astype(object).where(column.notna(), None) for column in both)  # type: ignore[return-value]
+    texts = (column if isinstance(column.dtype, pd.StringDtype) else column.map(_text, na_action="ignore") for column in both)
+    return tuple(text.astype(object).where(text.notna(), None) for text in texts)  # type: ignore[return-value]
 
 
 def _is_beyond(column: pd.Series) -> bool:
