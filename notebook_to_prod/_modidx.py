@@ -1411,6 +1411,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'notebook_to_prod/train/snapshot.py'),
                                                  'notebook_to_prod.train.snapshot._copy': ( 'train/snapshot.html#_copy',
                                                                                             'notebook_to_prod/train/snapshot.py'),
+                                                 'notebook_to_prod.train.snapshot._in_use': ( 'train/snapshot.html#_in_use',
+                                                                                              'notebook_to_prod/train/snapshot.py'),
                                                  'notebook_to_prod.train.snapshot._index_path': ( 'train/snapshot.html#_index_path',
                                                                                                   'notebook_to_prod/train/snapshot.py'),
                                                  'notebook_to_prod.train.snapshot._nameless': ( 'train/snapshot.html#_nameless',

@@ -30,12 +30,21 @@ from click.testing import CliRunner
 
 import notebook_to_prod as n2p
 from notebook_to_prod.cli.data import data as data_command
-from notebook_to_prod.errors import DataError, DependencyError, InputError, NotFoundError, StoreError, UnavailableError
+from notebook_to_prod.errors import (
+    DataError,
+    DependencyError,
+    InputError,
+    NotFoundError,
+    ServerError,
+    StoreError,
+    UnavailableError,
+)
 from notebook_to_prod.project import Store, digest_file, open_store
 from notebook_to_prod.train import data, snapshot
 from notebook_to_prod.train.datasets import find_dataset
 from notebook_to_prod.train.diff import compare_tables
 from notebook_to_prod.train.record import RunRecord, RunSpec, now, save_record
+from notebook_to_prod.train.source import find_snapshot
 
 FLIGHTS = pd.DataFrame(
     {
@@ -494,8 +503,8 @@ SAME: dict[str, tuple[Any, Any]] = {
     "units": (HOURS.as_unit("ns"), HOURS.as_unit("s")),
     "time zones": (HOURS.tz_localize("UTC"), HOURS.tz_localize("UTC").tz_convert("Asia/Tokyo")),
     "the year 9999": (
-        pd.to_datetime(["0001-01-01", "9999-12-31"]).as_unit("s"),
-        pd.to_datetime(["0001-01-01", "9999-12-31"]).as_unit("us"),
+        pd.to_datetime(["0001-01-01", "9999-12-31"], format="ISO8601").as_unit("s"),
+        pd.to_datetime(["0001-01-01", "9999-12-31"], format="ISO8601").as_unit("us"),
     ),
     "missing integers": (pd.array([1, None, 3], dtype="Int64"), [1.0, np.nan, 3.0]),
     "decimals": ([Decimal("1.10"), None, Decimal("20")], [Decimal("1.1"), None, Decimal("20.000")]),
@@ -587,6 +596,43 @@ def test_gc_waits_for_a_run_that_has_not_ended(store: Store) -> None:
     Path("flights.csv").write_text("flight\n1\n")
     cli("add", "flights.csv")
     assert cli("gc", "--older-than", "0")["snapshots"] == []
+
+
+@pytest.mark.parametrize("source", ["flights.csv", "months/*.csv"])
+def test_gc_leaves_what_is_being_loaded(store: Store, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    Path("months").mkdir()
+    for name in ("flights.csv", "months/1.csv", "months/2.csv"):
+        WRITERS["csv"](FLIGHTS.assign(name=name), name)
+    monkeypatch.setattr(snapshot, "_TICK", -(10**18))
+    n2p.load(source)
+    for path in store.data.rglob("*"):
+        os.utime(path, (1, 1))  # long ago, and no run has named it
+    read = data.read_snapshot
+
+    def read_while_collected(*given: Any) -> pd.DataFrame:
+        cli("gc", "--remove")
+        return read(*given)
+
+    monkeypatch.setattr(data, "read_snapshot", read_while_collected)
+    n2p.load(source)
+    assert find_snapshot(store, data.loaded()[-1].digest) is not None
+
+
+def test_a_server_that_does_not_answer_is_not_a_missing_file() -> None:
+    pytest.importorskip("aiohttp")
+    with pytest.raises(ServerError, match="does not answer"):
+        n2p.load("http://127.0.0.1:1/flights.csv")
+    with pytest.raises(ServerError):
+        data.current_digest("http://127.0.0.1:1/flights.csv")
+
+
+def test_errors_stay_short() -> None:
+    for number in range(20):
+        Path(f"flights.x{number}").touch()
+    for source in (".", "x" * 5_000 + ".csv"):
+        with pytest.raises(DataError) as caught:
+            n2p.load(source)
+        assert len(str(caught.value)) < 400
 
 
 def test_every_action_has_an_example() -> None:
