@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,21 @@ from click.testing import CliRunner
 
 import notebook_to_prod as n2p
 from notebook_to_prod.cli.data import data as data_command
-from notebook_to_prod.errors import DataError, DependencyError, InputError, NotFoundError, StoreError, UnavailableError
+from notebook_to_prod.errors import (
+    DataError,
+    DependencyError,
+    InputError,
+    NotFoundError,
+    ServerError,
+    StoreError,
+    UnavailableError,
+)
 from notebook_to_prod.project import Store, digest_file, open_store
 from notebook_to_prod.train import data, snapshot
 from notebook_to_prod.train.datasets import find_dataset
+from notebook_to_prod.train.diff import compare_tables
 from notebook_to_prod.train.record import RunRecord, RunSpec, now, save_record
+from notebook_to_prod.train.source import find_snapshot
 
 FLIGHTS = pd.DataFrame(
     {
@@ -487,6 +498,67 @@ def test_diff_show_and_list() -> None:
     assert [each["source"] for each in cli("list")["datasets"]] == ["flights.csv", "flights.parquet"]
 
 
+HOURS = pd.date_range("2020-01-01", periods=500, freq="h")
+SAME: dict[str, tuple[Any, Any]] = {
+    "units": (HOURS.as_unit("ns"), HOURS.as_unit("s")),
+    "time zones": (HOURS.tz_localize("UTC"), HOURS.tz_localize("UTC").tz_convert("Asia/Tokyo")),
+    "the year 9999": (
+        pd.to_datetime(["0001-01-01", "9999-12-31"], format="ISO8601").as_unit("s"),
+        pd.to_datetime(["0001-01-01", "9999-12-31"], format="ISO8601").as_unit("us"),
+    ),
+    "missing integers": (pd.array([1, None, 3], dtype="Int64"), [1.0, np.nan, 3.0]),
+    "decimals": ([Decimal("1.10"), None, Decimal("20")], [Decimal("1.1"), None, Decimal("20.000")]),
+    "categories": (pd.Categorical(["a", "b"]), pd.Categorical(["a", "b"], categories=["z", "b", "a"])),
+    "bytes": ([b"\xff", b"a"], [b"\xff", b"a"]),
+    "nested": ([{"a": [1, 2]}, None], [{"a": [1, 2]}, None]),
+    "mixed": ([1, "x", None, 2.5], [1, "x", None, 2.5]),
+    "complex": ([1 + 2j, 3], [1 + 2j, 3]),
+}
+
+
+@pytest.mark.parametrize("values", SAME.values(), ids=SAME)
+def test_the_same_values_in_another_type_are_the_same(values: tuple[Any, Any]) -> None:
+    for key in ((), ("v",)):
+        found = compare_tables(*(pd.DataFrame({"v": each}) for each in values), key=key)
+        assert (found.added, found.removed, found.columns[0].psi) == (0, 0, 0.0)
+        assert found.columns[0].unique[0] == found.columns[0].unique[1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (pd.array([2**60 + 1, None], dtype="Int64"), pd.array([2**60 + 2, None], dtype="Int64")),
+        (np.array([1, 2**64 - 1], dtype="uint64"), np.array([1, 2**64 - 2], dtype="uint64")),
+        (HOURS[:2], HOURS[:2].tz_localize("UTC")),
+        ([Decimal("1.10")], [Decimal("1.01")]),
+    ],
+)
+def test_values_that_differ_in_the_last_place_differ(values: tuple[Any, Any]) -> None:
+    found = compare_tables(*(pd.DataFrame({"v": each}) for each in values))
+    assert found.added == found.removed > 0 and not found.equal
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [([1.0] * 100, [2.0] * 100), ([0] * 95 + [1] * 5, [0] * 5 + [1] * 95), (HOURS[:100], HOURS[100:200].as_unit("s"))],
+)
+def test_a_shift_beyond_a_frequent_value_is_seen(before: Any, after: Any) -> None:
+    (column,) = compare_tables(pd.DataFrame({"v": before}), pd.DataFrame({"v": after})).columns
+    assert column.psi is not None and column.psi > 1
+    (column,) = compare_tables(pd.DataFrame({"v": before}), pd.DataFrame({"v": before})).columns
+    assert column.psi == 0
+
+
+def test_columns_of_one_name_and_a_doubled_missing_key_are_refused() -> None:
+    twice = pd.DataFrame([[1, 2]], columns=[1, "1"])
+    with pytest.raises(DataError, match="two columns have the name '1'"):
+        compare_tables(twice, twice)
+    keys = pd.DataFrame({"k": [1, None], "v": [1, 2]})
+    assert compare_tables(keys, keys, ["k"]).matched == 2
+    with pytest.raises(DataError, match="names two rows of the table after"):
+        compare_tables(keys, pd.concat([keys, keys.tail(1)]), ["k"])
+
+
 def test_checkout_restores_the_bytes_and_overwrites_nothing() -> None:
     WRITERS["csv"](pd.concat([FLIGHTS] * 2_000), "flights.csv")
     digest = cli("add", "flights.csv")["digest"]
@@ -524,6 +596,43 @@ def test_gc_waits_for_a_run_that_has_not_ended(store: Store) -> None:
     Path("flights.csv").write_text("flight\n1\n")
     cli("add", "flights.csv")
     assert cli("gc", "--older-than", "0")["snapshots"] == []
+
+
+@pytest.mark.parametrize("source", ["flights.csv", "months/*.csv"])
+def test_gc_leaves_what_is_being_loaded(store: Store, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    Path("months").mkdir()
+    for name in ("flights.csv", "months/1.csv", "months/2.csv"):
+        WRITERS["csv"](FLIGHTS.assign(name=name), name)
+    monkeypatch.setattr(snapshot, "_TICK", -(10**18))
+    n2p.load(source)
+    for path in store.data.rglob("*"):
+        os.utime(path, (1, 1))  # long ago, and no run has named it
+    read = data.read_snapshot
+
+    def read_while_collected(*given: Any) -> pd.DataFrame:
+        cli("gc", "--remove")
+        return read(*given)
+
+    monkeypatch.setattr(data, "read_snapshot", read_while_collected)
+    n2p.load(source)
+    assert find_snapshot(store, data.loaded()[-1].digest) is not None
+
+
+def test_a_server_that_does_not_answer_is_not_a_missing_file() -> None:
+    pytest.importorskip("aiohttp")
+    with pytest.raises(ServerError, match="does not answer"):
+        n2p.load("http://127.0.0.1:1/flights.csv")
+    with pytest.raises(ServerError):
+        data.current_digest("http://127.0.0.1:1/flights.csv")
+
+
+def test_errors_stay_short() -> None:
+    for number in range(20):
+        Path(f"flights.x{number}").touch()
+    for source in (".", "x" * 5_000 + ".csv"):
+        with pytest.raises(DataError) as caught:
+            n2p.load(source)
+        assert len(str(caught.value)) < 400
 
 
 def test_every_action_has_an_example() -> None:

@@ -6,6 +6,7 @@
 __all__ = ['check', 'run', 'lock']
 
 # %% ../../nbs/cli/01_train.ipynb #imports
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ def run(terminal: Terminal, notebook: str, more: tuple[str, ...], typed: tuple[t
     """
     from notebook_to_prod.train.parameters import combined_sets
 
-    grid = [item for group in (*options.pop("grid"), *more) for item in group.split()]
+    grid = [item for group in (*options.pop("grid"), *more) for item in re.split(r"\s+(?=[^\W\d]\w*=)", group.strip()) if item]
     if more and not grid:
         raise click.UsageError(f"Got unexpected extra argument ({more[0]})")
     sets = combined_sets(notebook, typed, files, grid)
@@ -140,10 +141,11 @@ def _sweep(terminal: Terminal, notebook: str, sets: list[dict[str, Any]], severa
     from notebook_to_prod.project import open_store
     from notebook_to_prod.train.sweep import plot_path, run_sweep
 
+    if options.pop("output"):
+        raise click.UsageError("--output is for one run; the notebooks of a grid are in the folders of its runs")
     store = open_store()
     with terminal.progress(Path(notebook).name) as progress:
-        chosen = {name: options[name] for name in ("force", "allow", "allow_unlocked")}
-        sweep = run_sweep(notebook, sets, store=store, progress=progress, checked=partial(_warn, terminal), **several, **chosen)
+        sweep = run_sweep(notebook, sets, store=store, progress=progress, checked=partial(_warn, terminal), **several, **options)
     plot = sweep.plot(plot_path(store, sweep))
     lines = [("", line) for line in sweep.table.to_string(index=False).splitlines()]
     lines += [("plot", shown_path(plot))] if plot else []

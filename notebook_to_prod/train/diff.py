@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError
@@ -42,8 +43,11 @@ def bin_counts(
     import pandas as pd
 
     if kind in ("integer", "number", "datetime"):
-        present = [sample.dropna().astype("int64" if kind == "datetime" else "float64").to_numpy() for sample in (reference, current)]
-        edges = np.unique(np.quantile(present[0], np.linspace(0, 1, 11)[1:-1])) if len(present[0]) else np.array([])
+        present = [(_moments(sample) if kind == "datetime" else sample.astype("float64")).dropna().to_numpy() for sample in (reference, current)]
+        tenths = np.quantile(present[0], np.linspace(0, 1, 11)[1:-1]) if len(present[0]) else np.array([])
+        edges, times = np.unique(tenths, return_counts=True)
+        # A value that fills a tenth or more has a bin of its own: what lies above it is not the same.
+        edges = np.unique(np.append(edges, np.nextafter(edges[times > 1].astype("float64"), np.inf)))
         binned = [np.bincount(np.searchsorted(edges, sample, side="right"), minlength=len(edges) + 1) for sample in present]
     else:
         values = [sample.dropna().astype(str).value_counts() for sample in (reference, current)]
@@ -52,26 +56,74 @@ def bin_counts(
     before, now = (np.append(counts, pd.isna(sample).sum()) for counts, sample in zip(binned, (reference, current), strict=True))
     return before, now
 
+# %% ../../nbs/train/11_diff.ipynb #moments
+_SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+def _moments(column: pd.Series) -> pd.Series:
+    "Seconds since 1970 of a column of datetimes, whatever its unit and time zone, NaN where it is missing."
+    import numpy as np
+
+    values = column.dt.tz_convert(None) if column.dt.tz is not None else column
+    return (values.astype("int64") / _SECONDS[values.dt.unit]).where(column.notna(), np.nan)
+
 # %% ../../nbs/train/11_diff.ipynb #comparable
 def _kind(column: pd.Series) -> str:
     import pandas as pd
 
-    if pd.api.types.is_bool_dtype(column):
+    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_complex_dtype(column):
         return "text"
     if pd.api.types.is_numeric_dtype(column):
         return "number"
     return "datetime" if pd.api.types.is_datetime64_any_dtype(column) else "text"
 
 
+_EXACT = 2**53  # Beyond it, a float is not every integer
+
+
 def _comparable(before: pd.Series, after: pd.Series) -> tuple[pd.Series, pd.Series]:
     "Both columns in one type, missing values as None or NaN."
-    kinds = {_kind(before), _kind(after)}
+    import pandas as pd
+
+    both = before, after
+    kinds = {_kind(column) for column in both}
     if kinds == {"number"}:
-        whole = all(column.dtype.kind == "i" and not column.hasnans for column in (before, after))
-        return tuple(column.astype("int64" if whole else "float64") for column in (before, after))
-    if kinds == {"datetime"} and before.dt.tz == after.dt.tz:
-        return tuple(column.dt.as_unit("ns") for column in (before, after))
-    return tuple(column.map(str, na_action="ignore").astype(object).where(column.notna(), None) for column in (before, after))
+        if all(column.dtype.kind == "i" and not column.hasnans for column in both):
+            return before.astype("int64"), after.astype("int64")
+        if not any(column.dtype.kind in "iu" and _is_beyond(column) for column in both):
+            return before.astype("float64"), after.astype("float64")
+    if kinds == {"datetime"} and (before.dt.tz is None) == (after.dt.tz is None):
+        plain = [column if column.dt.tz is None else column.dt.tz_convert(None) for column in both]
+        units = sorted({column.dt.unit for column in plain}, key=list(_SECONDS).index)
+        try:
+            return tuple(column.dt.as_unit(units[-1]) for column in plain)  # type: ignore[return-value]
+        except pd.errors.OutOfBoundsDatetime:  # the year 9999 in nanoseconds
+            return tuple(column.dt.as_unit(units[0]) for column in plain)  # type: ignore[return-value]
+    texts = (column if isinstance(column.dtype, pd.StringDtype) else column.map(_text, na_action="ignore") for column in both)
+    return tuple(text.astype(object).where(text.notna(), None) for text in texts)  # type: ignore[return-value]
+
+
+def _is_beyond(column: pd.Series) -> bool:
+    present = column.dropna()
+    return len(present) > 0 and (int(present.max()) > _EXACT or int(present.min()) < -_EXACT)
+
+
+def _text(value: Any) -> str:
+    "What stands for a value; decimals of one number are one, however many zeros they end in."
+    if isinstance(value, Decimal) and value.is_finite():
+        text = format(value, "f")
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return str(value)
+
+
+def _measured(column: pd.Series) -> pd.Series:
+    "The column as its spread is measured: numbers as floats, decimals too."
+    if _kind(column) == "number":
+        return column.astype("float64")
+    present = column.dropna()
+    if column.dtype == object and len(present) and all(isinstance(value, Decimal) for value in present):
+        return column.where(column.notna(), float("nan")).astype("float64")
+    return column
 
 # %% ../../nbs/train/11_diff.ipynb #column-change
 _DISTINCT = 1_000  # More different texts than this are names rather than categories
@@ -125,8 +177,12 @@ def compare_tables(
     after: pd.DataFrame,  # (rows, columns)
     key: Sequence[str] = (),  # Columns that name a row
 ) -> DataDiff:
-    "Compare two tables; raises `DataError` if a key column is missing or names two rows of a table."
-    before, after = (table.rename(columns=str).reset_index(drop=True) for table in (before, after))
+    "Compare two tables; raises `DataError` if a key column is missing or names two rows of a table, or two columns have one name."
+    before, after = (table.set_axis(table.columns.map(str), axis="columns").reset_index(drop=True) for table in (before, after))
+    for table, side in ((before, "before"), (after, "after")):
+        if table.columns.has_duplicates:
+            name = table.columns[table.columns.duplicated()][0]
+            raise DataError(f"two columns have the name '{name}'", where=f"the table {side}", remedy="name them apart")
     types = [{name: str(dtype) for name, dtype in table.dtypes.items()} for table in (before, after)]
     common = [name for name in before.columns if name in types[1]]
     pairs = {name: _comparable(before[name], after[name]) for name in common}
@@ -182,9 +238,10 @@ def _by_key(pairs: Pairs, key: list[str]) -> tuple[int, int, int, dict[str, int 
 
 # %% ../../nbs/train/11_diff.ipynb #column-change-of
 def _column_change(name: str, before: pd.Series, after: pd.Series, changed: int | None) -> ColumnChange:
-    left, right = _comparable(before, after)
+    compared, measured = _comparable(before, after), (_measured(before), _measured(after))
+    left, right = measured if {_kind(column) for column in measured} == {"number"} else compared
     kind = _kind(left)
-    unique = left.nunique(), right.nunique()
+    unique = compared[0].nunique(), compared[1].nunique()
     counted = kind != "text" or max(unique) <= _DISTINCT
     return ColumnChange(
         column=name,

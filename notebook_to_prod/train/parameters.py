@@ -233,14 +233,34 @@ def read_parameter_file(path: Path) -> list[dict[str, Any]]:
     return sets or [{}]
 
 # %% ../../nbs/train/02_parameters.ipynb #parse-grid
-_SEPARATOR = re.compile(r",(?![^\[({]*[\])}])")  # a comma outside brackets
+def _values(text: str) -> list[str]:
+    "The parts between the commas of `text` that stand outside brackets and quotes."
+    parts, depth, quote = [""], 0, ""
+    for position, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"" and (depth or (not parts[-1].strip() and character in text[position + 1 :])):
+            quote = character
+        else:
+            depth += (character in "[({") - (character in "])}")
+        if character == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def _unquoted(text: str) -> str:
+    "Text without the quotes that keep its commas together."
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" and "," in text
+    return text[1:-1] if quoted else text
 
 
 def _axis(item: str, kinds: Mapping[str, Any]) -> list[dict[str, Any]]:
     name, separator, values = (part.strip() for part in item.partition("="))
     if not separator or not values:
         raise ParameterError(f"'{item}' is no grid", where="--grid", remedy="write NAME=VALUE,VALUE")
-    return [{name: parse_text(value.strip(), kinds.get(name, Any))} for value in _SEPARATOR.split(values)]
+    return [{name: parse_text(value, kinds.get(name, Any))} for value in map(_unquoted, _values(values))]
 
 
 def combined_sets(

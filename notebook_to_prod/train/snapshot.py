@@ -49,6 +49,14 @@ def find_blob(store: Store, digest: str) -> Path | None:
     "The file that holds the content of that digest, or None."
     return next((path for path in (blob_path(store, digest), blob_path(store, digest, True)) if path.exists()), None)
 
+def _in_use(store: Store, digest: str) -> bool:
+    "Whether the store holds the content of that digest; if so, mark it as used now, so that nobody collects it before the run names it."
+    path = find_blob(store, digest)
+    with contextlib.suppress(OSError):  # gone since, or of another user
+        if path is not None:
+            os.utime(path)
+    return path is not None and path.exists()
+
 # %% ../../nbs/train/06_snapshot.ipynb #copy
 _BLOCK = 1 << 20  # Small enough to stay in the processor's cache from reading to writing
 _FLUSH = 16 << 20  # Bytes after which the disk is told to begin, so that little is left to wait for at the end
@@ -177,7 +185,7 @@ def keep_stream(
             blob, compressed = _copy(_Reading(file, source), target)
         if unchanged is not None and not unchanged():
             raise _Changed("the file changed while it was read", where=source, remedy="load it again when nothing writes to it")
-        if find_blob(store, blob.digest) is None:
+        if not _in_use(store, blob.digest):
             publish(blob_path(store, blob.digest, compressed))
     return blob
 
@@ -199,7 +207,7 @@ def _recall(store: Store, path: Path, stamp: list[int]) -> Blob | None:
         known, digest = json.loads(_index_path(store, path).read_bytes())
     except (OSError, ValueError):
         return None
-    return Blob(digest, stamp[2]) if known == stamp and find_blob(store, digest) else None
+    return Blob(digest, stamp[2]) if known == stamp and _in_use(store, digest) else None
 
 
 def _remember(store: Store, path: Path, stamp: list[int], digest: str) -> None:

@@ -65,10 +65,15 @@ def _places(written: str, folder: Path | None) -> list[Path]:
     return list(dict.fromkeys([(folder or Path()) / path, Path(os.environ.get("N2P_CALLER", ".")) / path]))
 
 
+_LONGEST_NAME = 255  # Bytes, of what a file system takes
+
+
 def _local(source: str, folder: Path | None = None) -> tuple[list[Part], Path]:
     "The parts of a local source, and the path that was found; raises `DataError` if there is none."
     candidates = _places(source, folder)
     for path in candidates:
+        if any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+            raise DataError("the name is too long for a file", where=f"{source[:60]}…", remedy="give the path of a file")
         if path.is_file():
             return [Part(str(path), path.name)], path
         if path.is_dir():
@@ -189,7 +194,9 @@ def _snapshot(store: Store, kept: list[tuple[Blob, tuple[tuple[str, str], ...]]]
     listed = [{"digest": part.digest, "size": part.size, "partition": [list(pair) for pair in part.partition]} for part in parts]
     snapshot = Snapshot(digest_json(listed), parts)
     path = snapshot_folder(store, snapshot.digest) / "parts.json"
-    if not path.exists():
+    if path.exists():
+        os.utime(path)  # in use, for whoever collects what is not
+    else:
         write_json(path, listed)
     return snapshot
 
@@ -246,6 +253,8 @@ def _keep_remote(store: Store, source: str, name: str, storage_options: Mapping[
             with file_system.open(part.address, "rb") as file:
                 kept.append((keep_stream(store, file, name), part.partition))
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # of a connection: the server may have the file
+            raise ServerError(f"the server does not answer: {error.__cause__}", where=name, remedy="check the address and the network") from error
         raise DataError("no such file", where=name, remedy="check the address and the rights on it") from error
     except N2PError:
         raise
@@ -258,7 +267,8 @@ def _keep_remote(store: Store, source: str, name: str, storage_options: Mapping[
 def _one_format(parts: list[Part], name: str) -> str:
     kinds = {"".join(Path(part.name).suffixes[-2:]).lower(): part.name for part in reversed(parts)}
     if len({kind.rpartition(".")[2] for kind in kinds}) > 1:
-        raise DataError("the files are of different formats", where=f"{name}: {', '.join(sorted(kinds.values()))}", remedy="give a pattern that fits one format")
+        shown = ", ".join(sorted(kinds.values())[:5]) + (f" and {len(kinds) - 5} more" if len(kinds) > 5 else "")
+        raise DataError("the files are of different formats", where=f"{name}: {shown}", remedy="give a pattern that fits one format")
     return parts[0].name
 
 

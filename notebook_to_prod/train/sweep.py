@@ -5,8 +5,13 @@
 # %% ../../nbs/train/21_sweep.ipynb #imports
 from __future__ import annotations
 
+import contextlib
+import math
 import multiprocessing
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -14,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DependencyError, N2PError, ParameterError, UnavailableError
+from ..errors import DependencyError, KernelDiedError, N2PError, ParameterError, RunError, RunInterruptedError, UnavailableError
 from ..project import Store, digest_json, find_project, open_store, store_errors
 from .check.findings import Report
 from .check.verdict import require_clean
+from .environment import thread_count
+from .kernel import interruptible
 from .lockfile import require_locked
 from .notebook import read_notebook
 from .parameters import check_parameters
@@ -92,12 +99,15 @@ def _plot(sweep: Sweep, path: Path) -> Path | None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    varied = [name for name in done[0].parameters if len({str(outcome.parameters.get(name)) for outcome in done}) > 1]
-    labels = [", ".join(f"{name}={outcome.parameters.get(name)}" for name in varied) or "only set" for outcome in done]
+    names = list(dict.fromkeys(name for outcome in done for name in outcome.parameters))
+    sets = [{**outcome.record.parameters, **outcome.parameters} for outcome in done]  # type: ignore[union-attr]
+    varied = [name for name in names if len({str(each.get(name)) for each in sets}) > 1]
+    labels = [", ".join(f"{name}={each.get(name)}" for name in varied) or "only set" for each in sets]
     figure = Figure(figsize=(4.2 * len(metrics), 1.2 + 0.3 * len(done)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, metric in zip(figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics, strict=True):
-        values = [outcome.record.metrics.get(metric, float("nan")) for outcome in done]  # type: ignore[union-attr]
+        found = [outcome.record.metrics.get(metric, math.nan) for outcome in done]  # type: ignore[union-attr]
+        values = [value if math.isfinite(value) else math.nan for value in found]
         axes.plot(values, range(len(done)), "o", color="#3b6fb6")
         axes.set(title=metric, yticks=range(len(done)), yticklabels=labels)
         axes.invert_yaxis() if axes is figure.axes[0] else None
@@ -108,11 +118,74 @@ def _plot(sweep: Sweep, path: Path) -> Path | None:
         figure.savefig(path, dpi=100)
     return path
 
+# %% ../../nbs/train/21_sweep.ipynb #share
+_share: frozenset[int] | None = None  # Cores of this worker
+_POLL = 0.2  # Seconds
+
+
+def _join(number: int, workers: int) -> None:
+    "Make this process worker `number`, from 0, of as many `workers`: what it starts keeps to its share of the cores."
+    global _share
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    # Threads that wait for others give their core away, and joblib starts as many workers as are free for it: neither moves a result.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(max(1, (len(cores) or os.cpu_count() or 1) // workers)))
+    begun = _share is not None
+    _share = frozenset(cores[number % len(cores) :: workers]) if cores else frozenset()
+    if _share and not begun:
+        threading.Thread(target=_confine, daemon=True).start()
+
+
+def _confine() -> None:
+    "Again and again, move the threads of this process's kernels to its share; a kernel's main thread stays free, from which libraries count the cores."
+    while True:
+        for process in _descendants(os.getpid()):
+            for task in _listed(f"/proc/{process}/task"):
+                if task != process and _share:
+                    with contextlib.suppress(OSError):  # it has ended
+                        os.sched_setaffinity(task, _share)
+        time.sleep(_POLL)
+
+
+def _listed(folder: str) -> list[int]:
+    try:
+        return [int(path.name) for path in Path(folder).iterdir()]
+    except OSError:
+        return []
+
+
+def _descendants(process: int) -> Iterator[int]:
+    for task in _listed(f"/proc/{process}/task"):
+        try:
+            children = Path(f"/proc/{process}/task/{task}/children").read_text().split()
+        except OSError:
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _descendants(child)
+
 # %% ../../nbs/train/21_sweep.ipynb #workers
+def _begin(number: Any, workers: int) -> None:
+    "Begin a process of the pool; Ctrl-C, which the terminal sends to all, is the parent's to handle."
+    signal.signal(signal.SIGINT, lambda *_: None)
+    with number.get_lock():
+        number.value += 1
+        _join(number.value - 1, workers)
+
+
 @contextmanager
 def _processes(workers: int) -> Iterator[Callable[..., Any]]:
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, context, _begin, (context.Value("i", 0), workers))
+    try:
         yield pool.submit
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()  # a run is recorded as interrupted, and takes its kernel with it
+        raise
+    finally:
+        pool.shutdown()
 
 
 @contextmanager
@@ -123,7 +196,7 @@ def _dask(address: str, workers: int) -> Iterator[Callable[..., Any]]:
         raise DependencyError("Dask is not installed", where="--dask", remedy="pip install 'notebook-to-prod[dask]'") from error
     if address == "local":
         with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
-            yield lambda function, *arguments: client.submit(function, *arguments, pure=False)
+            yield lambda function, *arguments: client.submit(_in_cluster, workers, function, *arguments, pure=False)
         return
     try:
         client = Client(address, timeout="10s")
@@ -133,12 +206,30 @@ def _dask(address: str, workers: int) -> Iterator[Callable[..., Any]]:
         yield lambda function, *arguments: client.submit(function, *arguments, pure=False)
 
 
-def _run_set(home: str, notebook: str, parameters: dict[str, Any], threads: int, options: dict[str, Any]) -> Outcome:
-    "Run one set, in a worker."
+def _in_cluster(workers: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    "Call `function` in a worker of a local cluster, whose name is its number."
+    from distributed import get_worker
+
+    _join(int(get_worker().name), workers)
+    return function(*arguments)
+
+
+_stopped: list[dict[str, Any]] = []  # Why this worker runs nothing any more
+
+
+def _run_set(home: str, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Outcome:
+    "Run one set, in a worker; one that was stopped runs no other, though the pool has given it the next already."
+    if _stopped:
+        return Outcome(parameters, None, _stopped[0])
     try:
-        record = run_notebook(notebook, parameters, store=Store(Path(home)), threads=threads, **options)
+        record = run_notebook(notebook, parameters, store=Store(Path(home)), **options)
     except N2PError as error:
+        if isinstance(error, RunInterruptedError):
+            _stopped.append(error.to_dict())
         return Outcome(parameters, None, error.to_dict())
+    except Exception as error:  # noqa: BLE001 - it may be one that cannot be sent to the parent
+        unexpected = RunError(f"unexpected {type(error).__name__}: {error}", where=notebook, remedy="run this set alone, with -v for the traceback")
+        return Outcome(parameters, None, unexpected.to_dict())
     return Outcome(parameters, record)
 
 # %% ../../nbs/train/21_sweep.ipynb #run-sweep
@@ -148,38 +239,55 @@ def run_sweep(
     *,
     store: Store | None = None,
     workers: int | None = None,  # Runs at the same time, the cores of this machine by default
+    threads: int | None = None,  # Of native libraries in each run, as for a run alone: the same set asks the same question
     dask: str | None = None,  # `local`, or the address of a scheduler, whose workers share the store's folder
     progress: Callable[[int, int, str], None] | None = None,  # Called with the number of finished sets, of all sets, and the newest one
     checked: Callable[[Report], None] | None = None,  # Called with what the checker warns of, before anything runs
-    **options: Any,  # `force`, `allow_unlocked` and `allow`, of every run
+    **options: Any,  # `force`, `allow_unlocked`, `allow`, `timeout` and `cwd`, of every run
 ) -> Sweep:
     """Run a notebook with many parameter sets at once, and collect what the runs raise.
 
-    Raises `ParameterError`, `NotebookError`, `CheckError` and `LockMismatchError`, which concern all sets, before anything starts.
+    Raises `ParameterError`, `NotebookError`, `CheckError` and `LockMismatchError`, which concern all sets, before anything starts;
+    `RunInterruptedError` if it is stopped, with the runs under way recorded as such.
     """
     parsed = read_notebook(notebook)
     given = [check_parameters(parsed, given=each) for each in sets]
     if not given:
         raise ParameterError("there is no parameter set", where=str(notebook), remedy="give --grid NAME=VALUE,VALUE or a file with a list of sets")
-    report = require_clean(parsed, options.get("allow", ()))
+    report = require_clean(parsed, options.get("allow", ()), Path(options["cwd"]).resolve() if options.get("cwd") else None)
     if checked is not None:
         checked(report)
     if not options.get("allow_unlocked"):
         require_locked(find_project(parsed.path.resolve().parent))
-    cores = os.cpu_count() or 1
-    count = min(workers or cores, len(given))
-    threads = max(1, cores // count)
+    count = min(workers or os.cpu_count() or 1, len(given))
+    options["threads"] = thread_count(threads)
     home, path = str((store or open_store()).home), str(Path(notebook).resolve())
-    outcomes: list[Outcome | None] = [None] * len(given)
-    with _dask(dask, count) if dask else _processes(count) as submit:
-        if progress is not None:
-            progress(0, len(given), "starting")
-        futures = {submit(_run_set, home, path, parameters, threads, options): position for position, parameters in enumerate(given)}
-        for number, future in enumerate(_completed(futures, dask is not None), 1):
-            outcomes[futures[future]] = future.result()
+    outcomes: dict[int, Outcome] = {}
+    try:
+        with interruptible(), _dask(dask, count) if dask else _processes(count) as submit:
             if progress is not None:
-                progress(number, len(given), ", ".join(f"{name}={value}" for name, value in given[futures[future]].items()))
-    return Sweep(str(notebook), tuple(outcome for outcome in outcomes if outcome is not None))
+                progress(0, len(given), "starting")
+            futures = {submit(_run_set, home, path, parameters, options): position for position, parameters in enumerate(given)}
+            for number, future in enumerate(_completed(futures, dask is not None), 1):
+                position = futures[future]
+                outcomes[position] = _outcome(future, given[position])
+                if progress is not None:
+                    progress(number, len(given), ", ".join(f"{name}={value}" for name, value in given[position].items()))
+    except KeyboardInterrupt as error:
+        what = f"the sweep was stopped after {len(outcomes)} of {len(given)} sets"
+        raise RunInterruptedError(what, where=str(notebook), remedy="run it again: what is finished is answered from the record") from error
+    return Sweep(str(notebook), tuple(outcomes[position] for position in range(len(given))))
+
+
+def _outcome(future: Any, parameters: dict[str, Any]) -> Outcome:
+    "What came of a set, also where its worker is gone."
+    try:
+        outcome: Outcome = future.result()
+    except Exception as error:  # noqa: BLE001 - of the pool or of Dask; what a run raises is in its outcome
+        what = f"the worker is gone: {type(error).__name__}: {error}".rstrip(": ")
+        remedy = "give it more memory, or use fewer --workers, and run it again: what is finished is answered from the record"
+        return Outcome(parameters, None, KernelDiedError(what, where="worker", remedy=remedy).to_dict())
+    return outcome
 
 
 def _completed(futures: Mapping[Any, int], dask: bool) -> Iterator[Any]:
