@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import random
 import re
 import shutil
 import site
@@ -32,6 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
+from notebook_to_prod.package import keys
 from notebook_to_prod.package.bundle import (
     Bundle,
     Prediction,
@@ -43,7 +45,7 @@ from notebook_to_prod.package.bundle import (
     write_bundle,
 )
 from notebook_to_prod.package.code import pickle_pipeline
-from notebook_to_prod.package.lock import distributions_of
+from notebook_to_prod.package.lock import distributions_of, read_lock
 from notebook_to_prod.package.session import start
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.closure import imported_names, local_files, local_folders
@@ -827,7 +829,16 @@ class Marks:
         return os.mkdir, (str(self.folder),)
 
 
-FILES = ["code/helper.py", "golden.json", "metadata.json", "model.pkl", "requirements.lock", "schema.json"]
+FILES = [
+    "code/helper.py",
+    "golden.json",
+    "metadata.json",
+    "model.pkl",
+    "profile.json",
+    "requirements.lock",
+    "sbom.json",
+    "schema.json",
+]
 
 
 def make_writable(folder: Path) -> None:
@@ -858,10 +869,13 @@ def marker(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def marked(tmp_path: Path, marker: Path, bundles: dict[str, Bundle]) -> Bundle:
-    """A bundle that leaves a mark when its model is unpickled."""
+def marked(tmp_path: Path, marker: Path, bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle that leaves a mark when its model is unpickled, by a function that is trusted here."""
+    monkeypatch.setenv("N2P_TRUSTED", os.mkdir.__module__)
     contents = {name: (bundles["regression"].path / name).read_bytes() for name in FILES[1:]}
-    extra = {"model.pkl": pickle.dumps(Marks(marker)), "code/helper.py": b"HOUR = 60\n"}
+    uses = {"uses": [f"{os.mkdir.__module__}.mkdir"]}
+    metadata = json.dumps(json.loads(contents["metadata.json"]) | uses).encode()
+    extra = {"model.pkl": pickle.dumps(Marks(marker)), "code/helper.py": b"HOUR = 60\n", "metadata.json": metadata}
     bundle = write_bundle(tmp_path / "bundles", contents | extra)
     make_writable(bundle.path)
     return bundle
@@ -1051,16 +1065,73 @@ def test_a_bundle_is_read_only_and_can_be_replaced_copied_and_removed(bundles: d
 
 
 def test_the_command_shows_the_bundle_of_a_run(zoo: Project, bundles: dict[str, Bundle]) -> None:
-    shown = zoo.n2p("bundle", "latest", "--json").json
+    shown = zoo.n2p("bundle", "show", "latest", "--json").json
     assert shown["bundle"] == bundles[MODELS[-1]].digest
     assert shown["metadata"] == bundles[MODELS[-1]].metadata
-    assert zoo.n2p("bundle", zoo.run_folders[0].name).stdout.startswith(f"bundle     {shown['bundle']}")
+    assert zoo.n2p("bundle", "show", zoo.run_folders[0].name).stdout.startswith(f"bundle     {shown['bundle']}")
 
 
 def test_the_command_refuses_a_changed_bundle(marked: Bundle, marker: Path, project: Project) -> None:
-    assert project.n2p("bundle", marked.path, "--json").json["bundle"] == marked.digest
+    assert project.n2p("bundle", "show", marked.path, "--json").json["bundle"] == marked.digest
     (marked.path / "golden.json").write_text("{}")
-    done = project.n2p("bundle", marked.path, "--json")
+    done = project.n2p("bundle", "show", marked.path, "--json")
     assert (done.code, done.error["type"]) == (2, "BundleError")
     assert done.error["where"].endswith("golden.json")
     assert not marker.exists()
+
+
+def test_a_bundle_with_a_correct_manifest_that_runs_programs_is_refused_by_name(
+    tmp_path: Path, marker: Path, bundles: dict[str, Bundle]
+) -> None:
+    contents = {name: (bundles["regression"].path / name).read_bytes() for name in FILES[1:]}
+    uses = {"uses": ["posix.system", "posix.mkdir"]}
+    metadata = json.dumps(json.loads(contents["metadata.json"]) | uses).encode()
+    bundle = write_bundle(
+        tmp_path / "bundles", contents | {"model.pkl": pickle.dumps(Marks(marker)), "metadata.json": metadata}
+    )
+    with pytest.raises(BundleError, match=r"posix\.mkdir.*is refused"):
+        load_predictor(bundle.path, bundle.digest)
+    assert not marker.exists()
+
+
+def test_only_bundles_that_a_trusted_key_has_signed_are_served(
+    tmp_path: Path, bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    ours, theirs = keys.new_key("ours"), keys.new_key("theirs")
+    original = bundles["regression"]
+    bundle = write_bundle(tmp_path / "bundles", {name: (original.path / name).read_bytes() for name in original.files})
+    assert load_predictor(bundle.path, bundle.digest).bundle.digest == bundle.digest
+    monkeypatch.setenv("N2P_TRUSTED_KEYS", ours)
+    with pytest.raises(BundleError, match="nobody has signed"):
+        load_predictor(bundle.path, bundle.digest)
+    keys.add_signature(bundle.path, keys.sign(bundle.digest, "theirs"))
+    with pytest.raises(BundleError, match="nobody who is trusted"):
+        load_predictor(bundle.path, bundle.digest)
+    forged = keys.Signature(ours, keys.sign(bundle.digest, "theirs").signature)
+    keys.add_signature(bundle.path, forged)
+    with pytest.raises(BundleError, match="nobody who is trusted"):
+        load_predictor(bundle.path, bundle.digest)
+    keys.add_signature(bundle.path, keys.sign(bundle.digest, "ours"))
+    assert load_predictor(bundle.path, bundle.digest).bundle.digest == bundle.digest
+    monkeypatch.setenv("N2P_TRUSTED_KEYS", theirs)
+    assert load_predictor(bundle.path, bundle.digest).bundle.digest == bundle.digest
+
+
+def test_profile_and_bill_of_materials_travel_with_the_model(bundles: dict[str, Bundle]) -> None:
+    for name, bundle in bundles.items():
+        assert [each.name for each in bundle.profile.columns] == list(bundle.schema.names), name
+        assert bundle.profile.predictions, name
+        named = {(each["name"], each["version"]) for each in bundle.sbom["components"]}
+        assert named == set(read_lock(bundle.lock).items())
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("N2P_TEST_FLIPS", "40"))))
+def test_any_flipped_byte_of_any_file_is_refused_before_unpickling(seed: int, marked: Bundle, marker: Path) -> None:
+    random_numbers = random.Random(seed)
+    path = random_numbers.choice(sorted(each for each in marked.path.rglob("*") if each.is_file()))
+    data = bytearray(path.read_bytes())
+    data[random_numbers.randrange(len(data))] ^= 1 << random_numbers.randrange(8)
+    path.chmod(0o644)
+    path.write_bytes(data)
+    assert_refused(marked.path, marked.digest, marker)

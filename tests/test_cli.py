@@ -171,8 +171,8 @@ def test_an_unknown_command_without_a_near_one_suggests_none(project: Project) -
 
 FAILURES: dict[str, tuple[list[str], str, int]] = {
     "no-notebook": (["run", "missing.ipynb"], "NotFoundError", 2),
-    "no-bundle": (["bundle", "missing"], "NotFoundError", 2),
-    "no-bundle-in-folder": (["bundle", "."], "NotFoundError", 2),
+    "no-bundle": (["bundle", "show", "missing"], "NotFoundError", 2),
+    "no-bundle-in-folder": (["bundle", "show", "."], "NotFoundError", 2),
     "no-run": (["register", "latest", "--name", "flights"], "NotFoundError", 2),
     "no-history": (["history", "flights"], "NotFoundError", 2),
     "bad-name": (["history", "a/b"], "InputError", 2),

@@ -18,7 +18,7 @@ import notebook_to_prod
 # %% ../../nbs/cli/06_app.ipynb #rooms
 ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
-    "package": ("bundle",),
+    "package": ("bundle", "keys"),
     "release": ("register", "promote", "rollback", "history"),
     "serve": ("serve", "export-service"),
     "project": ("demo",),

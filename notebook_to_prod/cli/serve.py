@@ -18,13 +18,16 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/04_serve.ipynb #serve
 def _predictor(reference: str) -> "Predictor":
+    from notebook_to_prod.package.keys import trusted_keys
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.serve.predictor import load_predictor
 
-    registry = Registry(open_store())
+    store = open_store()
+    registry = Registry(store)
     version = registry.resolve(reference)
-    return load_predictor(registry.bundle(version).path, version.bundle, version.name, str(version.version), registry.metrics(version))
+    path, metrics = registry.bundle(version).path, registry.metrics(version)
+    return load_predictor(path, version.bundle, version.name, str(version.version), metrics, trusted_keys(store))
 
 
 @command("serve")

@@ -11,12 +11,11 @@ import importlib.machinery
 import importlib.util
 import json
 import math
-import pickle
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,10 @@ from typing import Any
 
 from ..errors import BundleError, DependencyError, NotFoundError
 from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text, store_errors
+from .keys import SIGNATURES
+from .profile import Profile
 from .schema import Schema, jsonable, to_table
+from .trust import Allowed, load_pickle, trusted_libraries
 
 # %% auto #0
 __all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle', 'open_bundle', 'load_pipeline',
@@ -61,6 +63,16 @@ class Bundle:
     def golden(self) -> dict[str, Any]:
         "Rows with the predictions they must give."
         return self._json("golden.json")
+
+    @cached_property
+    def profile(self) -> Profile:
+        "What training data and predictions on held-out rows looked like."
+        return Profile.from_dict(self._json("profile.json"))
+
+    @cached_property
+    def sbom(self) -> dict[str, Any]:
+        "The CycloneDX document of the lock."
+        return self._json("sbom.json")
 
     @property
     def lock(self) -> str:
@@ -188,7 +200,7 @@ def open_bundle(
 
 def _verify(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir()}
-    for name in sorted(present ^ {*files, MANIFEST}):
+    for name in sorted((present - {SIGNATURES}) ^ {*files, MANIFEST}):
         raise _damaged(f"'{name}' is {'missing' if name in files else 'not in the manifest'}", path / name)
     for name, expected in files.items():
         if (path / name).is_symlink() or digest_file(path / name) != f"sha256:{expected['sha256']}":
@@ -259,16 +271,23 @@ def _offer_code(bundle: Bundle) -> None:
         sys.meta_path.insert(0, _CodeFinder(bundle))
 
 # %% ../../nbs/package/03_bundle.ipynb #load-pipeline
-def load_pipeline(bundle: Bundle) -> Any:
-    "Unpickle the pipeline of a verified bundle; raises `DependencyError` or `BundleError` naming what it lacks."
+def load_pipeline(
+    bundle: Bundle,
+    trusted: Iterable[str] = (),  # Libraries to trust besides those of `trusted_libraries`
+) -> Any:
+    "Unpickle the pipeline of a verified bundle; raises `DependencyError`, or `BundleError` naming what it lacks or would use that is refused."
     _offer_code(bundle)
+    own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
+    allowed = Allowed(frozenset(bundle.metadata["uses"]), frozenset(own), trusted_libraries() | frozenset(trusted))
     data = (bundle.path / "model.pkl").read_bytes()
     if _hex(data) != bundle.files["model.pkl"]["sha256"]:
         raise _damaged("'model.pkl' has been changed", bundle.path / "model.pkl")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Trying to unpickle estimator")
-            return pickle.loads(data)
+            return load_pickle(data, allowed, str(bundle.path / "model.pkl"))
+    except BundleError:
+        raise
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"the model needs the module '{error.name}'", where=str(bundle.path), remedy="pip install -r requirements.lock of the bundle"

@@ -11,7 +11,6 @@ import inspect
 import io
 import os
 import pickle
-import pickletools
 import sys
 import types
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,10 +23,10 @@ from ..errors import ExportError
 from ..project import digest_text, find_project
 from ..train.closure import imported_names, local_files, local_folders
 from ..train.notebook import Notebook, directives
+from .trust import pickle_globals, refusal, trusted_libraries
 
 # %% auto #0
-__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'pickle_pipeline', 'pickle_globals', 'PipelineCode',
-           'collect_code']
+__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'pickle_pipeline', 'PipelineCode', 'collect_code']
 
 # %% ../../nbs/package/01_code.ipynb #exported-module
 @dataclass(frozen=True)
@@ -250,29 +249,6 @@ def pickle_pipeline(
             ) from error
     return file.getvalue()
 
-# %% ../../nbs/package/01_code.ipynb #pickle-globals
-def pickle_globals(data: bytes) -> set[tuple[str, str]]:
-    "Every (module, name) that unpickling `data` would import, without unpickling it."
-    found: set[tuple[str, str]] = set()
-    memo: dict[int, str] = {}
-    texts: list[str] = []
-    position = -1
-    for opcode, argument, _ in pickletools.genops(data):
-        match opcode.name:
-            case "SHORT_BINUNICODE" | "BINUNICODE" | "BINUNICODE8" | "UNICODE":
-                texts.append(argument)
-            case "MEMOIZE":
-                position += 1
-                if texts:
-                    memo[position] = texts[-1]
-            case "BINGET" | "LONG_BINGET" | "GET":
-                texts.append(memo.get(int(argument), ""))
-            case "STACK_GLOBAL":
-                found.add((texts[-2], texts[-1]))
-            case "GLOBAL":
-                found.add(tuple(argument.split(" ", 1)))
-    return found
-
 # %% ../../nbs/package/01_code.ipynb #local-modules
 def _top_level(names: Iterable[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
@@ -285,6 +261,7 @@ class PipelineCode:
     pickled: bytes
     files: dict[str, bytes] = field(default_factory=dict)  # Content by path below `code/`
     imports: frozenset[str] = frozenset()  # Top-level modules that must be installed
+    names: tuple[str, ...] = ()  # Everything that the pickle refers to, as `module.name`, sorted
 
 
 def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
@@ -292,7 +269,8 @@ def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
     folders = local_folders(Path.cwd(), find_project(), [source.text for source in sources])
     module = exported_module(sources)
     pickled = pickle_pipeline(pipeline, sources, module)
-    needed = {name for name, _ in pickle_globals(pickled)}
+    names = pickle_globals(pickled)
+    needed = {name for name, _ in names}
     files = {}
     if module is not None and module.name in needed:
         files[f"{module.name}.py"] = module.source.encode()
@@ -306,4 +284,17 @@ def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
         remedy = "import it in a cell that is not exported: a service does without it"
         place = next((source.place for source in sources if source.is_exported and "notebook_to_prod" in source.text), "run.export")
         raise ExportError("an exported cell or a module that it imports needs notebook_to_prod", where=place, remedy=remedy)
-    return PipelineCode(pickled, files, frozenset(imports))
+    _refuse_untrusted(names, carried)
+    return PipelineCode(pickled, files, frozenset(imports), tuple(sorted(f"{module}.{name}" for module, name in names)))
+
+
+def _refuse_untrusted(names: set[tuple[str, str]], own: set[str]) -> None:
+    trusted = trusted_libraries()
+    for module, name in sorted(names):
+        value: Any = sys.modules.get(module)
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        reason = refusal(module, name, value, own, trusted)
+        if reason is not None:
+            remedy = f"do without it, write it in a cell marked '#| export', or trust it: trusted = [\"{module.partition('.')[0]}\"] below [tool.n2p] in pyproject.toml"
+            raise ExportError(f"the pipeline uses {module}.{name}, which no service would load: {reason}", where="run.export", remedy=remedy)

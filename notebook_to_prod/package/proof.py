@@ -21,6 +21,7 @@ from typing import Any
 from ..errors import BundleError, ExportError, N2PError
 from .bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..project import find_project
+from .trust import trusted_libraries
 from ..train.closure import is_local, local_folders
 
 # %% auto #0
@@ -98,7 +99,8 @@ class Prover:
     def prove(self, bundle: Bundle) -> None:
         "Have the bundle opened, loaded and replayed, and close; raises `ExportError` that says what does not work elsewhere."
         folders = [str(each) for each in local_folders(Path.cwd(), find_project())]
-        task = {"path": str(bundle.path), "digest": bundle.digest, "folders": folders, "environment": dict(os.environ)}
+        environment = {**os.environ, "N2P_TRUSTED": ",".join(sorted(trusted_libraries()))}
+        task = {"path": str(bundle.path), "digest": bundle.digest, "folders": folders, "environment": environment}
         with self:
             said, complaint = self.process.communicate(json.dumps(task) + "\n")
         if not said:

@@ -18,7 +18,9 @@ from ..errors import DataError, ExportError
 from .bundle import Bundle, Prediction, largest_difference, predict, remove_bundle, unusable_row, write_bundle
 from .code import collect_code, executed_sources
 from .lock import lock_for
+from .profile import Profile, profile_predictions, profile_table
 from .proof import Prover, open_prover
+from .sbom import bill_of_materials
 from .schema import Schema, infer_schema, jsonable, to_rows, to_table
 from ..project import canonical_json, open_store
 from ..train.closure import imported_names
@@ -118,8 +120,8 @@ def _length(table: Any) -> int:
     return table.shape[0] if hasattr(table, "shape") else len(table)
 
 
-def _golden_sample(table: Any) -> Any:
-    "Evenly spaced rows, leaving out those with infinite numbers, which JSON has not."
+def _sample(table: Any, count: int) -> Any:
+    "Up to `count` evenly spaced rows, leaving out those with infinite numbers, which JSON has not."
     import numpy as np
     import pandas as pd
 
@@ -127,7 +129,7 @@ def _golden_sample(table: Any) -> Any:
     usable = np.flatnonzero(~np.isinf(numbers.astype("float64")).any(axis=1))
     if not len(usable):
         raise ExportError("every row of X_test holds an infinite number", where="run.export", remedy="make them missing values")
-    positions = usable[np.unique(np.linspace(0, len(usable) - 1, min(_GOLDEN_ROWS, len(usable))).astype(int))]
+    positions = usable[np.unique(np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(int))]
     if hasattr(table, "iloc"):
         return table.iloc[positions].reset_index(drop=True)
     return [table[position] for position in positions] if isinstance(table, list) else np.asarray(table)[positions]
@@ -214,7 +216,7 @@ def _contents(run: Run, pipeline: Any, X_train: Any, X_test: Any) -> dict[str, b
     "The files of the bundle by path; raises `ExportError`."
     notebook = read_notebook(os.environ["N2P_NOTEBOOK"]) if "N2P_NOTEBOOK" in os.environ else None
     schema = infer_schema(X_train)
-    sample = _golden_sample(X_test)
+    sample = _sample(X_test, _GOLDEN_ROWS)
     rows = _rows_of(schema, sample)
     schema = _with_unseen(pipeline, schema, rows)
     kept = [position for position, row in enumerate(rows) if _fits(schema, row)]
@@ -238,14 +240,33 @@ def _contents(run: Run, pipeline: Any, X_train: Any, X_test: Any) -> dict[str, b
         what = f"the pipeline predicts no finite number for a row of X_test: {rows[unusable]}"
         raise ExportError(what[:400], where="run.export", remedy="let it predict finite numbers for whatever it accepts")
     code = collect_code(pipeline, executed_sources(notebook))
+    lock = lock_for(code.imports | {"numpy", "pandas"})
     return {
         "model.pkl": code.pickled,
         "schema.json": _json(schema.to_dict()),
         "golden.json": _json({"rows": rows, "predictions": said.predictions, "probabilities": said.probabilities}),
-        "metadata.json": _json(_metadata(run, pipeline, notebook, {"train": _length(X_train), "test": _length(X_test)})),
-        "requirements.lock": lock_for(code.imports | {"numpy", "pandas"}).encode(),
+        "metadata.json": _json({**_metadata(run, pipeline, notebook, {"train": _length(X_train), "test": _length(X_test)}), "uses": code.names}),
+        "profile.json": _json(_profile(pipeline, schema, X_train, X_test, table).to_dict()),
+        "requirements.lock": lock.encode(),
+        "sbom.json": _json(bill_of_materials(lock, _estimator_name(pipeline))),
         **{f"code/{name}": content for name, content in code.files.items()},
     }
+
+
+_PROFILED_ROWS = 10_000  # Of X_test, evenly spaced
+
+
+def _profile(pipeline: Any, schema: Schema, X_train: Any, X_test: Any, golden: Any) -> Profile:
+    "The reference for drift; predictions on a sample of `X_test`, or on the golden rows where the pipeline refuses some row of it."
+    sample = _sample(X_test, _PROFILED_ROWS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            predictions = pipeline.predict(sample)
+        except Exception:  # noqa: BLE001 - a category that training has not seen, say
+            sample, predictions = golden, pipeline.predict(golden)
+        probabilities = pipeline.predict_proba(sample) if hasattr(pipeline, "predict_proba") else None
+    return Profile(profile_table(X_train, schema), profile_predictions(predictions, probabilities, getattr(pipeline, "classes_", None)))
 
 
 def _agree(direct: Prediction, said: Prediction) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 import notebook_to_prod
 from ..errors import InputError
 from ..package.bundle import copy_bundle
+from ..package.keys import read_signatures
 from ..package.lock import hash_lock, lock_text, read_lock
+from ..package.trust import trusted_libraries
 from ..project import atomic_folder, shipped_file
 from .predictor import Predictor
 from ..train.environment import requirement_closure
@@ -25,7 +27,10 @@ __all__ = ['RUNTIME_MODULES', 'service_lock', 'export_service']
 RUNTIME_MODULES = (
     "errors",
     "project",
+    "package.keys",
     "package.schema",
+    "package.trust",
+    "package.profile",
     "package.bundle",
     "serve.request",
     "serve.predictor",
@@ -53,7 +58,8 @@ def service_lock(
 ) -> str:
     "The requirements file of a service; raises `DependencyError` if the index does not answer or the versions conflict."
     bundle = predictor.bundle
-    pins = requirement_closure(_RUNTIME_REQUIREMENTS) | read_lock(bundle.lock)
+    signed = ["cryptography"] if read_signatures(bundle.path) else []
+    pins = requirement_closure([*_RUNTIME_REQUIREMENTS, *signed]) | read_lock(bundle.lock)
     text = lock_text(pins).replace("# The versions that the model was trained with, and what they need.\n", "")
     header = f"# The service of {predictor.name} version {predictor.version}: the model's versions and the server's.\n"
     return header + (hash_lock(text, bundle.metadata["python"]) if hashes else text)
@@ -101,5 +107,6 @@ def _render(name: str, predictor: Predictor, hashes: bool) -> str:
         python=predictor.bundle.metadata["python"],
         require_hashes="--require-hashes " if hashes else "",
         metrics={name: value for name, value in predictor.metrics.items() if math.isfinite(value)},
+        trusted=sorted(trusted_libraries() & {name.partition(".")[0] for name in predictor.bundle.metadata["uses"]}),
         example=json.dumps(predictor.bundle.golden["rows"][0]),
     )

@@ -5,7 +5,7 @@
 # %% ../../nbs/serve/01_predictor.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, predict, replay_golden, unusable_row
+from ..package.keys import require_signature, trusted_keys
 from ..package.schema import to_table
 
 # %% auto #0
@@ -77,9 +78,12 @@ def load_predictor(
     name: str = "model",
     version: str = "0",
     metrics: Mapping[str, float] | None = None,  # Of the run that made it
+    keys: Mapping[str, str] | None = None,  # Public keys one of which must have signed it, those of `N2P_TRUSTED_KEYS` by default
+    trusted: Iterable[str] = (),  # Libraries that its pickle may use besides the known ones
 ) -> Predictor:
     "Verify, load and replay a bundle; raises `BundleError` or `DependencyError` that says what is wrong with it."
     bundle = open_bundle(path, digest)
-    pipeline = load_pipeline(bundle)
+    require_signature(bundle.path, bundle.digest, trusted_keys() if keys is None else keys)
+    pipeline = load_pipeline(bundle, trusted)
     replay_golden(bundle, pipeline)
     return Predictor(bundle, pipeline, name, version, dict(metrics or {}))
