@@ -68,8 +68,9 @@ def bundle(service: Path) -> Bundle:
 
 
 @pytest.fixture
-def predictor(bundle: Bundle) -> Predictor:
-    return load_predictor(bundle.path, bundle.digest, MODEL, "1")
+def predictor(bundle: Bundle, trained: Project) -> Predictor:
+    metrics = trained.record(trained.run_folders[0].name)["metrics"]
+    return load_predictor(bundle.path, bundle.digest, MODEL, "1", metrics)
 
 
 def requirements(lock: str) -> dict[str, tuple[Requirement, list[str]]]:

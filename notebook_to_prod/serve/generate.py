@@ -106,7 +106,7 @@ def _render(name: str, predictor: Predictor, hashes: bool) -> str:
         **predictor.identity,
         python=predictor.bundle.metadata["python"],
         require_hashes="--require-hashes " if hashes else "",
-        metrics={name: value for name, value in predictor.metrics.items() if math.isfinite(value)},
+        metrics={name: value for name, value in sorted(predictor.metrics.items()) if math.isfinite(value)},
         trusted=sorted(trusted_libraries() & {name.partition(".")[0] for name in predictor.bundle.metadata["uses"]}),
         example=json.dumps(predictor.bundle.golden["rows"][0]),
     )

@@ -18,6 +18,7 @@ from ..project import Store, digest_file, write_json
 from .data import current_digest
 from .environment import describe_environment, kernel_environment
 from .question import Question
+from .reads import is_unchanged
 from .record import RunRecord, now, read_record, save_record
 from .tracking import end_run
 
@@ -83,7 +84,7 @@ def _still_holds(store: Store, record: RunRecord, environment: str, folder: Path
         return False
     if record.bundle is not None and not _is_whole(store.bundle(record.bundle), record.bundle):
         return False
-    return all(_unchanged(store, dataset, folder) for dataset in record.datasets)
+    return all(_unchanged(store, dataset, folder) for dataset in record.datasets) and all(is_unchanged(read, folder) for read in record.reads)
 
 
 def _is_whole(bundle: Path, digest: str) -> bool:
@@ -92,7 +93,7 @@ def _is_whole(bundle: Path, digest: str) -> bool:
         manifest = bundle / "manifest.json"
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         present = {each.relative_to(bundle).as_posix() for each in bundle.rglob("*") if not each.is_dir()}
-        return digest_file(manifest) == digest and present == {*files, manifest.name} and all(
+        return digest_file(manifest) == digest and present - {"signatures.json"} == {*files, manifest.name} and all(
             digest_file(bundle / name) == f"sha256:{file['sha256']}" for name, file in files.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -11,6 +11,7 @@ import os
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import CellError, DataError, N2PError, RunError, RunInterruptedError, TrackingError
@@ -21,6 +22,7 @@ from .environment import describe_environment, kernel_environment
 from .lockfile import Lockfile
 from .notebook import Parameter
 from .question import Question
+from .reads import settle_reads
 from .record import RunRecord, RunSpec, new_run_id, now, save_record
 from .scraps import encode, read_scraps
 from .tracking import Tracker
@@ -82,6 +84,7 @@ class Attempt:
             "N2P_HOME": str(self.store.home),
             "N2P_RUN_ID": self.record.run_id,
             "N2P_NOTEBOOK": str(self.record.input_notebook),
+            "N2P_HEARD": str(self.record.heard),
             "N2P_CALLER": self.caller,
             "IPYTHONDIR": str(self.store.home / "ipython"),
         }
@@ -133,7 +136,10 @@ class Attempt:
         datasets = [scrap.value for scrap in scraps if scrap.kind == "dataset"]
         seed = next((scrap.value for scrap in scraps if scrap.kind == "seed"), None)
         bundle = next((scrap.value for scrap in scraps if scrap.kind == "bundle"), None)
-        spec = replace(self.record.spec, datasets=tuple(each["digest"] for each in datasets), environment=environment["digest"], seed=seed)
+        reads = settle_reads(self.store, self.record.heard, Path.cwd())
+        files = tuple(each["digest"] or "" for each in reads if not each["listed"])
+        loaded = tuple(each["digest"] for each in datasets)
+        spec = replace(self.record.spec, datasets=loaded, files=files, environment=environment["digest"], seed=seed)
         return replace(
             self.record,
             spec=spec,
@@ -142,11 +148,18 @@ class Attempt:
             duration=nb.metadata.papermill.get("duration"),
             metrics={scrap.name: float(scrap.value) for scrap in scraps if scrap.kind == "metric"},
             datasets=datasets,
+            reads=reads,
+            place=_place(Path.cwd()),
             bundle=bundle,
             bundle_path=str(self.store.bundle(bundle)) if bundle else None,
             environment=environment,
             error=error.to_dict() if error else None,
         )
+
+
+def _place(folder: Path) -> str:
+    "Where a folder is in its project."
+    return folder.resolve().relative_to(find_project(folder)).as_posix()
 
 
 def _default(parameter: Parameter) -> Any:

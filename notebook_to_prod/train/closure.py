@@ -24,19 +24,20 @@ from ..project import digest_bytes
 from .notebook import Notebook
 
 # %% auto #0
-__all__ = ['imported_names', 'is_local', 'local_folders', 'local_files', 'code_closure', 'GitState', 'git_state']
+__all__ = ['COMMAND', 'syntax_tree', 'imported_names', 'is_local', 'local_folders', 'local_files', 'code_closure', 'GitState',
+           'git_state']
 
 # %% ../../nbs/train/05_closure.ipynb #imported-names
+COMMAND = re.compile(r"^(\s*)(?:[\w, ]+=\s*)?[!%?]+")  # A line that is a magic or a shell command, its result perhaps kept
+
+
 def _plain_python(source: str) -> str:
     "The source without lines that are magics or shell commands, in their place `pass`."
-    lines = []
-    for line in source.splitlines():
-        bare = line.lstrip()
-        lines.append(line[: len(line) - len(bare)] + "pass" if bare.startswith(("%", "!", "?")) else line)
+    lines = [f"{found[1]}pass" if (found := COMMAND.match(line)) else line for line in source.splitlines()]
     return "" if source.lstrip().startswith("%%") else "\n".join(lines)
 
 
-def _tree(source: str | bytes) -> ast.Module:
+def syntax_tree(source: str | bytes) -> ast.Module:
     "The syntax tree of a cell (text) or a module (bytes, in the encoding that its first lines declare); empty if it is not Python."
     try:
         return ast.parse(_plain_python(source) if isinstance(source, str) else source)
@@ -97,7 +98,7 @@ def imported_names(
 ) -> set[str]:
     "Dotted names of the modules, and of what may be modules, that `source` imports; empty if it is not Python."
     visitor = _Imports(package)
-    visitor.visit(_tree(source))
+    visitor.visit(syntax_tree(source))
     return {name for name, optional in visitor.found.items() if not optional or _find(name.partition(".")[0], folders) is not None}
 
 # %% ../../nbs/train/05_closure.ipynb #local-files
@@ -117,7 +118,7 @@ def is_local(path: str | Path, folders: Iterable[Path]) -> bool:
 
 def _added_folders(source: str, folder: Path) -> Iterator[Path]:
     "Folders whose paths a cell writes into `sys.path`."
-    for node in ast.walk(_tree(source)):
+    for node in ast.walk(syntax_tree(source)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("sys.path.append", "sys.path.insert", "sys.path.extend"):
             found = [each for argument in node.args for each in ast.walk(argument) if isinstance(each, ast.Constant) and isinstance(each.value, str)]
             texts = [each.value for each in sorted(found, key=lambda each: (each.lineno, each.col_offset))]
@@ -210,7 +211,7 @@ _BESIDE = (b"__file__", b"__path__", b"__spec__", b"importlib.resources", b"impo
 
 def _patterns(source: bytes) -> Iterator[str]:
     "Texts of a module that may be the path of a file, with `*` for what a formatted text inserts."
-    for node in ast.walk(_tree(source)):
+    for node in ast.walk(syntax_tree(source)):
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):

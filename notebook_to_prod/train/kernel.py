@@ -32,8 +32,9 @@ _LONGEST_SOCKET = 100  # Characters of a Unix socket's path that every system ta
 class KernelManager(AsyncKernelManager):
     "Starts kernels of this interpreter, which talk through sockets in `folder`."
 
-    def __init__(self, folder: Path, **options: Any):
+    def __init__(self, folder: Path, heard: str | None = None, **options: Any):
         super().__init__(connection_file=str(folder / "kernel.json"), **options)
+        self.heard = heard  # File for what the kernel reads, see `train.reads`
         if os.name == "posix" and len(os.fsencode(self.connection_file)) <= _LONGEST_SOCKET:
             self.transport = "ipc"
         if self.has_trait("transport_encryption") and zmq.has("curve"):
@@ -41,7 +42,8 @@ class KernelManager(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        argv = [*_LAUNCHER, "-f", "{connection_file}"]
+        listen = f"__import__('notebook_to_prod.train.reads', fromlist=['listen']).listen({self.heard!r})"
+        argv = [*_LAUNCHER, "-f", "{connection_file}", *([f"--IPKernelApp.exec_lines={listen}"] if self.heard else [])]
         return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata={"supported_encryption": "curve"})
 
 # %% ../../nbs/train/15_kernel.ipynb #running-kernel
@@ -54,7 +56,7 @@ def running_kernel(
     # ipykernel copies what is written to the descriptors 1 and 2 into messages, and to whatever they were before: nowhere.
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with tempfile.TemporaryDirectory(prefix="n2p-", ignore_cleanup_errors=True) as folder:
-        manager = KernelManager(Path(folder))
+        manager = KernelManager(Path(folder), variables.get("N2P_HEARD"))
         run_sync(manager.start_kernel)(env=os.environ | dict(variables), cwd=str(cwd), **silent)
         finished = False
         try:

@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 import ast
+import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..project import digest_bytes, digest_file, digest_json
-from .closure import code_closure, local_folders
+from .closure import COMMAND, code_closure, local_folders, syntax_tree
 from .environment import thread_count
 from .notebook import Notebook
 from .scraps import encode
 
 # %% auto #0
-__all__ = ['Question', 'named_files', 'ask']
+__all__ = ['Question', 'named_variables', 'named_files', 'ask']
 
 # %% ../../nbs/train/16_question.ipynb #question
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Question:
     closure: dict[str, bytes]  # Content by path of the local modules
     threads: int
     files: dict[str, str]  # Digest by path of the files that code and parameters name
+    variables: dict[str, str | None] = field(default_factory=dict)  # Value by name of the environment variables that the code names
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -45,10 +48,11 @@ class Question:
     @cached_property
     def key(self) -> str:
         "Identity of the question."
-        return digest_json([self.notebook.digest, self.parameters, self.code, self.threads, self.files])
+        return digest_json([self.notebook.digest, self.parameters, self.code, self.threads, self.files, self.variables])
 
 # %% ../../nbs/train/16_question.ipynb #named-files
 _LONGEST_PATH = 400
+_SECRETIVE = re.compile("pass|secret|token|key|credential", re.IGNORECASE)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -60,11 +64,20 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _literals(source: str) -> Iterator[str]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return
-    yield from (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    "Texts in the Python of a cell, and the words of its magics and shell commands."
+    for line in source.splitlines():
+        if COMMAND.match(line):
+            yield from (word.strip("'\"") for word in COMMAND.sub("", line).split())
+    yield from (node.value for node in ast.walk(syntax_tree(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def named_variables(source: str) -> dict[str, str | None]:
+    "The environment variables that a cell reads by name, with their values; those named like a secret are left out."
+    tree = syntax_tree(source)
+    keys = [node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("environ")]
+    keys += [node.args[0] for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args and ast.unparse(node.func).endswith(("environ.get", "getenv"))]
+    names = {key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+    return {name: os.environ.get(name) for name in sorted(names) if not _SECRETIVE.search(name)}
 
 
 def named_files(texts: Sequence[str], folder: Path) -> dict[str, str]:
@@ -91,4 +104,5 @@ def ask(
     folders = local_folders(folder, project, [cell.source for cell in notebook.code_cells])
     texts = [text for cell in notebook.code_cells for text in _literals(cell.source)]
     files = named_files([*texts, *_texts(given)], folder)
-    return Question(notebook, given, code_closure(notebook, folders), thread_count(threads), files)
+    variables = {name: value for cell in notebook.code_cells for name, value in named_variables(cell.source).items()}
+    return Question(notebook, given, code_closure(notebook, folders), thread_count(threads), files, variables)

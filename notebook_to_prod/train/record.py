@@ -30,13 +30,14 @@ class RunSpec:
     parameters: dict[str, Any] = field(default_factory=dict)  # As given, secrets by their variable's name
     code: str = ""  # Digest of the local modules it imports
     datasets: tuple[str, ...] = ()  # Digests of what was loaded, in order
+    files: tuple[str, ...] = ()  # Digests of what was read by other means, in the order of the paths; empty for what the run has changed
     environment: str = ""  # Digest of interpreter, distributions, pinned variables
     seed: int | None = None
 
     @property
     def run_key(self) -> str:
         "Identity of the spec."
-        return digest_json(asdict(self) | {"datasets": list(self.datasets)})
+        return digest_json(asdict(self))
 
 # %% ../../nbs/train/12_record.ipynb #run-record
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class RunRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)  # Every declared parameter, defaults included
     datasets: list[dict[str, Any]] = field(default_factory=list)
+    reads: list[dict[str, Any]] = field(default_factory=list)  # What was read by other means than `load`, see `train.reads`
+    place: str = "."  # The folder it ran in, seen from the project
     bundle: str | None = None  # Digest
     bundle_path: str | None = None
     environment: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +89,11 @@ class RunRecord:
         return Path(self.folder) / "code"
 
     @property
+    def heard(self) -> Path:
+        "What the kernel has read, written by the kernel itself."
+        return Path(self.folder) / "heard.jsonl"
+
+    @property
     def input_notebook(self) -> Path:
         "The notebook as it was when the run started."
         return Path(self.folder) / "input.ipynb"
@@ -103,7 +111,8 @@ class RunRecord:
             "output_notebook": str(self.output_notebook),
             "metrics": {name: value if math.isfinite(value) else str(value) for name, value in self.metrics.items()},
         }
-        return asdict(self) | {"spec": asdict(self.spec) | {"datasets": list(self.spec.datasets)}} | derived
+        spec = asdict(self.spec) | {"datasets": list(self.spec.datasets), "files": list(self.spec.files)}
+        return asdict(self) | {"spec": spec} | derived
 
     def __repr__(self) -> str:
         return f"RunRecord({self.run_id!r}, {self.notebook_path!r}, {self.status!r}, metrics={self.metrics})"
@@ -142,12 +151,18 @@ def read_record(folder: Path) -> RunRecord:
         with store_errors(path):
             content = json.loads(path.read_text(encoding="utf-8"))
         spec = {name: value for name, value in content["spec"].items() if name in _SPEC_FIELDS}
-        content["spec"] = RunSpec(**spec | {"datasets": tuple(spec.get("datasets", ()))})
+        content["spec"] = RunSpec(**spec | {name: tuple(spec.get(name, ())) for name in ("datasets", "files")})
         content["metrics"] = {name: float(value) for name, value in content["metrics"].items()}
         known = {name: value for name, value in content.items() if name in _RECORD_FIELDS}
-        return RunRecord(**known | {"folder": str(folder)})
+        return RunRecord(**known | {"folder": str(folder)} | _moved(folder, content.get("bundle")))
     except (ValueError, TypeError, KeyError) as error:
         raise StoreError("the record of a run is damaged", where=str(path), remedy="run the notebook again") from error
+
+
+def _moved(folder: Path, bundle: str | None) -> dict[str, str]:
+    "Where the bundle is in the store that the record is in, which may have been moved since."
+    path = Store(folder.resolve().parents[1]).bundle(bundle) if bundle else None
+    return {"bundle_path": str(path)} if path is not None and path.is_dir() else {}
 
 # %% ../../nbs/train/12_record.ipynb #find-run
 def list_runs(store: Store) -> list[RunRecord]:
