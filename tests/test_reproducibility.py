@@ -187,7 +187,54 @@ def test_why_names_and_attributes_the_cause(table_project: Project) -> None:
     assert found["causes"] == ["code", "parameters"] and list(found["code"]) == ["helpers.py"]
     moved = found["attribution"]["accuracy"]
     start, end = found["metrics"]["accuracy"]
-    assert moved.keys() == {"code", "parameters", "rest"} and sum(moved.values()) == pytest.approx(end - start)
+    assert [*moved] == ["code", "parameters", "interactions"] and sum(moved.values()) == pytest.approx(end - start)
+    assert found["left_out"] == {}
+    said = table_project.n2p("why", before, after, "--attribute").stdout
+    assert "plus interactions" in said
+
+
+def test_why_tells_the_seed_from_other_parameters(table_project: Project) -> None:
+    before = table_project.run("train.ipynb").json["run_id"]
+    changed = TABLE | {"evaluate": f"{TABLE['evaluate']}\nrun.metric('draw', __import__('numpy').random.rand())"}
+    table_project.notebook("train.ipynb", changed)
+    allowed = ("--allow", "N2P104")
+    before = table_project.run("train.ipynb", *allowed).json["run_id"]
+    after = table_project.run("train.ipynb", "-p", "seed", "9", "-p", "alpha", "2.0", *allowed).json["run_id"]
+    found = table_project.n2p("why", before, after, "--attribute", "--json").json
+    assert found["causes"] == ["parameters", "seed"]
+    start, end = found["metrics"]["draw"]
+    assert found["attribution"]["draw"] == {"parameters": 0.0, "seed": pytest.approx(end - start)}
+
+
+ODD = {
+    "start": TABLE["start"].replace("seed=seed", "seed=3"),
+    "fit": "import helpers\nimport numpy as np\nfrom sklearn.linear_model import Ridge\nfrom sklearn.pipeline import make_pipeline\n"
+    "from sklearn.preprocessing import FunctionTransformer\n\nX = np.random.normal(size=(40, 2))\n"
+    "model = make_pipeline(FunctionTransformer(helpers.scale), Ridge()).fit(X, X[:, 0])",
+    "evaluate": "import time\n\nrun.metric('nan', float('nan'))\nrun.metric('seconds', time.perf_counter())",
+    "flag": "import os\n\nassert 'BROKEN' not in os.environ, 'it is broken'",
+    "export": "run.export(model, X, X[:, 0], X, X[:, 0])",
+}
+
+
+def test_odd_metrics_local_modules_and_failures_are_certified(project: Project) -> None:
+    scale = "from pathlib import Path\n\n\ndef scale(X):\n    return X * float((Path(__file__).parent / 'factor.txt').read_text())\n"
+    (project.folder / "helpers.py").write_text(scale)
+    (project.folder / "factor.txt").write_text("2.5")
+    project.notebook("train.ipynb", ODD)
+    done = project.run("train.ipynb", *(part for code in ("N2P204", "N2P502") for part in ("--allow", code)))
+    assert done.code == 0, done
+    for name in ("helpers.py", "factor.txt", "train.ipynb"):
+        (project.folder / name).unlink()
+    code, found = certificate(project, "--ignore", "seconds")
+    assert (code, found["level"], found["cause"]) == (0, "bytes", None), found
+    code, found = certificate(project, "--tolerance", "0")
+    assert (code, found["level"], found["cause"]["cell_id"]) == (1, None, "evaluate")
+    assert next(each for each in found["comparisons"] if each["what"] == "model")["same"]
+    done = project.n2p("reproduce", "latest", "--json", BROKEN="1")
+    assert (done.code, done.json["level"], done.json["cause"]["cell_id"]) == (1, None, "flag")
+    assert "it is broken" in done.json["cause"]["what"]
+    assert project.n2p("reproduce", "latest", "--json", "--ignore", "minutes").code == 2
 
 
 def test_a_grid_runs_every_set_once(table_project: Project) -> None:

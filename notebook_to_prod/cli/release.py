@@ -124,7 +124,9 @@ def why(terminal: Terminal, before: str, after: str, attribute: bool) -> Result:
     lines += [("environment", sentence) for sentence in found.environment]
     lines += [("metric", f"{name}: {one} → {other}") for name, (one, other) in found.metrics.items()]
     for name, moved in (found.attribution or {}).items():
-        lines.append(("explained", f"{name}: " + ", ".join(f"{cause} {value:+.6g}" for cause, value in moved.items())))
+        together = {"interactions": "plus interactions", "rest": "plus the rest"}
+        lines.append(("explained", f"{name}: " + (", ".join(f"{together.get(cause, cause)} {value:+.6g}" for cause, value in moved.items()) or "did not move")))
+    lines += [("left out", f"{cause}: {reason}") for cause, reason in found.left_out.items()]
     return Result(found.to_dict(), [*lines, ("differs", ", ".join(found.causes) or "nothing")])
 
 
@@ -142,7 +144,8 @@ def _run_of(name: str) -> "RunRecord":
 @click.option("--level", type=click.Choice(["bytes", "predictions", "metrics"]), default="bytes", show_default=True, help="How far it has to agree.")
 @click.option("--fresh-env", is_flag=True, help="Build the recorded environment and run there.")
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Relative, of metrics.")
-def reproduce(terminal: Terminal, run: str, level: str, fresh_env: bool, tolerance: float) -> Result:
+@click.option("--ignore", multiple=True, metavar="METRIC", help="Do not compare this metric, such as one that measures time; repeatable.")
+def reproduce(terminal: Terminal, run: str, level: str, fresh_env: bool, tolerance: float, ignore: tuple[str, ...]) -> Result:
     """Execute a run again from its record and certify how far it agrees; exit code 1 if not far enough.
 
     RUN is a run id, a part of one, `latest`, NAME@ALIAS or NAME@VERSION.
@@ -154,7 +157,7 @@ def reproduce(terminal: Terminal, run: str, level: str, fresh_env: bool, toleran
 
     store = open_store()
     with terminal.progress("reproduce") as progress:
-        certificate = certify(store, _run_of(run), level, fresh_env, tolerance, progress)
+        certificate = certify(store, _run_of(run), level, fresh_env, tolerance, progress, ignore)
     lines = [(each.what, "same" if each.same else f"differs: {each.reproduced}") for each in certificate.comparisons]
     lines += [("cause", certificate.cause["what"])] if certificate.cause else []
     lines += [("level", f"{certificate.level or 'none'}, asked for {level}: {'held' if certificate.holds else 'NOT held'}")]

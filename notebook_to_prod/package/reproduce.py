@@ -5,7 +5,10 @@
 # %% ../../nbs/package/05_reproduce.ipynb #imports
 from __future__ import annotations
 
+import base64
 import inspect
+import io
+import itertools
 import json
 import math
 import os
@@ -14,13 +17,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, DependencyError, InputError, N2PError, RunError
-from .bundle import load_pipeline, open_bundle, replay_golden
+from ..errors import BundleError, DependencyError, InputError, N2PError, NotFoundError, RunError, RunInterruptedError
+from .bundle import largest_difference, load_pipeline, open_bundle, replay_golden
 from ..project import Store, digest_json, write_json
 from ..train.attempt import Attempt
 from ..train.notebook import read_notebook
@@ -30,11 +33,21 @@ from ..train.run import work
 from ..train.scraps import decode, read_scraps
 
 # %% auto #0
-__all__ = ['LEVELS', 'Comparison', 'Certificate', 'recorded_question', 'replay', 'fresh_environment', 'answer_replay',
-           'differing_cells', 'differing_scraps', 'environment_differences', 'compare', 'reproduce']
+__all__ = ['LEVELS', 'finite', 'Comparison', 'Certificate', 'recorded_question', 'replay', 'fresh_environment', 'answer_replay',
+           'differing_cells', 'differing_scraps', 'environment_differences', 'metric_differences', 'compare',
+           'reproduce']
 
 # %% ../../nbs/package/05_reproduce.ipynb #certificate
 LEVELS = ("bytes", "predictions", "metrics")
+
+
+def finite(value: Any) -> Any:
+    "A JSON-like value with NaN and infinities as text, as records keep them."
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         "As `certificate.json` keeps it."
-        return {"format": 1, "holds": self.holds, **asdict(self)}
+        return finite({"format": 1, "holds": self.holds, **asdict(self)})
 
     def _repr_markdown_(self) -> str:
         rows = "".join(f"| {each.what} | {'same' if each.same else 'differs'} |\n" for each in self.comparisons)
@@ -172,30 +185,76 @@ def answer_replay(home: str, run_id: str, answer: str) -> None:
     Path(answer).write_text(json.dumps(said))
 
 # %% ../../nbs/package/05_reproduce.ipynb #compare-cells
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_IDS = re.compile(r"(?<=\bat )0x[0-9a-f]+|\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|(?<=\bT_)[0-9a-f]{5}|(?<=ipykernel_)\d+/\d+")
+_PATH = re.compile(r"[^\s'\"<>|]*[/\\\\][^\s'\"<>|]*")
+_MOMENT = re.compile(r"(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d(?:[T_ -]?\d\d[-_.:h]?\d\d(?:[-_.:m]?\d\d(?:\.\d+)?)?)?|\d{10,19}")
+_FOLDER = re.compile(r"[^\s'\"]*n2p-(?:reproduce|why)-\w+")
 
 
-def _shown(cell: Mapping[str, Any]) -> str:
-    "What a cell shows, without what differs in every process."
-    outputs = [
-        {key: value for key, value in output.items() if key not in ("execution_count", "metadata", "transient")}
-        for output in cell.get("outputs", [])
-        if output.get("name") != "stderr"
-    ]
-    return _ADDRESS.sub("", json.dumps(outputs, sort_keys=True))
+def _steady(text: str) -> str:
+    return _PATH.sub(lambda path: _MOMENT.sub("<moment>", path[0]), _IDS.sub("", text))
 
 
-def differing_cells(recorded: RunRecord, reproduced: RunRecord) -> list[str]:
+def _same_text(recorded: str, reproduced: str) -> bool:
+    one, other = _steady(recorded), _steady(reproduced)
+    if one == other:
+        return True
+    pieces = _FOLDER.split(other)
+    return len(pieces) > 1 and re.fullmatch(r"[^\s'\"]*?".join(map(re.escape, pieces)), one) is not None
+
+
+def _same_picture(recorded: str, reproduced: str) -> bool:
+    if recorded == reproduced:
+        return True
+    try:
+        from PIL import Image
+
+        one, other = (Image.open(io.BytesIO(base64.b64decode(data))).convert("RGBA") for data in (recorded, reproduced))
+    except (ImportError, OSError, ValueError):
+        return False
+    return one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def _whole(value: Any) -> str:
+    "A text of a notebook, which may be kept as a list of lines, or JSON as text."
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "".join(value)
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _same_output(recorded: Mapping[str, Any], reproduced: Mapping[str, Any]) -> bool:
+    parts = [{**each.get("data", {}), **{key: each[key] for key in ("text", "ename", "evalue", "name") if key in each}} for each in (recorded, reproduced)]
+    one, other = ({key: _whole(value) for key, value in part.items() if "widget-view" not in key} for part in parts)
+    if recorded["output_type"] != reproduced["output_type"] or one.keys() != other.keys():
+        return False
+    pictures = {key for key in one if key.startswith("image/") and "svg" not in key}
+    return all((_same_picture if key in pictures else _same_text)(one[key], other[key]) for key in one)
+
+
+def _outputs(cell: Mapping[str, Any], ignore: Collection[str]) -> list[Mapping[str, Any]]:
+    "What a cell shows, without the complaints of libraries and the ignored metrics, which `run.metric` returns too."
+    shown = [each for each in cell.get("outputs", []) if each.get("name") != "stderr"]
+    ignored = [each for each in shown if each.get("metadata", {}).get("scrapbook", {}).get("name") in ignore]
+    numbers = {str(scrap.get("data")) for each in ignored for mime, scrap in each["data"].items() if "scrapbook" in mime}
+    return [each for each in shown if each not in ignored and not (each["output_type"] == "execute_result" and _whole(each["data"].get("text/plain", "")) in numbers)]
+
+
+def differing_cells(
+    recorded: RunRecord,
+    reproduced: RunRecord,
+    ignore: Collection[str] = (),  # Metrics
+) -> list[str]:
     "Ids of the cells whose outputs differ, in order."
     ours, theirs = (json.loads(record.output_notebook.read_text(encoding="utf-8"))["cells"] for record in (recorded, reproduced))
-    shown = {cell["id"]: _shown(cell) for cell in theirs}
-    return [cell["id"] for cell in ours if cell["cell_type"] == "code" and cell["id"] in shown and shown[cell["id"]] != _shown(cell)]
+    shown = {cell["id"]: _outputs(cell, ignore) for cell in theirs}
+    pairs = [(cell["id"], _outputs(cell, ignore), shown[cell["id"]]) for cell in ours if cell["cell_type"] == "code" and cell["id"] in shown]
+    return [name for name, one, other in pairs if len(one) != len(other) or not all(map(_same_output, one, other))]
 
 
-def differing_scraps(recorded: RunRecord, reproduced: RunRecord) -> list[str]:
-    "Names of the scraps that differ or are missing in one, the bundle's own left out, in order."
+def differing_scraps(recorded: RunRecord, reproduced: RunRecord, ignore: Collection[str] = ()) -> list[str]:
+    "Names of the scraps that differ or are missing in one, the bundle's own and the ignored left out, in order."
     ours, theirs = (read_scraps(json.loads(record.output_notebook.read_text(encoding="utf-8"))) for record in (recorded, reproduced))
-    names = [name for name in {**ours, **theirs} if "bundle" not in {each[name].kind for each in (ours, theirs) if name in each}]
+    names = [name for name in {**ours, **theirs} if name not in ignore and "bundle" not in {each[name].kind for each in (ours, theirs) if name in each}]
     return [name for name in names if name not in ours or name not in theirs or _text(ours[name].value) != _text(theirs[name].value)]
 
 
@@ -225,40 +284,72 @@ def _short(value: Any) -> str:
     "A value as a sentence shows it: the libraries of linear algebra by their names."
     return ", ".join(" ".join(filter(None, each.values())) for each in value) or "unknown" if isinstance(value, list) else str(value)
 
-
-def _within(recorded: Mapping[str, float], reproduced: Mapping[str, float], tolerance: float) -> bool:
-    def close(one: float, other: float) -> bool:
-        return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=tolerance)
-
-    return recorded.keys() == reproduced.keys() and all(close(value, reproduced[name]) for name, value in recorded.items())
-
 # %% ../../nbs/package/05_reproduce.ipynb #compare-runs
-def _golden_agrees(store: Store, recorded: RunRecord, reproduced: RunRecord) -> bool:
+def metric_differences(
+    recorded: Mapping[str, float],
+    reproduced: Mapping[str, float],
+    tolerance: float,  # Relative
+) -> dict[str, tuple[float | None, float | None]]:  # None where a run has no such metric
+    "Metrics that differ by more than the tolerance, or that one of the runs does not have; NaN is like NaN."
+
+    def close(one: float | None, other: float | None) -> bool:
+        if one is None or other is None:
+            return False
+        return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=tolerance, abs_tol=1e-12)
+
+    names = {**recorded, **reproduced}
+    return {name: (recorded.get(name), reproduced.get(name)) for name in names if not close(recorded.get(name), reproduced.get(name))}
+
+
+def _golden_agrees(store: Store, recorded: RunRecord, reproduced: RunRecord, ignore: Collection[str]) -> bool:
     if recorded.bundle is None or reproduced.bundle is None:
-        return recorded.bundle == reproduced.bundle and not differing_scraps(recorded, reproduced)
+        return recorded.bundle == reproduced.bundle and not differing_scraps(recorded, reproduced, ignore)
     if recorded.bundle == reproduced.bundle:
         return True
     try:
-        replay_golden(open_bundle(store.bundle(recorded.bundle), recorded.bundle), load_pipeline(open_bundle(store.bundle(reproduced.bundle))))
-    except BundleError:
+        one, other = (open_bundle(store.bundle(bundle), bundle) for bundle in (recorded.bundle, reproduced.bundle))
+        if one.golden["rows"] != other.golden["rows"]:
+            replay_golden(one, load_pipeline(other))
+        else:  # what the other predicts for them was proved when it was exported
+            largest_difference(*([each.golden["predictions"], each.golden["probabilities"]] for each in (one, other)))
+    except Exception:  # noqa: BLE001 - a model that cannot score the rows of the other does not agree
         return False
     return True
 
 
-def compare(store: Store, recorded: RunRecord, reproduced: RunRecord, tolerance: float) -> tuple[Comparison, ...]:
+def _model(store: Store, record: RunRecord) -> str | None:
+    "Digest of the model's bytes."
+    if record.bundle is None:
+        return None
+    try:
+        return f"sha256:{open_bundle(store.bundle(record.bundle), record.bundle).files['model.pkl']['sha256']}"
+    except (BundleError, NotFoundError):
+        return "damaged"
+
+
+def compare(
+    store: Store,
+    recorded: RunRecord,
+    reproduced: RunRecord,
+    tolerance: float,
+    ignore: Collection[str] = (),  # Metrics
+) -> tuple[Comparison, ...]:
     "Everything that a certificate compares, in the order in which it acts."
     data = [[(each["source"], each["digest"]) for each in record.datasets] for record in (recorded, reproduced)]
     environment = environment_differences(recorded.environment, reproduced.environment)
-    cells, scraps = differing_cells(recorded, reproduced), differing_scraps(recorded, reproduced)
-    golden = _golden_agrees(store, recorded, reproduced)
+    cells, scraps = differing_cells(recorded, reproduced, ignore), differing_scraps(recorded, reproduced, ignore)
+    golden = _golden_agrees(store, recorded, reproduced, ignore)
+    models = [_model(store, record) for record in (recorded, reproduced)]
+    metrics = [{name: value for name, value in record.metrics.items() if name not in ignore} for record in (recorded, reproduced)]
     return (
         Comparison("data", data[0], data[1], data[0] == data[1]),
         Comparison("environment", recorded.spec.environment, environment or reproduced.spec.environment, not environment),
         Comparison("cells", "", cells, not cells),
         Comparison("scraps", "", scraps, not scraps),
+        Comparison("model", models[0], models[1], models[0] == models[1]),
         Comparison("bundle", recorded.bundle, reproduced.bundle, recorded.bundle == reproduced.bundle and (recorded.bundle is not None or not scraps)),
         Comparison("predictions", "golden rows", "golden rows", golden),
-        Comparison("metrics", recorded.metrics, reproduced.metrics, _within(recorded.metrics, reproduced.metrics, tolerance)),
+        Comparison("metrics", metrics[0], metrics[1], not metric_differences(*metrics, tolerance)),
     )
 
 
@@ -271,10 +362,13 @@ def _level(found: Mapping[str, Comparison]) -> str | None:
     return "bytes" if exact else "predictions"
 
 
-def _cause(found: Mapping[str, Comparison]) -> dict[str, str] | None:
+def _cause(found: Mapping[str, Comparison], tolerance: float) -> dict[str, str] | None:
     "The first thing that explains a difference: data, then dependency, then cell."
     if not found["data"].same:
-        return {"kind": "data", "what": "the data that was read is not the recorded data"}
+        pairs = itertools.zip_longest(found["data"].recorded, found["data"].reproduced, fillvalue=("nothing", ""))
+        one, other = next(pair for pair in pairs if pair[0] != pair[1])
+        what = f"the data that was read is not the recorded data: {one[0]} {one[1][:19]} then, {other[0]} {other[1][:19]} now"
+        return {"kind": "data", "what": what}
     if not found["environment"].same:
         return {"kind": "dependency", "what": "; ".join(found["environment"].reproduced[:5])}
     if found["cells"].reproduced:
@@ -283,10 +377,21 @@ def _cause(found: Mapping[str, Comparison]) -> dict[str, str] | None:
     if found["scraps"].reproduced:
         return {"kind": "scrap", "what": f"the scrap '{found['scraps'].reproduced[0]}' differs"}
     if not found["bundle"].same:
-        return {"kind": "bundle", "what": "the model's bytes differ although every cell shows the same: look for randomness that no output shows"}
+        where = "the model's bytes differ" if not found["model"].same else "the bundle differs beside the model"
+        return {"kind": "bundle", "what": f"{where} although every cell shows the same: look for randomness that no output shows"}
+    for name, (one, other) in metric_differences(found["metrics"].recorded, found["metrics"].reproduced, tolerance).items():
+        return {"kind": "metric", "what": f"the metric '{name}' was {one}, is {other}"}
     return None
 
 # %% ../../nbs/package/05_reproduce.ipynb #reproduce
+def _failed(recorded: RunRecord, reproduced: RunRecord, error: RunError) -> tuple[tuple[Comparison, ...], dict[str, str]]:
+    "What can be compared with a run that failed, and why it did."
+    environment = environment_differences(recorded.environment, reproduced.environment) if reproduced.environment else []
+    comparison = Comparison("environment", recorded.spec.environment, environment or reproduced.spec.environment, not environment)
+    what = "; ".join([f"the run fails: {error.what}", *environment[:5]])
+    return (comparison,), {"kind": "dependency" if environment else "cell", "cell_id": error.cell_id, "what": what}
+
+
 def reproduce(
     store: Store,
     record: RunRecord,
@@ -294,20 +399,30 @@ def reproduce(
     fresh_env: bool = False,  # Build the recorded environment and run there
     tolerance: float = 0.01,  # Relative, of metrics
     progress: Callable[[int, int, str], None] | None = None,
+    ignore: Collection[str] = (),  # Metrics that are not compared, such as those that measure time
 ) -> Certificate:
     "Execute a run again, compare, and write `certificate.json` beside its record; raises `InputError` on a run that never finished."
     if record.status != "finished":
         raise InputError(f"the run is {record.status}, not finished", where=f"run {record.run_id}", remedy="reproduce a finished run")
     if level not in LEVELS:
         raise InputError(f"there is no level '{level}'", where="--level", remedy=f"use {', '.join(LEVELS)}")
-    if fresh_env:
-        reproduced = _replay_elsewhere(store, record, fresh_environment(store, record))
+    unknown = sorted(set(ignore) - record.metrics.keys())
+    if unknown:
+        raise InputError(f"the run has no metric '{unknown[0]}'", where="--ignore", remedy=f"it has {', '.join(record.metrics) or 'none'}")
+    reached: str | None = None
+    try:
+        reproduced = _replay_elsewhere(store, record, fresh_environment(store, record)) if fresh_env else replay(store, record, progress)
+    except RunInterruptedError:
+        raise
+    except RunError as error:
+        if not error.run_id:
+            raise
+        reproduced = read_record(store.runs / error.run_id)
+        comparisons, cause = _failed(record, reproduced, error)
     else:
-        reproduced = replay(store, record, progress)
-    comparisons = compare(store, record, reproduced, tolerance)
-    found = {each.what: each for each in comparisons}
-    certificate = Certificate(
-        record.run_id, record.run_key, reproduced.run_id, fresh_env, level, _level(found), comparisons, _cause(found), now()
-    )
+        comparisons = compare(store, record, reproduced, tolerance, ignore)
+        found = {each.what: each for each in comparisons}
+        reached, cause = _level(found), _cause(found, tolerance)
+    certificate = Certificate(record.run_id, record.run_key, reproduced.run_id, fresh_env, level, reached, comparisons, cause, now())
     write_json(Path(record.folder) / "certificate.json", certificate.to_dict())
     return certificate

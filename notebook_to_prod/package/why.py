@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import N2PError
-from .reproduce import environment_differences, recorded_question
+from ..errors import N2PError, RunInterruptedError
+from .reproduce import environment_differences, finite, recorded_question
 from ..project import Store, digest_bytes
 from ..train.attempt import Attempt
 from ..train.notebook import read_notebook
+from ..train.question import Question
 from ..train.record import RunRecord
 from ..train.run import work
 
@@ -40,7 +42,8 @@ class Difference:
     environment: list[str]
     seed: tuple[Any, Any] | None
     metrics: dict[str, tuple[float | None, float | None]]
-    attribution: dict[str, dict[str, float]] | None = None  # Movement of each metric by cause
+    attribution: dict[str, dict[str, float]] | None = None  # Movement of each metric by cause; what the causes do together last
+    left_out: dict[str, str] = field(default_factory=dict)  # Why a cause was not swapped, by cause
 
     @property
     def causes(self) -> list[str]:
@@ -49,7 +52,7 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        return {**asdict(self), "causes": self.causes}
+        return finite({**asdict(self), "causes": self.causes})
 
     def _repr_markdown_(self) -> str:
         rows = "".join(f"| {name} | {_number(one)} | {_number(other)} |\n" for name, (one, other) in self.metrics.items())
@@ -99,17 +102,31 @@ def difference(before: RunRecord, after: RunRecord) -> Difference:
     )
 
 # %% ../../nbs/package/06_why.ipynb #attribute
-_SWAPPABLE = ("code", "parameters", "data")
+def _seeding(before: RunRecord, after: RunRecord) -> set[str]:
+    "Parameters that hold the seed in both runs."
+    records = (before, after)
+    return {name for name in before.parameters.keys() & after.parameters.keys() if all(each.spec.seed is not None and each.parameters[name] == each.spec.seed for each in records)}
 
 
-def _swapped(store: Store, before: RunRecord, after: RunRecord, cause: str, progress: Callable[[int, int, str], None] | None) -> RunRecord:
+def _given(before: RunRecord, after: RunRecord, names: Callable[[str], bool]) -> dict[str, Any]:
+    "The parameters given to `before`, those that `names` chooses as they were given to `after`."
+    one, other = recorded_question(before).given, recorded_question(after).given
+    return {name: value for name, value in one.items() if not names(name)} | {name: value for name, value in other.items() if names(name)}
+
+
+def _question(before: RunRecord, after: RunRecord, cause: str) -> Question | None:
+    "The question of `before` with one cause of `after`; None if that is no other question."
+    base, other, seeding = recorded_question(before), recorded_question(after), _seeding(before, after)
+    if cause == "code":
+        return replace(base, notebook=other.notebook, closure=other.closure)
+    if cause == "data":
+        return base
+    given = _given(before, after, lambda name: (name in seeding) == (cause == "seed"))
+    return replace(base, given=given) if given != base.given else None
+
+
+def _swapped(store: Store, before: RunRecord, after: RunRecord, cause: str, question: Question, progress: Callable[[int, int, str], None] | None) -> RunRecord:
     "Run `before` with one cause of `after`."
-    base, other = recorded_question(before), recorded_question(after)
-    question = {
-        "code": replace(base, notebook=other.notebook, closure=other.closure),
-        "parameters": replace(base, given=other.given),
-        "data": base,
-    }[cause]
     datasets = after.datasets if cause == "data" else before.datasets
     code = after if cause == "code" else before
     known = [each["source"] for each in datasets]
@@ -126,17 +143,29 @@ def attribute(
     after: RunRecord,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Difference:
-    "The difference of two runs with the movement of each metric by cause; a cause that cannot be swapped alone is left to the rest."
+    "The difference of two runs with the movement of each finite metric by cause; a cause that cannot be swapped alone is named in `left_out`."
     found = difference(before, after)
-    attribution: dict[str, dict[str, float]] = {name: {} for name, pair in found.metrics.items() if None not in pair}
-    for cause in (each for each in _SWAPPABLE if each in found.causes):
+    pairs = {name: (one, other) for name, (one, other) in found.metrics.items() if one is not None and other is not None and math.isfinite(one) and math.isfinite(other)}
+    attribution: dict[str, dict[str, float]] = {name: {} for name in pairs}
+    left_out = {"environment": "the environment of a run cannot be swapped in place"} if found.environment else {}
+    for cause in (each for each in CAUSES if each in found.causes and each != "environment"):
         try:
-            swapped = _swapped(store, before, after, cause, progress)
-        except N2PError:
+            question = _question(before, after, cause)
+            swapped = _swapped(store, before, after, cause, question, progress) if question else None
+        except RunInterruptedError:
+            raise
+        except N2PError as error:
+            left_out[cause] = f"the run fails with this cause alone: {error.what}"
             continue
         for name, moved in attribution.items():
-            if name in swapped.metrics:
-                moved[cause] = swapped.metrics[name] - before.metrics[name]
+            if swapped is not None:
+                moved[cause] = swapped.metrics.get(name, math.nan) - pairs[name][0]
     for name, moved in attribution.items():
-        moved["rest"] = after.metrics[name] - before.metrics[name] - sum(moved.values())
-    return replace(found, attribution=attribution)
+        known = [value for value in moved.values() if math.isfinite(value)]
+        total = pairs[name][1] - pairs[name][0]
+        left = total - sum(known)
+        largest = max(map(abs, [*known, total, *pairs[name]]), default=0.0)
+        whole = not left_out and len(known) == len(moved)
+        if abs(left) > 1e-12 * largest:
+            moved["interactions" if whole else "rest"] = left
+    return replace(found, attribution=attribution, left_out=left_out)
