@@ -1467,6 +1467,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'notebook_to_prod/train/lockfile.py'),
                                                  'notebook_to_prod.train.lockfile._is_pinned': ( 'train/lockfile.html#_is_pinned',
                                                                                                  'notebook_to_prod/train/lockfile.py'),
+                                                 'notebook_to_prod.train.lockfile._read': ( 'train/lockfile.html#_read',
+                                                                                            'notebook_to_prod/train/lockfile.py'),
                                                  'notebook_to_prod.train.lockfile._read_conda': ( 'train/lockfile.html#_read_conda',
                                                                                                   'notebook_to_prod/train/lockfile.py'),
                                                  'notebook_to_prod.train.lockfile._read_requirements': ( 'train/lockfile.html#_read_requirements',
