@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import inspect
 import io
 import itertools
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ from ..project import Store, digest_json, write_json
 from ..train.attempt import Attempt
 from ..train.notebook import read_notebook
 from ..train.question import Question
+from ..train.reads import restore_reads
 from ..train.record import RunRecord, find_run, now, read_record
 from ..train.run import work
 from ..train.scraps import decode, read_scraps
 
 # %% auto #0
-__all__ = ['LEVELS', 'finite', 'Comparison', 'Certificate', 'recorded_question', 'replay', 'fresh_environment', 'answer_replay',
-           'differing_cells', 'differing_scraps', 'environment_differences', 'metric_differences', 'compare',
-           'reproduce']
+__all__ = ['LEVELS', 'finite', 'Comparison', 'Certificate', 'recorded_question', 'recorded_place', 'replay', 'fresh_environment',
+           'answer_replay', 'differing_cells', 'differing_scraps', 'environment_differences', 'metric_differences',
+           'compare', 'reproduce']
 
 # %% ../../nbs/package/05_reproduce.ipynb #certificate
 LEVELS = ("bytes", "predictions", "metrics")
@@ -102,6 +104,25 @@ def recorded_question(record: RunRecord) -> Question:
     return question
 
 
+@contextlib.contextmanager
+def recorded_place(
+    store: Store,
+    code: RunRecord,  # Whose local modules
+    data: RunRecord,  # Whose files
+) -> Iterator[Path]:  # The folder to run in
+    "A temporary project with the local modules of one run and the files of the project that one has read, at their places."
+    with tempfile.TemporaryDirectory(prefix="n2p-replay-") as name:
+        project = Path(name).resolve()
+        (project / ".n2p").mkdir()  # marks it as a project
+        folder = project / data.place
+        folder.mkdir(parents=True, exist_ok=True)
+        restore_reads(store, data.reads, folder)
+        for path in code.code:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(code.code_folder / path, folder / path)
+        yield folder
+
+
 def replay(
     store: Store,
     record: RunRecord,
@@ -109,8 +130,8 @@ def replay(
 ) -> RunRecord:
     "Execute a recorded run again in this interpreter; raises `InputError` if the record lacks what it needs, and what the run raises."
     attempt = Attempt(store, recorded_question(record), record.notebook_path, reproduces=record)
-    with tempfile.TemporaryDirectory(prefix="n2p-reproduce-") as folder:
-        return work(attempt, Path(folder).resolve(), None, None, progress)
+    with recorded_place(store, record, record) as folder:
+        return work(attempt, folder, None, None, progress)
 
 # %% ../../nbs/package/05_reproduce.ipynb #fresh-environment
 def _local_distributions() -> set[str]:
@@ -327,6 +348,12 @@ def _model(store: Store, record: RunRecord) -> str | None:
         return "damaged"
 
 
+def _data_of(record: RunRecord) -> list[tuple[str, str]]:
+    "Name and digest of everything that a run has read, wherever it was."
+    loaded = [(each["source"], each["digest"]) for each in record.datasets]
+    return loaded + sorted((Path(each["path"]).name, each["digest"] or "changed by the run") for each in record.reads if not each["listed"])
+
+
 def compare(
     store: Store,
     recorded: RunRecord,
@@ -335,7 +362,7 @@ def compare(
     ignore: Collection[str] = (),  # Metrics
 ) -> tuple[Comparison, ...]:
     "Everything that a certificate compares, in the order in which it acts."
-    data = [[(each["source"], each["digest"]) for each in record.datasets] for record in (recorded, reproduced)]
+    data = [_data_of(record) for record in (recorded, reproduced)]
     environment = environment_differences(recorded.environment, reproduced.environment)
     cells, scraps = differing_cells(recorded, reproduced, ignore), differing_scraps(recorded, reproduced, ignore)
     golden = _golden_agrees(store, recorded, reproduced, ignore)

@@ -8,14 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from ..errors import N2PError, RunInterruptedError
-from .reproduce import environment_differences, finite, recorded_question
+from .reproduce import environment_differences, finite, recorded_place, recorded_question
 from ..project import Store, digest_bytes
 from ..train.attempt import Attempt
 from ..train.notebook import read_notebook
@@ -85,10 +83,15 @@ def _diff(before: str, after: str) -> str:
     return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=1))
 
 
+def _data_of(record: RunRecord) -> dict[str, str]:
+    "Digest by source of what a run has loaded, and by path of what it has read otherwise."
+    return {each["source"]: each["digest"] for each in record.datasets} | {each["path"]: each["digest"] for each in record.reads}
+
+
 def difference(before: RunRecord, after: RunRecord) -> Difference:
     "Everything that differs between two runs."
     code = {name: _diff(one or "", other or "") for name, (one, other) in _changed(_sources(before), _sources(after)).items()}
-    data = [{each["source"]: each["digest"] for each in record.datasets} for record in (before, after)]
+    data = [_data_of(record) for record in (before, after)]
     seeds = (before.spec.seed, after.spec.seed)
     return Difference(
         before.run_id,
@@ -133,8 +136,8 @@ def _swapped(store: Store, before: RunRecord, after: RunRecord, cause: str, ques
     datasets = [*datasets, *(each for record in (before, after) for each in record.datasets if each["source"] not in known)]
     reproduces = replace(code, run_id=before.run_id, datasets=datasets)
     attempt = Attempt(store, question, before.notebook_path, reproduces=reproduces)
-    with tempfile.TemporaryDirectory(prefix="n2p-why-") as folder:
-        return work(attempt, Path(folder).resolve(), None, None, progress)
+    with recorded_place(store, code, after if cause == "data" else before) as folder:
+        return work(attempt, folder, None, None, progress)
 
 
 def attribute(

@@ -91,11 +91,11 @@ class Attempt:
 
     @property
     def _replay(self) -> dict[str, str]:
-        "What makes the kernel read recorded data, and import the local modules as they were."
+        "What makes the kernel read recorded data."
         if self.reproduces is None:
             return {}
         digests = {each["source"]: each["digest"] for each in self.reproduces.datasets}
-        return {"N2P_REPLAY_DATA": json.dumps(digests), "PYTHONPATH": str(self.reproduces.code_folder)}
+        return {"N2P_REPLAY_DATA": json.dumps(digests)}
 
     def track(self) -> None:
         "Start to describe the environment and to record in MLflow, in the background."

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,6 +129,11 @@ class _Client(PapermillNotebookClient):
                         super().log_output_message(output)
 
 
+def _whole_seconds(timeout: float | None) -> int | None:
+    "nbclient counts whole seconds, and takes 0 for none."
+    return None if timeout is None else max(1, math.ceil(timeout))
+
+
 def _stopped(error: BaseException, client: _Client, manager: _ExecutionManager, record: RunRecord) -> RunError:
     "The typed error for an execution that ended without an answer from the kernel."
     cell = manager.current or {}
@@ -217,7 +223,7 @@ class NotebookToProdEngine(NBClientEngine):
             manager,
             km=kernel,
             kernel_name=kernel.kernel_name,
-            timeout=options.get("execution_timeout"),
+            timeout=_whole_seconds(options.get("execution_timeout")),
             startup_timeout=options.get("start_timeout", 60),
             log_output=options.get("log_output", False),
             stdout_file=options.get("stdout_file"),

@@ -41,7 +41,12 @@ def thread_count(wanted: int | None = None) -> int:
     configured = os.environ.get("N2P_THREADS", "")
     if wanted is None and configured and not (configured.isdecimal() and int(configured) > 0):
         raise ParameterError(f"N2P_THREADS is '{configured}'", where="environment", remedy="set it to a positive number")
-    return wanted or int(configured or 0) or os.cpu_count() or 1
+    return wanted or int(configured or 0) or _usable_cores()
+
+
+def _usable_cores() -> int:
+    "Cores that this process may use: a container or a batch system may leave it some of them."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def kernel_environment(threads: int) -> dict[str, str]:

@@ -105,7 +105,7 @@ def _open_run(store: Store, experiment: str, name: str, parameters: Mapping[str,
         with shared_lock(store, "mlflow"):
             found = client.get_experiment_by_name(experiment)
             if found is None:
-                local = None if "MLFLOW_TRACKING_URI" in os.environ else (store.home / "artifacts").as_uri()
+                local = None if store.tracking_uri.startswith("http") else (store.home / "artifacts").as_uri()
                 experiment_id = client.create_experiment(experiment, artifact_location=local)
             else:
                 if found.lifecycle_stage == "deleted":
