@@ -69,7 +69,9 @@ def bundle(service: Path) -> Bundle:
 
 @pytest.fixture
 def predictor(bundle: Bundle, trained: Project) -> Predictor:
-    metrics = trained.record(trained.run_folders[0].name)["metrics"]
+    registry = Registry(Store(trained.home))
+    metrics = registry.metrics(registry.resolve(f"{MODEL}@1"))
+    assert metrics.keys() == {"score"}
     return load_predictor(bundle.path, bundle.digest, MODEL, "1", metrics)
 
 
