@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -26,6 +27,9 @@ __all__ = ['listen', 'Read', 'settle_reads', 'is_unchanged', 'restore_reads']
 
 # %% ../../nbs/train/07_reads.ipynb #hear
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/usr", "/lib", "/lib64", "/opt", "/run", "/snap", "/System", "/Library")
+
+
+_OF_PYTHON = re.compile(r"[/\\](?:importlib[/\\].*|linecache|pkgutil|tokenize)\.py$")  # Looks for code and metadata, not for data
 
 
 def _elsewhere() -> tuple[str, ...]:
@@ -74,7 +78,7 @@ class _Listener:
         frame = sys._getframe(3)
         for _ in range(12):
             name = frame.f_code.co_filename
-            if name.startswith(("<frozen importlib", self.ours)) or name.endswith((f"{os.sep}linecache.py", f"{os.sep}tokenize.py")):
+            if name.startswith(("<frozen importlib", self.ours)) or _OF_PYTHON.search(name):
                 return True
             if frame.f_back is None:
                 return False
