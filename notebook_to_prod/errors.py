@@ -120,6 +120,8 @@ class RunTimeoutError(RunError):
 class RunInterruptedError(RunError):
     "The run was stopped from outside, by Ctrl-C or a signal."
 
+    exit_code = 130
+
 # %% ../nbs/00_errors.ipynb #verdict-errors
 class VerdictError(N2PError):
     "A check that may say no has said no."

@@ -201,9 +201,8 @@ def open_store(home: str | Path | None = None) -> Store:
     path = Path(chosen).expanduser().resolve()
     with store_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        ignore = path / ".gitignore"
-        if not ignore.exists():
-            write_atomic(ignore, "*\n")
+        if not any(path.iterdir()):  # a folder that holds something else stays as it is
+            write_atomic(path / ".gitignore", "*\n")
     return Store(path)
 
 # %% ../nbs/01_project.ipynb #shipped

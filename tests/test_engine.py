@@ -66,7 +66,8 @@ class Failure:
 
     def check(self, kind: str, cell: str, status: str = "FAILED") -> None:
         """What holds for every failure of a cell: exit code, error, record, partial notebook, MLflow."""
-        assert (self.done.code, self.done.error["type"], self.done.error["exit_code"]) == (2, kind, 2), self.done
+        code = 130 if kind == "RunInterruptedError" else 2
+        assert (self.done.code, self.done.error["type"], self.done.error["exit_code"]) == (code, kind, code), self.done
         assert (self.done.error["cell_id"], self.done.error["run_id"]) == (cell, self.folder.name)
         assert f"cell '{cell}'" in self.done.error["where"]
         assert self.done.error["remedy"]
@@ -108,6 +109,16 @@ def test_a_cell_that_takes_too_long_is_stopped(project: Project) -> None:
 # What is stopped from outside
 
 WORK = "open('kernel.part', 'w').write(str(os.getpid())); os.rename('kernel.part', 'kernel')\ntime.sleep(600)"
+
+
+def test_a_run_that_leaves_by_itself_has_not_finished(project: Project) -> None:
+    failed = fail(project, "import sys\nsys.exit(0)", "--allow", "N2P803")
+    assert failed.done.error["type"] == "CellError" and "1 cells after it" in failed.done.error["what"], failed.done
+
+
+def test_a_failing_cell_is_told_by_number_and_line(project: Project) -> None:
+    where = fail(project, "ratio = 1\nratio / 0").done.error["where"]
+    assert where.endswith("cell 'work', the 2nd code cell, line 2: ratio / 0")
 
 
 def test_a_kernel_that_cannot_start_is_not_called_dead(project: Project) -> None:
@@ -180,7 +191,7 @@ def test_a_signal_is_no_traceback(stopped: tuple[Failure, list[psutil.Process]])
 def test_a_signal_while_the_kernel_starts(project: Project, number: signal.Signals) -> None:
     """As soon as there is a record, it is ended."""
     failed, alive = stop(project, number, lambda: [*project.home.glob("runs/*/input.ipynb")])
-    assert (failed.done.code, failed.done.error["type"]) == (2, "RunInterruptedError"), failed.done
+    assert (failed.done.code, failed.done.error["type"]) == (130, "RunInterruptedError"), failed.done
     assert failed.record["status"] == "failed"
     assert alive == []
 

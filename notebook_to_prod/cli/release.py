@@ -6,6 +6,7 @@
 __all__ = ['register', 'promote', 'rollback', 'history', 'why', 'reproduce']
 
 # %% ../../nbs/cli/03_release.ipynb #imports
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -29,10 +30,19 @@ def register(terminal: Terminal, run: str, name: str) -> Result:
     from notebook_to_prod.train.record import find_run
 
     store = open_store()
-    version = Registry(store).register(find_run(store, run), name)
-    following = f"n2p promote {version.name} {version.version} --to production"
-    lines = [("model", f"{version.name} version {version.version}"), ("bundle", version.bundle), ("next", following)]
-    return Result(version.to_dict(), lines)
+    registry, record = Registry(store), find_run(store, run)
+    version = registry.register(record, name)
+    changed = registry.changed_columns(version)
+    if changed:
+        terminal.note(f"warning: columns differ from those of the version before, so clients must change: {', '.join(changed)}")
+    lines = [
+        ("model", f"{version.name} version {version.version}"),
+        ("run", f"{record.run_id} of {record.notebook_path}"),
+        ("metrics", ", ".join(f"{each} {value:.6g}" for each, value in record.metrics.items()) or "none recorded"),
+        ("bundle", version.bundle),
+        ("next", f"n2p promote {shlex.quote(version.name)} {version.version} --to production"),
+    ]
+    return Result(version.to_dict() | {"notebook_path": record.notebook_path, "changed_columns": changed}, lines)
 
 # %% ../../nbs/cli/03_release.ipynb #promote
 @command("promote")
@@ -51,7 +61,7 @@ def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str
     event = Registry(open_store()).promote(name, version, alias, reason)
     was = "it pointed there already" if event is None else f"was {_version(event.previous)}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
-    return Result(data, [("promoted", f"{name}@{alias} → version {version} ({was})"), ("next", f"n2p serve {name}@{alias}")])
+    return Result(data, [("promoted", f"{name}@{alias} → version {version} ({was})"), ("next", f"n2p serve {shlex.quote(f'{name}@{alias}')}")])
 
 
 def _version(number: int | None) -> str:

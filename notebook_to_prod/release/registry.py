@@ -169,6 +169,12 @@ class Registry:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
         return _register(self, record, check_name(name))
 
+    def changed_columns(self, version: ModelVersion) -> list[str]:
+        "Names of the columns that differ from those of the version before, or that one of the two lacks; what was seen in them may differ."
+        before = [each for each in self.versions(version.name) if each.version < version.version][-1:]
+        shapes = [{column.name: (column.kind, column.nullable) for column in self.bundle(each).schema.columns} for each in (*before, version)]
+        return [name for name in {**shapes[0], **shapes[-1]} if shapes[0].get(name) != shapes[-1].get(name)]
+
     def promote(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
         "Point an alias to a version; returns the event, or None if it points there already."
         return _promote(self, check_name(name), version, check_alias(to), reason)
@@ -260,8 +266,9 @@ def _locked(store: Store) -> AbstractContextManager[None]:
 
 def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
     if record.status != "finished" or not record.bundle or not record.bundle_path:
-        what = f"the run is {record.status}" if record.status != "finished" else "the run exported no bundle"
-        remedy = "end the notebook with run.export(pipeline, X_train, y_train, X_test, y_test) and run it again"
+        what, remedy = "the run exported no bundle", "end the notebook with run.export(pipeline, X_train, y_train, X_test, y_test) and run it again"
+        if record.status != "finished":
+            what, remedy = f"the run is {record.status}: {(record.error or {}).get('what', 'it has not ended')}", "register a run that has finished"
         raise InputError(what, where=f"run {record.run_id}", remedy=remedy)
     bundle = open_bundle(record.bundle_path, record.bundle)
     if bundle.is_draft:

@@ -175,21 +175,44 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 def cell_failure(nb: Any, record: RunRecord) -> CellError | None:
     "The error of the first cell that failed, as papermill finds it, or None."
-    for cell in nb.cells:
+    for position, cell in enumerate(nb.cells):
         outputs = cell.get("outputs", [])
         errors = [output for output in outputs if output.output_type == "error"]
-        harmless = any(output.ename == "SystemExit" and output.evalue in ("", "0") for output in errors)
-        if errors and not harmless:
-            return _cell_error(cell.id, errors[0].ename, errors[0].evalue, record)
+        left = any(output.ename == "SystemExit" and output.evalue in ("", "0") for output in errors)
+        if left and (skipped := sum(each.cell_type == "code" and bool(each.source.strip()) for each in nb.cells[position + 1 :])):
+            what = f"cell '{cell.id}' left the notebook with sys.exit; {skipped} cells after it were not run"
+            remedy = "let the notebook run to its end, or put the rest under a condition"
+            return CellError(what, where=_place_of(nb, position, record), remedy=remedy, run_id=record.run_id, cell_id=cell.id)
+        if errors and not left:
+            return _cell_error(nb, position, errors[0].ename, errors[0].evalue, record)
         if not errors and cell.metadata.get("papermill", {}).get("exception") is True:
             said = "".join(output.text for output in outputs if output.get("name") == "stderr").strip()
-            return _cell_error(cell.id, "an error", said.rpartition("\n")[2] or "without a message", record)  # a misused magic
+            return _cell_error(nb, position, "an error", said.rpartition("\n")[2] or "without a message", record)  # a misused magic
     return None
 
 
-def _cell_error(cell_id: str, name: str, message: str, record: RunRecord) -> CellError:
+_MARKED = re.compile(r"^-+> *(\d+) (.*)$", re.MULTILINE)  # The line of the cell that IPython points to
+
+
+def _place_of(nb: Any, position: int, record: RunRecord) -> str:
+    "A cell as a reader of the notebook finds it: its id, its number among the code cells, and the line that failed."
+    cell = nb.cells[position]
+    number = sum(each.cell_type == "code" for each in nb.cells[: position + 1])
+    traces = ["\n".join(output.traceback) for output in cell.get("outputs", []) if output.output_type == "error"]
+    found = _MARKED.search(_ANSI.sub("", "\n".join(traces)))
+    line = f", line {found[1]}: {found[2].strip()[:100]}" if found else ""
+    return f"{record.notebook_path}, cell '{cell.id}', the {_ordinal(number)} code cell{line}"
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if 10 < number % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
+def _cell_error(nb: Any, position: int, name: str, message: str, record: RunRecord) -> CellError:
+    cell_id = nb.cells[position].id
     what, _, rest = _ANSI.sub("", message).partition("\n")
     details = dict(line.strip().split(":", 1) for line in rest.splitlines() if line.startswith(("  where:", "  remedy:")))
-    place = f"{record.notebook_path}, cell '{cell_id}'" + (f" ({details['where'].strip()})" if "where" in details else "")
+    place = _place_of(nb, position, record) + (f" ({details['where'].strip()})" if "where" in details else "")
     remedy = details.get("remedy", f" mend the cell; the traceback is in {record.output_notebook}").strip()
     return CellError(f"cell '{cell_id}' raised {name}: {what}", where=place, remedy=remedy, run_id=record.run_id, cell_id=cell_id)

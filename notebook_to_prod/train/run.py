@@ -139,6 +139,10 @@ def execute_attempt(attempt: Attempt, folder: Path, **options: Any) -> None:
         for note in attempt.notes:
             failure.add_note(note)
         raise failure from error
+    if attempt.record.status == "failed":  # by an exit that papermill finds harmless
+        failure = cell_failure(nbformat.read(executed, as_version=4), attempt.record)
+        assert failure is not None, "the engine found it in the same notebook"
+        raise failure
 
 
 def _copy(source: Path, target: Path) -> None:
