@@ -98,3 +98,22 @@ def test_the_training_image_installs_the_lock_of_the_project() -> None:
         "--no-deps --no-build-isolation .",
     ]
     assert text.count("pip check") == 1
+
+
+def test_what_n2p_lock_writes_is_what_is_here(project: Project) -> None:
+    """Installed versions stay, and what no index has is left out with its requirements kept."""
+    (project.folder / "requirements.in").write_text("numpy\nnotebook-to-prod\n")
+    path, written = lock_project(project.folder)
+    assert written and path.name == "requirements.lock"
+    lock = require_locked(project.folder)
+    assert lock is not None and lock.demands["numpy"] == f"=={NUMPY}"
+    assert "notebook-to-prod" not in lock.demands and "papermill" in lock.demands
+    assert "file://" not in path.read_text()
+
+
+def test_a_lock_that_is_there_is_preferred_to_what_is_here(project: Project) -> None:
+    (project.folder / "requirements.in").write_text("six\n")
+    (project.folder / "requirements.lock").write_text("six==1.15.0\n")
+    lock_project(project.folder)
+    found = find_lockfile(project.folder)
+    assert found is not None and found.demands == {"six": "==1.15.0"}

@@ -167,4 +167,5 @@ def lock(terminal: Terminal, project: Path | None) -> Result:
     found = find_lockfile(path.parent)
     count = len(found.demands) if found else 0
     state = f"{count} distributions" if written else f"kept, {count} distributions: this project's lock is written by another tool"
-    return Result({"lock": str(path), "written": written, "distributions": count}, [("lock", shown_path(path)), ("", state)])
+    lines = [("lock", shown_path(path)), ("", state), ("next", "n2p run NOTEBOOK; another machine installs it with pip install -r " + shown_path(path))]
+    return Result({"lock": str(path), "written": written, "distributions": count}, lines if written else lines[:2])

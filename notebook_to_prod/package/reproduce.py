@@ -27,6 +27,7 @@ from ..errors import BundleError, DependencyError, InputError, N2PError, NotFoun
 from .bundle import largest_difference, load_pipeline, open_bundle, replay_golden
 from ..project import Store, digest_json, write_json
 from ..train.attempt import Attempt
+from ..train.environment import local_distributions
 from ..train.notebook import read_notebook
 from ..train.question import Question
 from ..train.reads import restore_reads
@@ -134,15 +135,6 @@ def replay(
         return work(attempt, folder, None, None, progress)
 
 # %% ../../nbs/package/05_reproduce.ipynb #fresh-environment
-def _local_distributions() -> set[str]:
-    "Names of the distributions that were installed from a folder or an address, this package among them."
-    from importlib.metadata import distributions
-
-    from notebook_to_prod.train.environment import normalized
-
-    return {"notebook-to-prod"} | {normalized(each.metadata["Name"]) for each in distributions() if each.read_text("direct_url.json")}
-
-
 def _uv(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "uv", *arguments, "--quiet"], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -161,7 +153,7 @@ def _copy_this_package(site_packages: Path) -> None:
 def fresh_environment(store: Store, record: RunRecord) -> Path:
     "The interpreter of a virtual environment with the recorded distributions, built if need be; raises `DependencyError`."
     recorded = record.environment
-    local = _local_distributions()
+    local = {"notebook-to-prod", *local_distributions()}
     pins = [f"{name}=={version}" for name, version in recorded["distributions"].items() if name not in local]
     target = store.home / "environments" / digest_json([recorded["python"], pins])[7:31]
     interpreter = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -9,6 +9,7 @@ import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import json
 import os
 import platform
 import random
@@ -23,7 +24,7 @@ from ..project import digest_json, digest_text
 
 # %% auto #0
 __all__ = ['thread_count', 'kernel_environment', 'seed_everything', 'normalized', 'installed_distributions',
-           'describe_environment', 'requirement_closure']
+           'local_distributions', 'describe_environment', 'requirement_closure']
 
 # %% ../../nbs/train/03_environment.ipynb #kernel-environment
 _THREAD_VARIABLES = (
@@ -117,6 +118,14 @@ def normalized(name: str) -> str:
 def installed_distributions() -> dict[str, str]:
     "Version by normalized name of everything that this interpreter can import, sorted by name."
     return {name: version for name, (version, _) in _distributions().items()}
+
+
+def local_distributions() -> dict[str, str]:
+    "Address by normalized name of the distributions that were installed from a folder, a file or a repository, which no index has."
+    from importlib.metadata import distributions
+
+    origins = {normalized(each.metadata["Name"]): each.read_text("direct_url.json") for each in distributions() if each.metadata["Name"]}
+    return {name: str(json.loads(text)["url"]) for name, text in sorted(origins.items()) if text}
 
 
 def _distributions() -> dict[str, tuple[str, str | None]]:

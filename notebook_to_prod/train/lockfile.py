@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import DependencyError, InputError, LockMismatchError
 from ..project import write_atomic
-from .environment import installed_distributions, normalized
+from .environment import installed_distributions, local_distributions, normalized
 
 # %% auto #0
 __all__ = ['LOCK_NAME', 'Lockfile', 'find_lockfile', 'require_locked', 'compile_requirements', 'lock_project']
@@ -168,10 +168,18 @@ def _install(path: Path) -> str:
 def compile_requirements(
     source: Path,  # A requirements file, pyproject.toml or setup.py
     *options: str,  # More options for `uv pip compile`
+    preferred: Mapping[str, str] | None = None,  # Version by name, to stay with where it fits
 ) -> str:
-    "Resolve `source` into exact versions with hashes; raises `DependencyError` with uv's reason if the index does not answer or there is no solution."
+    """Resolve `source` into exact versions with hashes; raises `DependencyError` with uv's reason if the index does not answer or there is no solution.
+
+    What is installed here from a folder or a file counts with its requirements, and is left out itself: no index has it, and no hash.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / LOCK_NAME
+        target, overrides = Path(folder) / LOCK_NAME, Path(folder) / "local.txt"
+        target.write_text("".join(f"{name}=={version}\n" for name, version in (preferred or {}).items()))
+        local = local_distributions()
+        overrides.write_text("".join(f"{name} @ {address}\n" for name, address in local.items()))
+        options += ("--override", str(overrides), *(f"--no-emit-package={name}" for name in local)) if local else ()
         fixed = ["--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--no-header", "--quiet", "--universal"]
         command = [sys.executable, "-m", "uv", "pip", "compile", *fixed, *options, "--output-file", str(target), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -199,7 +207,10 @@ def lock_project(project: Path) -> tuple[Path, bool]:
         raise InputError("the project does not say what it requires", where=str(project), remedy=remedy)
     header = f"# What {source.name} asks for, resolved with hashes. `n2p lock` writes this file.\n"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return write_atomic(project / LOCK_NAME, header + compile_requirements(source, "--python-version", version)), True
+    known = _read(project / LOCK_NAME).demands if (project / LOCK_NAME).is_file() else {}
+    preferred = installed_distributions() | {name: demand[2:] for name, demand in known.items() if demand.startswith("==")}
+    text = compile_requirements(source, "--python-version", version, preferred=preferred)
+    return write_atomic(project / LOCK_NAME, header + text), True
 
 
 def _is_pinned(lock: Lockfile) -> bool:
