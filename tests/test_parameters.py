@@ -14,7 +14,7 @@ from notebooks import Project, make_notebook
 
 from notebook_to_prod.errors import NotebookError, ParameterError
 from notebook_to_prod.train.notebook import Notebook, parse_notebook, read_notebook
-from notebook_to_prod.train.parameters import check_parameters, hide_secrets, read_parameter_file
+from notebook_to_prod.train.parameters import check_parameters, combined_sets, hide_secrets, read_parameter_file
 
 
 def declares(source: str) -> Notebook:
@@ -323,3 +323,10 @@ def test_what_is_typed_wins_and_reaches_the_record(training: Project) -> None:
     assert done.code == 0, done
     assert done.json["parameters"] == {"n": -5, "name": "b"}
     assert done.json["spec"]["parameters"] == {"n": -5, "name": "b"}
+
+
+@pytest.mark.parametrize("typed, grid", [([("rate", "1")], ["rate=1,2"]), ([], ["rate=1,2", "rate=3"])])
+def test_what_is_given_twice_is_refused(typed: list[tuple[str, str]], grid: list[str], tmp_path: Path) -> None:
+    notebook = make_notebook(tmp_path / "train.ipynb", {"parameters": "rate = 0.1"})
+    with pytest.raises(ParameterError, match="'rate' is given twice"):
+        combined_sets(notebook, typed, grid=grid)

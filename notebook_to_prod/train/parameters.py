@@ -272,6 +272,10 @@ def combined_sets(
     "Every combination of parameter sets that a command line asks for, not yet checked; raises `ParameterError` on what cannot be read."
     read = list(map(read_parameter_file, files))
     kinds = {name: declared_type(parameter) for name, parameter in read_notebook(path).parameters.items()}
-    axes = [*read, *(_axis(item, kinds) for item in grid)]
+    lines = [_axis(item, kinds) for item in grid]
     fixed = {name: parse_text(text, kinds.get(name, Any)) for name, text in typed}
+    for name in [name for line in lines for name in line[0]]:
+        if name in fixed or sum(name in line[0] for line in lines) > 1:
+            raise ParameterError(f"'{name}' is given twice", where="--grid", remedy="give it one value with -p, or several with one --grid")
+    axes = [*read, *lines]
     return [{name: value for part in (*parts, fixed) for name, value in part.items()} for parts in itertools.product(*axes)]
