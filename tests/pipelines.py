@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ def targets(table: pd.DataFrame) -> dict[str, np.ndarray]:
     score = table["delay"].fillna(3) + 6 * (table["carrier"] == "EV") + 4 * table["wet"] + (table["hour"] - 12) / 3
     score = score.to_numpy(dtype=float) + random.normal(0, 4, rows) - table["distance"].to_numpy() / 500
     three = np.array(["early", "on time", "late"], dtype=object)[np.digitize(score, np.quantile(score, [0.3, 0.7]))]
-    return {"two": (score > np.median(score)).astype(int), "three": three, "number": score, "positive": np.exp(score / 10)}
+    code = np.unique(three, return_inverse=True)[1]
+    numbers = {"code": code, "number": score, "positive": np.exp(score / 10)}
+    return {"two": (score > np.median(score)).astype(int), "three": three, **numbers}
 
 
 @cache
@@ -428,6 +431,24 @@ _TEXT: dict[str, tuple[str, Make]] = {
         ),
     ),
 }
+if find_spec("lightgbm"):
+    import lightgbm
+
+    _MIXED["LGBMClassifier"] = ("two", lambda: prepared(lightgbm.LGBMClassifier(n_estimators=40, verbose=-1)))
+    _MIXED["LGBMClassifier, three classes"] = (
+        "three",
+        lambda: categorical_boosting(lightgbm.LGBMClassifier(n_estimators=20, verbose=-1)),
+    )
+    _MIXED["LGBMRegressor"] = ("number", lambda: filled(lightgbm.LGBMRegressor(n_estimators=40, verbose=-1)))
+if find_spec("xgboost"):
+    import xgboost
+
+    _MIXED["XGBClassifier"] = ("two", lambda: prepared(xgboost.XGBClassifier(n_estimators=40)))
+    _MIXED["XGBClassifier, three classes"] = (
+        "code",
+        lambda: categorical_boosting(xgboost.XGBClassifier(n_estimators=20)),
+    )
+    _MIXED["XGBRegressor"] = ("number", lambda: filled(xgboost.XGBRegressor(n_estimators=40)))
 NAMES = (*_MIXED, *_ARRAY, *_TEXT)
 
 

@@ -66,6 +66,7 @@ class Plan:
         self.schema, self.ends, self.classes = schema, dict(ends), list(classes)
         self.steps = list(steps)
         self.width = width  # Columns of the widest matrix
+        self._portion = max(1, min(4096, _PORTION // max(1, width)))
         self._names = np.array(self.classes) if self.classes else None
         self._first = "labels" if "labels" in self.ends else "values"
         self._programs = {name: self._program({register}) for name, register in self.ends.items()}
@@ -106,7 +107,7 @@ class Plan:
         if end not in self.ends:
             raise not_compiled(f"the plan gives no {end}", "the pipeline")
         columns = self._columns(columns)
-        rows, portion = len(columns[0]), max(1, min(4096, _PORTION // max(1, self.width)))
+        rows, portion = len(columns[0]), self._portion
         if rows <= portion:
             return self._run(self._programs[end], columns)[self.ends[end]]
         parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion))
@@ -117,7 +118,9 @@ class Plan:
         columns: Any,  # A sequence a column in the schema's order, or a mapping of names to them; None is missing
     ) -> np.ndarray:  # Labels (rows,), or numbers (rows,) or (rows, outputs)
         "What the pipeline's `predict` gives; raises `Refused`."
-        found = self._collect(self._first, columns)
+        return self._named(self._collect(self._first, columns))
+
+    def _named(self, found: np.ndarray) -> np.ndarray:
         if self._names is not None:
             return self._names[found]
         return found[:, 0] if found.shape[1] == 1 else found
@@ -125,6 +128,19 @@ class Plan:
     def predict_proba(self, columns: Any) -> np.ndarray:  # (rows, classes)
         "What the pipeline's `predict_proba` gives; raises `Refused`."
         return self._collect("probabilities", columns)
+
+    def answer(
+        self,
+        columns: Any,  # As `predict` takes them
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        "Labels or numbers, and probabilities where the pipeline has them, in one pass; raises `Refused`."
+        columns = self._columns(columns)
+        rows, portion = len(columns[0]), self._portion
+        parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion)) if rows > portion else [columns]
+        held = [self._run(self._answer, part) for part in parts]
+        first = np.concatenate([each[self.ends[self._first]] for each in held]) if len(held) > 1 else held[0][self.ends[self._first]]
+        chances = [each[self.ends["probabilities"]] for each in held] if "probabilities" in self.ends else None
+        return self._named(first), None if chances is None else np.concatenate(chances) if len(chances) > 1 else chances[0]
 
     def answer_row(
         self,

@@ -27,6 +27,7 @@ def rounded_down(thresholds: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/package/compile/05_trees.ipynb #forest
 ENGINES = ("loop", "numpy", "onnxruntime")
+_FEW_COMPARISONS = 100  # Of one row, that plain Python does sooner than another engine is called
 
 
 @dataclass(eq=False)
@@ -40,9 +41,6 @@ class Forest(Step):
     missing_left: np.ndarray  # Whether a missing value goes left
     roots: np.ndarray
     width: int
-    engine: str = "numpy"
-    engine_many: str = "numpy"  # For more rows than `few`
-    few: int = 1
 
     def __post_init__(self) -> None:
         ends = self.feature < 0
@@ -54,13 +52,13 @@ class Forest(Step):
         self._levels = _levels(self._children, self._start, ends)
         self._session: Any = None
         self._lists: Any = None
-        self.use(self.engine, self.engine_many, self.few)
+        many = "onnxruntime" if has_onnxruntime() else "numpy"
+        self.use("loop" if self._levels * len(self.roots) <= _FEW_COMPARISONS else many, many)
 
-    def use(self, engine: str, engine_many: str | None = None, few: int = 1) -> None:
-        "Choose the engines for up to `few` rows and for more; numpy takes the place of one that is not installed."
-        self.engine, self.engine_many, self.few = engine, engine_many or engine, few
-        installed = has_onnxruntime()
-        engines = [name if name != "onnxruntime" or installed else "numpy" for name in (self.engine, self.engine_many)]
+    def use(self, engine: str, engine_many: str | None = None) -> None:
+        "Choose the engines for one row and for more; numpy takes the place of one that is not installed."
+        engines = [name if name != "onnxruntime" or has_onnxruntime() else "numpy" for name in (engine, engine_many or engine)]
+        self.engine, self.engine_many = engines
         self._one, self._many = (getattr(self, f"_{name}") for name in engines if name in ENGINES)
         if "onnxruntime" in engines and self._session is None:
             local = self._leaf - np.repeat(self._first, np.diff(np.append(self.roots, len(self.feature))))
@@ -72,7 +70,7 @@ class Forest(Step):
             self._lists = tuple(each.tolist() for each in named)
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
-        return self._one(matrix) if len(matrix) <= self.few else self._many(matrix)
+        return self._one(matrix) if len(matrix) == 1 else self._many(matrix)
 
     def _onnxruntime(self, matrix: np.ndarray) -> np.ndarray:
         leaves = self._session(matrix).astype(np.intp)
