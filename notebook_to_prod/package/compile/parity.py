@@ -129,6 +129,16 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is refused: {error.what[:120]}"), True
 
 
+def _each(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], values: Sequence[Any]) -> tuple[Parity, list[Any]]:
+    "Compare rows with one special value each: together, or one by one if one of them is refused; returns the values taken."
+    try:
+        expected = _expected(plan, pipeline, table_of(plan.schema, rows))
+        return compare(plan, expected, rows) + Parity(adversarial=len(values)), list(values)
+    except Exception:  # noqa: BLE001
+        verdicts = [_alone(plan, pipeline, pick(rows, [at])) for at in range(len(values))]
+    return sum((verdict for verdict, _ in verdicts), Parity()), [value for value, (_, accepted) in zip(values, verdicts, strict=True) if accepted]
+
+
 def _tried_alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], random: np.random.Generator) -> tuple[Parity, list[list[Any]]]:
     "Try each special value in a row of its own; returns those that the pipeline takes, by column."
     parity, taken = Parity(), []
@@ -136,14 +146,11 @@ def _tried_alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], ra
     some = some if len(some) <= 30 else sorted(random.choice(some, 30, replace=False).tolist())
     for place, column in enumerate(plan.schema.columns):
         safe, risky = special_values(column)
-        kept: list[Any] = []
         tried = [*safe[:3], *risky] if place in some else []
-        for value in tried:
-            row = pick(columns, [int(random.integers(0, len(columns[0])))])
-            row[place] = [value]
-            verdict, accepted = _alone(plan, pipeline, row)
-            parity += verdict
-            kept += [value] if accepted else []
+        rows = pick(columns, random.integers(0, len(columns[0]), len(tried)))
+        rows[place] = tried
+        verdict, kept = _each(plan, pipeline, rows, tried) if tried else (Parity(), [])
+        parity += verdict
         taken.append([*safe, *kept] if place in some else [])
     return parity, taken
 

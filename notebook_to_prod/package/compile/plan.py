@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from ...errors import BundleError, DependencyError
 from ..schema import Schema, infer_schema, jsonable
 
 # %% auto #0
-__all__ = ['CONVERTERS', 'columns_of', 'Plan', 'part_at', 'compile_pipeline', 'to_bytes', 'from_bytes']
+__all__ = ['CONVERTERS', 'Steps', 'columns_of', 'Plan', 'part_at', 'compile_pipeline', 'to_bytes', 'from_bytes']
 
 # %% ../../../nbs/package/compile/12_plan.ipynb #converters
 CONVERTERS = (boosting, cells, compose, distances, ensembles, linear, numeric, text, trees)  # Importing them makes them known
@@ -101,7 +101,10 @@ class Plan:
         return self._run(self._inside[register], columns)[register]
 
     def _columns(self, columns: Any) -> Sequence[Sequence[Any]]:
-        return [columns[name] for name in self.schema.names] if isinstance(columns, Mapping) else columns
+        columns = [columns[name] for name in self.schema.names] if isinstance(columns, Mapping) else columns
+        if not len(columns[0]):
+            raise Refused("there are no rows", remedy="send at least one")
+        return columns
 
     def _collect(self, end: str, columns: Any) -> np.ndarray:
         if end not in self.ends:
@@ -217,12 +220,25 @@ def compile_pipeline(
         raise not_compiled("its probabilities have no exact plan", "the pipeline")
     if not registers:
         raise not_compiled("it ends without a prediction", "the pipeline")
-    steps = _without_double_checks(builder.steps)
+    steps, registers = _pruned(_without_double_checks(builder.steps, registers.values()), registers)
     return Plan(schema, steps, registers, made.classes, builder.width)
 
 
-def _without_double_checks(steps: Sequence[tuple[Step, tuple[int, ...]]]) -> list[tuple[Step, tuple[int, ...]]]:
-    "The steps, with a look that a later one repeats made a step that does nothing."
+Steps = Sequence[tuple[Step, tuple[int, ...]]]
+
+
+def _needed(steps: Steps, register: int) -> set[int]:
+    "The registers from which one is made, and itself."
+    needed = {register}
+    for position in range(len(steps), 0, -1):
+        if position in needed:
+            needed.update(steps[position - 1][1])
+    return needed
+
+
+def _without_double_checks(steps: Steps, ends: Iterable[int]) -> list[tuple[Step, tuple[int, ...]]]:
+    "The steps, without the looks for NaN and infinity that a later one, which every end needs, repeats."
+    always = set.intersection(*(_needed(steps, end) for end in ends))
     following: dict[int, list[int]] = {}
     for position, (_, inputs) in enumerate(steps, 1):
         for each in inputs:
@@ -232,7 +248,9 @@ def _without_double_checks(steps: Sequence[tuple[Step, tuple[int, ...]]]) -> lis
         for position in following.get(register, ()):
             step = steps[position - 1][0]
             if isinstance(step, Finite):
-                if allow_nan or not step.allow_nan or seen_later(position, allow_nan):
+                if position in always and (allow_nan or not step.allow_nan):
+                    return True
+                if seen_later(position, allow_nan):
                     return True
             elif step.carries_infinity and (allow_nan or step.carries_nan) and seen_later(position, allow_nan):
                 return True
@@ -246,6 +264,14 @@ def _without_double_checks(steps: Sequence[tuple[Step, tuple[int, ...]]]) -> lis
             skipped[position] = inputs[0]
         kept.append((step, inputs))
     return kept
+
+
+def _pruned(steps: Steps, ends: Mapping[str, int]) -> tuple[list[tuple[Step, tuple[int, ...]]], dict[str, int]]:
+    "Only the steps that an end needs, and the ends by their new places."
+    needed = set.union(*(_needed(steps, end) for end in ends.values()))
+    place = {old: new for new, old in enumerate(sorted(needed | {0}))}
+    kept = [(steps[old - 1][0], tuple(place[each] for each in steps[old - 1][1])) for old in place if old]
+    return kept, {name: place[end] for name, end in ends.items()}
 
 # %% ../../../nbs/package/compile/12_plan.ipynb #bytes
 _PLAN_FORMAT = 1

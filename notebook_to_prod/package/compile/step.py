@@ -60,12 +60,14 @@ def step_fields(step: Step) -> dict[str, Any]:
 
 # %% ../../../nbs/package/compile/00_step.ipynb #write
 def encode(value: Any, arrays: list[np.ndarray]) -> Any:
-    "A field as JSON; its arrays are appended to `arrays`."
+    "A field as JSON; its arrays are appended to `arrays`, each once."
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             raise TypeError(f"an array of {value.dtype} has no form without pickle")
-        arrays.append(value)
-        return {"array": len(arrays) - 1}
+        known = [position for position, array in enumerate(arrays) if array is value]
+        if not known:
+            arrays.append(value)
+        return {"array": known[0] if known else len(arrays) - 1}
     if isinstance(value, Mapping):
         return {"pairs": [[encode(key, arrays), encode(each, arrays)] for key, each in value.items()]}
     if isinstance(value, list | tuple):

@@ -22,7 +22,8 @@ __all__ = ['ENGINES', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', '
 # %% ../../../nbs/package/compile/05_trees.ipynb #round
 def rounded_down(thresholds: np.ndarray) -> np.ndarray:
     "The largest float32 that is not above each threshold: x <= either decides alike for every float32 x."
-    nearest = thresholds.astype(np.float32)
+    with np.errstate(over="ignore"):
+        nearest = thresholds.astype(np.float32)
     return np.where(nearest.astype(np.float64) > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 # %% ../../../nbs/package/compile/05_trees.ipynb #forest
