@@ -91,7 +91,22 @@ def array_targets(matrix: np.ndarray) -> dict[str, np.ndarray]:
 def reports(rows: int = ROWS) -> pd.Series:
     """Short texts."""
     random = np.random.default_rng(11)
-    words = "late early Storm clear delay gate crew fog wind sun café naïve runway 27L on-time, the of and".split()
+    words = [
+        "late",
+        "early",
+        "Storm",
+        "clear",
+        "delay",
+        "gate",
+        "fog",
+        "wind",
+        "café",
+        "naïve",
+        "27L",
+        "on-time,",
+        "the",
+        "of",
+    ]
     return pd.Series([" ".join(random.choice(words, random.integers(1, 12))) for _ in range(rows)], name="report")
 
 
@@ -156,7 +171,11 @@ def binned(model: Any) -> pipeline.Pipeline:
             ("bins", bins, ["delay", "seats"]),
             ("products", products, ["distance", "hour"]),
             ("target", preprocessing.TargetEncoder(random_state=0), ["carrier", "origin"]),
-            ("union", pipeline.FeatureUnion([("log", preprocessing.FunctionTransformer(np.log1p)), ("raw", "passthrough")]), ["hour"]),
+            (
+                "union",
+                pipeline.FeatureUnion([("log", preprocessing.FunctionTransformer(np.log1p)), ("raw", "passthrough")]),
+                ["hour"],
+            ),
         ]
     )
     return pipeline.make_pipeline(prepare, feature_selection.SelectKBest(k=12), model)
@@ -260,7 +279,10 @@ _MIXED: dict[str, tuple[str, Make]] = {
         "two",
         lambda: prepared(neural_network.MLPClassifier((16,), activation="tanh", max_iter=60, random_state=0)),
     ),
-    "MLPRegressor": ("number", lambda: prepared(neural_network.MLPRegressor(hidden_layer_sizes=(16,), max_iter=60, random_state=0))),
+    "MLPRegressor": (
+        "number",
+        lambda: prepared(neural_network.MLPRegressor(hidden_layer_sizes=(16,), max_iter=60, random_state=0)),
+    ),
     "KNeighborsClassifier": ("three", lambda: prepared(neighbors.KNeighborsClassifier())),
     "KNeighborsRegressor": ("number", lambda: prepared(neighbors.KNeighborsRegressor(weights="distance"))),
     "VotingClassifier": (
@@ -280,7 +302,11 @@ _MIXED: dict[str, tuple[str, Make]] = {
         "two",
         lambda: prepared(
             ensemble.VotingClassifier(
-                [("tree", Tree(max_depth=3)), ("linear", linear_model.LogisticRegression(max_iter=1000)), ("bayes", naive_bayes.GaussianNB())]
+                [
+                    ("tree", Tree(max_depth=3)),
+                    ("linear", linear_model.LogisticRegression(max_iter=1000)),
+                    ("bayes", naive_bayes.GaussianNB()),
+                ]
             )
         ),
     ),
@@ -353,7 +379,8 @@ _ARRAY: dict[str, tuple[str, Make]] = {
     "array: QuantileTransformer, ExtraTrees": (
         "three",
         lambda: scaled(
-            ensemble.ExtraTreesClassifier(20, random_state=0), preprocessing.QuantileTransformer(n_quantiles=50, random_state=0)
+            ensemble.ExtraTreesClassifier(20, random_state=0),
+            preprocessing.QuantileTransformer(n_quantiles=50, random_state=0),
         ),
     ),
     "array: normal quantiles, linear": (

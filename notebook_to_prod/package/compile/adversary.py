@@ -19,7 +19,7 @@ __all__ = ['takes_missing', 'special_values', 'border_rows', 'pick', 'mixed_rows
 # %% ../../../nbs/package/compile/13_adversary.ipynb #values
 _LARGEST_SINGLE = float(np.finfo(np.float32).max)
 _NUMBERS = (0.0, -0.0, 1.0, -1.0, 0.1, -0.3, 0.5, 2.5, 1e-7, 1e6, -1e6, 16_777_217.0, 1e-300, -1e-300, 5e-324, 1e-40, 1e20)
-_RISKY = (None, float("inf"), -float("inf"), 1e300, -1e300, _LARGEST_SINGLE, -_LARGEST_SINGLE, 3.4028235677973366e38, 9e15 + 1, 1e30, -1e15)
+_RISKY = (-1e15, 9e15 + 1, 1e30, _LARGEST_SINGLE, -_LARGEST_SINGLE, None, 3.4028235677973366e38, 1e300, -1e300, float("inf"), -float("inf"))
 _TEXTS = ("", " ", "never seen", "nan", "None", "0", "1.0", "É", "\u00df\ud7ff", "x" * 300)
 
 

@@ -130,13 +130,18 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
 
 
 def _each(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], values: Sequence[Any]) -> tuple[Parity, list[Any]]:
-    "Compare rows with one special value each: together, or one by one if one of them is refused; returns the values taken."
+    "Compare rows with one special value each, or halves of them where one is refused; returns the values taken."
+    if len(values) == 1:
+        verdict, accepted = _alone(plan, pipeline, rows)
+        return verdict, list(values) if accepted else []
     try:
         expected = _expected(plan, pipeline, table_of(plan.schema, rows))
         return compare(plan, expected, rows) + Parity(adversarial=len(values)), list(values)
     except Exception:  # noqa: BLE001
-        verdicts = [_alone(plan, pipeline, pick(rows, [at])) for at in range(len(values))]
-    return sum((verdict for verdict, _ in verdicts), Parity()), [value for value, (_, accepted) in zip(values, verdicts, strict=True) if accepted]
+        half = len(values) // 2
+    one = _each(plan, pipeline, [cells[:half] for cells in rows], values[:half])
+    other = _each(plan, pipeline, [cells[half:] for cells in rows], values[half:])
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _tried_alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], random: np.random.Generator) -> tuple[Parity, list[list[Any]]]:
