@@ -236,6 +236,23 @@ def test_thresholds_rounded_down_decide_alike(thresholds: list[float], values: l
     assert np.array_equal(rows <= rounded, rows.astype(float) <= np.array(thresholds))
 
 
+@pytest.mark.parametrize("outputs", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 3, 100])
+@pytest.mark.parametrize("kind", ["together", "in turns"])
+def test_leaves_are_added_one_after_the_other(outputs: int, rows: int, kind: str) -> None:
+    random = np.random.default_rng(rows)
+    values = random.normal(size=(50, outputs if kind == "together" else 1)) * 10.0 ** random.integers(-9, 9, (50, 1))
+    leaves, base = random.integers(0, 50, (rows, 60)), random.normal(size=outputs)
+    for start in (base, np.zeros(outputs)):
+        expected = np.repeat(start[None], rows, axis=0)
+        for tree in range(60):
+            if kind == "together":
+                expected += values[leaves[:, tree]]
+            else:
+                expected[:, tree % outputs] += values[leaves[:, tree], 0]
+        assert np.array_equal(LeafSum(values, start, 7.0)(leaves), expected / 7.0)
+
+
 # Refused
 
 

@@ -5,6 +5,7 @@
 # %% ../../../nbs/package/compile/11_compose.ipynb #imports
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -120,9 +121,9 @@ class Outside(Step):
 
     def __post_init__(self) -> None:
         self._schema = None if self.table is None else Schema.from_dict(self.table)
-        columns = self._schema.columns if self._schema else ()
-        same = bool(columns) and self._schema.container == "dataframe" and not self._schema.integer_names and all(each.dtype == "float64" for each in columns)
-        self._gather = Gather(self.columns or []) if same else None
+        kinds = {each.dtype for each in self._schema.columns} if self._schema and self._schema.container == "dataframe" else set()
+        plain = len(kinds) == 1 and kinds <= {"float64", "int64"} and not self._schema.integer_names  # type: ignore[union-attr]
+        self._gather = Gather(self.columns or [], kinds.pop()) if plain else None
         self._index: Any = None
 
     def _frame(self, columns: Sequence[Sequence[Any]]) -> Any:
@@ -167,8 +168,8 @@ def _outside(builder: Builder, part: Any, value: Numbers | Cells, path: str) -> 
     if isinstance(value, Cells) and value.register == 0:
         chosen = tuple(builder.schema.columns[each] for each in value.columns)
         container = builder.schema.container if builder.schema.container != "dataframe" or not value.flat else "series"
-        step = Outside(path, list(value.columns), replace(builder.schema, columns=chosen, container=container).to_dict())
-        step = Outside(path, list(value.columns), _json(step.table))
+        table = replace(builder.schema, columns=chosen, container=container).to_dict()
+        step = Outside(path, list(value.columns), json.loads(json.dumps(table)))  # as reading will give it
     elif isinstance(value, Numbers) and not hasattr(part, "feature_names_in_"):
         step = Outside(path, None, None)
     else:
@@ -182,10 +183,3 @@ def _outside(builder: Builder, part: Any, value: Numbers | Cells, path: str) -> 
         raise not_compiled(f"{name} does not give a matrix of numbers", path)
     dtype = made.dtype.name if made.dtype.name == "float32" else "float64"
     return builder.add(step, value, width=made.shape[1], dtype=dtype, sparse=hasattr(made, "tocsr"))
-
-
-def _json(table: Any) -> Any:
-    "As reading will give it: lists for tuples."
-    import json
-
-    return json.loads(json.dumps(table))

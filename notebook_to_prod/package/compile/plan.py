@@ -66,7 +66,7 @@ class Plan:
         self.schema, self.ends, self.classes = schema, dict(ends), list(classes)
         self.steps = list(steps)
         self.width = width  # Columns of the widest matrix
-        self._portion = max(1, min(4096, _PORTION // max(1, width)))
+        self._portion = max(1, min(2048, _PORTION // max(1, width)))
         self._names = np.array(self.classes) if self.classes else None
         self._first = "labels" if "labels" in self.ends else "values"
         self._programs = {name: self._program({register}) for name, register in self.ends.items()}

@@ -141,20 +141,27 @@ class LeafSum(Step):
     base: np.ndarray  # (outputs,) what the sum begins with
     divisor: float | None  # What the sum is divided by
 
+    def __post_init__(self) -> None:
+        self._begins = bool(self.base.any())
+
     def __call__(self, leaves: np.ndarray) -> np.ndarray:
         rows, outputs = len(leaves), len(self.base)
         if rows == 1:
-            steps = self.values.take(leaves[0], axis=0).reshape(-1, outputs)
-            total = np.add.accumulate(np.concatenate([self.base[None], steps]), axis=0)[-1:]
-        else:
-            total = np.repeat(self.base[None], rows, axis=0)
-            if self.values.shape[1] == outputs:
-                for tree in range(leaves.shape[1]):
-                    total += self.values.take(leaves[:, tree], axis=0)
-            else:
-                for tree in range(leaves.shape[1]):
-                    total[:, tree % outputs] += self.values[:, 0].take(leaves[:, tree])
+            added = self.values.take(leaves[0], axis=0).reshape(-1, outputs)
+            if self._begins:
+                added = np.concatenate([self.base[None], added])
+            total = np.add.accumulate(added, axis=0)[-1:]
+        elif self.values.shape[1] == outputs:
+            total = self._added(self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1), np.tile(self.base, rows))
+            total = total.reshape(rows, outputs)
+        else:  # the trees take turns
+            added = self.values[:, 0].take(leaves.T).reshape(-1, outputs * rows)
+            total = self._added(added, np.repeat(self.base, rows)).reshape(outputs, rows).T
         return total if self.divisor is None else total / total.dtype.type(self.divisor)
+
+    def _added(self, added: np.ndarray, base: np.ndarray) -> np.ndarray:
+        "One row of numbers after the other; there is more than one number in a row, so numpy does not add in pairs."
+        return np.add.reduce(np.concatenate([base[None], added]) if self._begins else added, axis=0)
 
 # %% ../../../nbs/package/compile/05_trees.ipynb #cast
 @dataclass(eq=False)
