@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .step import Builder, Cells, Numbers, Refused, Step, all_numeric, not_compiled, transformer
+from .step import Builder, Cells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
 __all__ = ['is_missing', 'code_table', 'look_up', 'Split', 'as_cells', 'Fill', 'fill_cells', 'OneHot', 'Recode']

@@ -15,7 +15,7 @@ import numpy as np
 from .cells import as_cells
 from .ends import Beside, Times
 from .features import Take
-from .step import OUTSIDE, Builder, Cells, Gather, Model, Numbers, Step, all_numeric, common_dtype, model, not_compiled, transformer
+from .step import OUTSIDE, Builder, Cells, Gather, Model, Numbers, Step, all_numeric, model, not_compiled, transformer
 from ..schema import Column, Schema, to_table
 
 # %% auto #0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .ends import Always, Beyond, Exponential, Expit, Huber, Largest, Logistic, Model, Shares, Softmax, classes_of, classifier, from_probabilities, probabilities_of
+from .ends import Always, Beyond, Exponential, Expit, Huber, Largest, Logistic, Model, Shares, classes_of, classifier, from_probabilities, probabilities_of
 from .features import Above
 from .step import Builder, Cells, Numbers, Refused, Step, model, not_compiled
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers
 from .compose import Outside
-from .step import STEPS, Builder, Finite, NotCompiled, Numbers, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
+from .step import STEPS, Builder, Finite, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
 from .trees import Forest
 from ...errors import BundleError, DependencyError
 from ..schema import Schema, infer_schema, jsonable

@@ -5,7 +5,7 @@
 # %% ../../../nbs/package/compile/00_step.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import isfinite
 from typing import Any, ClassVar

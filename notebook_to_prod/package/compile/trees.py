@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .ends import Exponential, Expit, Model, classes_of, classifier, from_probabilities, probabilities_of
+from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
 from .onnx import forest_bytes, has_onnxruntime, open_session
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
 
