@@ -30,6 +30,7 @@ from sklearn import (
     tree,
 )
 from sklearn.feature_extraction import text
+from sklearn.frozen import FrozenEstimator
 
 ROWS = 600
 NUMERIC = ["distance", "delay", "seats"]
@@ -479,11 +480,445 @@ if find_spec("xgboost"):
 NAMES = (*_MIXED, *_ARRAY, *_TEXT)
 
 
+def _table(kind: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """A table of a kind, and what to predict from it."""
+    random = np.random.default_rng(12)
+    mixed, matrix, texts = flights(), arrays(), reports()
+    tables: dict[str, Any] = {
+        "mixed": mixed,
+        "numbers": mixed[NUMERIC],
+        "filled numbers": mixed[NUMERIC].fillna(1.0),
+        "origins": mixed[["origin", "wet"]],
+        "array": matrix,
+        "rounded": matrix.round(),
+        "gaps": np.where(random.random(matrix.shape) < 0.1, np.nan, matrix),
+        "positive column": matrix[:, [3]] + 0.1,
+        "text": texts,
+        "text and number": pd.DataFrame({"report": texts, "x": matrix[:, 0]}),
+    }
+    table = tables[kind]
+    if "text" in kind:
+        return table, report_targets(texts)
+    return table, array_targets(matrix) if isinstance(table, np.ndarray) else targets(mixed)
+
+
+_MORE: dict[str, tuple[str, str, Make]] = {
+    "more: LinearSVR": ("array", "number", lambda: scaled(svm.LinearSVR())),
+    "more: Lars": ("array", "number", lambda: scaled(linear_model.Lars())),
+    "more: LassoLarsIC": ("array", "number", lambda: scaled(linear_model.LassoLarsIC())),
+    "more: BayesianRidge": ("array", "number", lambda: scaled(linear_model.BayesianRidge())),
+    "more: ARDRegression": ("array", "number", lambda: scaled(linear_model.ARDRegression())),
+    "more: HuberRegressor": ("array", "number", lambda: scaled(linear_model.HuberRegressor())),
+    "more: OrthogonalMatchingPursuit": ("array", "number", lambda: scaled(linear_model.OrthogonalMatchingPursuit())),
+    "more: RidgeCV": ("array", "number", lambda: scaled(linear_model.RidgeCV())),
+    "more: ElasticNetCV": ("array", "number", lambda: scaled(linear_model.ElasticNetCV())),
+    "more: QuantileRegressor": ("array", "number", lambda: scaled(linear_model.QuantileRegressor())),
+    "more: RidgeClassifier": ("array", "three", lambda: scaled(linear_model.RidgeClassifier())),
+    "more: Perceptron": ("array", "three", lambda: scaled(linear_model.Perceptron())),
+    "more: LogisticRegressionCV": ("array", "three", lambda: scaled(linear_model.LogisticRegressionCV())),
+    "more: GammaRegressor": ("array", "positive", lambda: scaled(linear_model.GammaRegressor())),
+    "more: Tweedie": ("array", "positive", lambda: scaled(linear_model.TweedieRegressor(power=0))),
+    "more: SGD hinge": ("array", "two", lambda: scaled(linear_model.SGDClassifier())),
+    "more: SGD huber2": ("array", "two", lambda: scaled(linear_model.SGDClassifier(loss="modified_huber"))),
+    "more: NuSVC": ("array", "three", lambda: scaled(svm.NuSVC(nu=0.2))),
+    "more: NuSVR": ("array", "number", lambda: scaled(svm.NuSVR())),
+    "more: SVC proba": ("array", "three", lambda: scaled(svm.SVC(probability=True, random_state=0))),
+    "more: SVC proba2 sigmoid": (
+        "array",
+        "two",
+        lambda: scaled(svm.SVC(probability=True, random_state=0, kernel="sigmoid")),
+    ),
+    "more: SVC ovo ties": ("array", "three", lambda: scaled(svm.SVC(break_ties=True))),
+    "more: CategoricalNB": (
+        "origins",
+        "three",
+        lambda: pipeline.make_pipeline(preprocessing.OrdinalEncoder(), naive_bayes.CategoricalNB()),
+    ),
+    "more: ExtraTree": ("array", "three", lambda: tree.ExtraTreeClassifier(random_state=0)),
+    "more: ExtraTreeR": ("array", "number", lambda: tree.ExtraTreeRegressor(random_state=0)),
+    "more: BaggingR": ("array", "number", lambda: ensemble.BaggingRegressor(random_state=0)),
+    "more: Bagging LR": (
+        "array",
+        "three",
+        lambda: scaled(ensemble.BaggingClassifier(linear_model.LogisticRegression(), max_features=0.5, random_state=0)),
+    ),
+    "more: Bagging KNN R": (
+        "array",
+        "number",
+        lambda: scaled(ensemble.BaggingRegressor(neighbors.KNeighborsRegressor(), random_state=0)),
+    ),
+    "more: TunedThreshold": (
+        "array",
+        "two",
+        lambda: model_selection.TunedThresholdClassifierCV(scaled(linear_model.LogisticRegression()), cv=3),
+    ),
+    "more: Binarizer tree": ("array", "two", lambda: scaled(Tree(), preprocessing.Binarizer(threshold=0.3))),
+    "more: MinMax RF": (
+        "array",
+        "two",
+        lambda: scaled(ensemble.RandomForestClassifier(10, random_state=0), preprocessing.MinMaxScaler()),
+    ),
+    "more: MaxAbs RF": (
+        "array",
+        "two",
+        lambda: scaled(ensemble.RandomForestClassifier(10, random_state=0), preprocessing.MaxAbsScaler()),
+    ),
+    "more: KBins ord RF": (
+        "array",
+        "two",
+        lambda: scaled(
+            ensemble.RandomForestClassifier(10, random_state=0),
+            preprocessing.KBinsDiscretizer(6, encode="ordinal", strategy="uniform"),
+        ),
+    ),
+    "more: KBins dense LR": (
+        "array",
+        "two",
+        lambda: scaled(
+            linear_model.LogisticRegression(),
+            preprocessing.KBinsDiscretizer(6, encode="onehot-dense", strategy="kmeans", random_state=0),
+        ),
+    ),
+    "more: SelectFromModel": (
+        "array",
+        "two",
+        lambda: scaled(
+            linear_model.LogisticRegression(), feature_selection.SelectFromModel(linear_model.LogisticRegression())
+        ),
+    ),
+    "more: RFE": (
+        "array",
+        "two",
+        lambda: scaled(
+            linear_model.LogisticRegression(),
+            feature_selection.RFE(linear_model.LogisticRegression(), n_features_to_select=3),
+        ),
+    ),
+    "more: Variance": ("array", "two", lambda: scaled(Tree(), feature_selection.VarianceThreshold(0.1))),
+    "more: PCA RF": (
+        "array",
+        "two",
+        lambda: scaled(
+            pipeline.make_pipeline(decomposition.PCA(4), ensemble.RandomForestClassifier(20, random_state=0))
+        ),
+    ),
+    "more: IncPCA GB": (
+        "array",
+        "number",
+        lambda: scaled(
+            pipeline.make_pipeline(
+                decomposition.IncrementalPCA(3), ensemble.GradientBoostingRegressor(n_estimators=20, random_state=0)
+            )
+        ),
+    ),
+    "more: boxcox RF": (
+        "positive column",
+        "two",
+        lambda: scaled(ensemble.RandomForestClassifier(10, random_state=0), preprocessing.PowerTransformer("box-cox")),
+    ),
+    "more: yeo RF": (
+        "array",
+        "two",
+        lambda: scaled(ensemble.RandomForestClassifier(30, random_state=0), preprocessing.PowerTransformer()),
+    ),
+    "more: quant RF": (
+        "array",
+        "two",
+        lambda: scaled(
+            ensemble.RandomForestClassifier(30, random_state=0), preprocessing.QuantileTransformer(n_quantiles=30)
+        ),
+    ),
+    "more: poly RF": (
+        "array",
+        "two",
+        lambda: scaled(ensemble.RandomForestClassifier(30, random_state=0), preprocessing.PolynomialFeatures(3)),
+    ),
+    "more: poly (2,3) ridge": (
+        "array",
+        "number",
+        lambda: scaled(linear_model.Ridge(), preprocessing.PolynomialFeatures((2, 3))),
+    ),
+    "more: norm l1 RF": (
+        "array",
+        "two",
+        lambda: scaled(ensemble.RandomForestClassifier(30, random_state=0), preprocessing.Normalizer("l1")),
+    ),
+    "more: TTR scaler": (
+        "array",
+        "number",
+        lambda: compose.TransformedTargetRegressor(linear_model.Ridge(), transformer=preprocessing.StandardScaler()),
+    ),
+    "more: TTR minmax": (
+        "array",
+        "number",
+        lambda: compose.TransformedTargetRegressor(
+            ensemble.RandomForestRegressor(5), transformer=preprocessing.MinMaxScaler()
+        ),
+    ),
+    "more: KNN-R brute": ("array", "number", lambda: scaled(neighbors.KNeighborsRegressor(algorithm="brute"))),
+    "more: KNN unscaled ties": ("rounded", "three", lambda: neighbors.KNeighborsClassifier(4)),
+    "more: MLP logistic": (
+        "array",
+        "two",
+        lambda: scaled(neural_network.MLPClassifier((8,), activation="logistic", max_iter=50, random_state=0)),
+    ),
+    "more: HGB gamma": ("array", "positive", lambda: ensemble.HistGradientBoostingRegressor(loss="gamma", max_iter=20)),
+    "more: HGB quantile": (
+        "array",
+        "number",
+        lambda: ensemble.HistGradientBoostingRegressor(loss="quantile", quantile=0.9, max_iter=20),
+    ),
+    "more: HGB missing": ("gaps", "three", lambda: ensemble.HistGradientBoostingClassifier(max_iter=20)),
+    "more: RF missing": ("gaps", "three", lambda: ensemble.RandomForestClassifier(20, random_state=0)),
+    "more: ET missing": ("gaps", "three", lambda: ensemble.ExtraTreesClassifier(20, random_state=0)),
+    "more: GB init zero": ("array", "two", lambda: ensemble.GradientBoostingClassifier(init="zero", n_estimators=10)),
+    "more: GB huber": ("array", "number", lambda: ensemble.GradientBoostingRegressor(loss="huber", n_estimators=10)),
+    "more: Dummy R": ("array", "number", lambda: dummy.DummyRegressor()),
+    "more: Dummy mf": ("array", "three", lambda: dummy.DummyClassifier(strategy="most_frequent")),
+    "more: RF entropy balanced": (
+        "array",
+        "three",
+        lambda: ensemble.RandomForestClassifier(20, criterion="entropy", class_weight="balanced", random_state=0),
+    ),
+    "more: RF absolute": (
+        "array",
+        "number",
+        lambda: ensemble.RandomForestRegressor(5, criterion="absolute_error", random_state=0),
+    ),
+    "more: Stacking multi": (
+        "array",
+        "three",
+        lambda: ensemble.StackingClassifier(
+            [
+                ("a", ensemble.RandomForestClassifier(5, random_state=0)),
+                ("b", scaled(linear_model.LogisticRegression())),
+            ],
+            cv=3,
+        ),
+    ),
+    "more: Calib frozen": (
+        "array",
+        "two",
+        lambda: calibration.CalibratedClassifierCV(
+            FrozenEstimator(scaled(linear_model.LogisticRegression()).fit(arrays(), array_targets(arrays())["two"]))
+        ),
+    ),
+    "more: Calib ensemble False": (
+        "array",
+        "three",
+        lambda: calibration.CalibratedClassifierCV(
+            ensemble.RandomForestClassifier(5, random_state=0), ensemble=False, cv=2, method="isotonic"
+        ),
+    ),
+    "more: OHE ints/bools/cats": (
+        "mixed",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [("o", preprocessing.OneHotEncoder(handle_unknown="ignore"), ["hour", "wet", "weekday", "seats"])]
+            ),
+            linear_model.LogisticRegression(),
+        ),
+    ),
+    "more: Ordinal missing": (
+        "mixed",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [
+                    (
+                        "o",
+                        preprocessing.OrdinalEncoder(
+                            handle_unknown="use_encoded_value",
+                            unknown_value=-2,
+                            encoded_missing_value=-1,
+                            min_frequency=20,
+                        ),
+                        ["carrier", "origin", "seats"],
+                    )
+                ]
+            ),
+            Tree(random_state=0),
+        ),
+    ),
+    "more: Target 3": (
+        "mixed",
+        "three",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [("o", preprocessing.TargetEncoder(random_state=0), ["carrier", "origin", "hour"])]
+            ),
+            ensemble.RandomForestClassifier(10, random_state=0),
+        ),
+    ),
+    "more: Target reg": (
+        "mixed",
+        "number",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer([("o", preprocessing.TargetEncoder(random_state=0), ["carrier", "weekday"])]),
+            ensemble.RandomForestRegressor(10, random_state=0),
+        ),
+    ),
+    "more: Impute mf numbers": (
+        "mixed",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [
+                    ("i", impute.SimpleImputer(strategy="most_frequent"), ["seats", "delay", "hour"]),
+                    ("c", impute.SimpleImputer(strategy="constant", fill_value=-7.5, add_indicator=True), ["seats"]),
+                ]
+            ),
+            Tree(random_state=0),
+        ),
+    ),
+    "more: impute objects then OHE": (
+        "mixed",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer([("i", impute.SimpleImputer(strategy="most_frequent"), ["carrier", "seats"])]),
+            preprocessing.OneHotEncoder(handle_unknown="ignore"),
+            linear_model.LogisticRegression(),
+        ),
+    ),
+    "more: nested CT numbers": (
+        "mixed",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer([("a", impute.SimpleImputer(), NUMERIC)], remainder="drop"),
+            compose.ColumnTransformer(
+                [("s", preprocessing.StandardScaler(), [0, 2]), ("m", preprocessing.MinMaxScaler(), [1])]
+            ),
+            ensemble.RandomForestClassifier(10, random_state=0),
+        ),
+    ),
+    "more: set_output pandas": (
+        "mixed",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [
+                    ("a", pipeline.make_pipeline(impute.SimpleImputer(), preprocessing.StandardScaler()), NUMERIC),
+                    ("o", preprocessing.OneHotEncoder(sparse_output=False, handle_unknown="ignore"), ["carrier"]),
+                ]
+            ),
+            ensemble.RandomForestClassifier(10, random_state=0),
+        ).set_output(transform="pandas"),
+    ),
+    "more: Missing indicator union": (
+        "numbers",
+        "two",
+        lambda: pipeline.make_pipeline(
+            pipeline.FeatureUnion([("i", impute.SimpleImputer()), ("m", impute.MissingIndicator(error_on_new=False))]),
+            Tree(random_state=0),
+        ),
+    ),
+    "more: functions": (
+        "filled numbers",
+        "two",
+        lambda: pipeline.make_pipeline(
+            pipeline.FeatureUnion(
+                [
+                    ("s", preprocessing.FunctionTransformer(np.cbrt, validate=True)),
+                    ("l", preprocessing.FunctionTransformer(np.sin)),
+                ]
+            ),
+            Tree(random_state=0),
+        ),
+    ),
+    "more: weights": (
+        "mixed",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [
+                    ("a", impute.SimpleImputer(), NUMERIC),
+                    ("o", preprocessing.OneHotEncoder(handle_unknown="ignore"), ["carrier"]),
+                ],
+                transformer_weights={"a": 0.3},
+            ),
+            linear_model.LogisticRegression(max_iter=3000),
+        ),
+    ),
+    "more: text in CT": (
+        "text and number",
+        "two",
+        lambda: pipeline.make_pipeline(
+            compose.ColumnTransformer(
+                [("t", text.TfidfVectorizer(), "report"), ("x", preprocessing.StandardScaler(), ["x"])]
+            ),
+            ensemble.RandomForestClassifier(10, random_state=0),
+        ),
+    ),
+    "more: text char unicode": (
+        "text",
+        "two",
+        lambda: pipeline.make_pipeline(
+            text.TfidfVectorizer(analyzer="char", ngram_range=(2, 3), strip_accents="ascii", lowercase=False),
+            svm.LinearSVC(),
+        ),
+    ),
+    "more: text maxabs": (
+        "text",
+        "two",
+        lambda: pipeline.make_pipeline(
+            text.CountVectorizer(), preprocessing.MaxAbsScaler(), linear_model.LogisticRegression()
+        ),
+    ),
+    "more: text std nomean": (
+        "text",
+        "two",
+        lambda: pipeline.make_pipeline(
+            text.CountVectorizer(),
+            preprocessing.StandardScaler(with_mean=False),
+            ensemble.RandomForestClassifier(10, random_state=0),
+        ),
+    ),
+    "more: text mlp f32": (
+        "text",
+        "two",
+        lambda: pipeline.make_pipeline(
+            text.TfidfVectorizer(dtype=np.float32), neural_network.MLPClassifier((4,), max_iter=30)
+        ),
+    ),
+    "more: KNN weights=distance": (
+        "array",
+        "three",
+        lambda: scaled(neighbors.KNeighborsClassifier(weights="distance")),
+    ),
+    "more: KNN metric=manhattan": (
+        "array",
+        "three",
+        lambda: scaled(neighbors.KNeighborsClassifier(metric="manhattan")),
+    ),
+    "more: KNN algorithm=ball_tree, metric=chebyshev": (
+        "array",
+        "three",
+        lambda: scaled(neighbors.KNeighborsClassifier(algorithm="ball_tree", metric="chebyshev")),
+    ),
+    "more: KNN algorithm=kd_tree, p=3, n_neighbors=4": (
+        "array",
+        "three",
+        lambda: scaled(neighbors.KNeighborsClassifier(algorithm="kd_tree", p=3, n_neighbors=4)),
+    ),
+    "more: KNN algorithm=brute, metric=manhattan, weights=distance": (
+        "array",
+        "three",
+        lambda: scaled(neighbors.KNeighborsClassifier(algorithm="brute", metric="manhattan", weights="distance")),
+    ),
+}
+MORE = tuple(_MORE)
+
+
 def fitted(name: str, rows: int = ROWS) -> tuple[Any, Any]:
     """A fitted pipeline and the table that it was fitted on."""
-    if name in _MIXED:
+    table: Any
+    if name in _MORE:
+        kind, target, make = _MORE[name]
+        table, wanted = _table(kind)[0], _table(kind)[1][target]
+    elif name in _MIXED:
         target, make = _MIXED[name]
-        table: Any = flights(rows)
+        table = flights(rows)
         wanted = targets(table)[target]
     elif name in _ARRAY:
         target, make = _ARRAY[name]

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pipelines import NAMES, arrays, categorical_boosting, fitted, flights, prepared, reports, targets
+from pipelines import MORE, NAMES, arrays, categorical_boosting, fitted, flights, prepared, reports, targets
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier
@@ -57,7 +57,7 @@ def test_plan_answers_as_the_pipeline(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *MORE])
 def test_plan_answers_as_the_pipeline_on_many_rows(name: str) -> None:
     pipeline, table = fitted(name)
     proved(pipeline, table, 20_000)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .step import Builder, Cells, Numbers, Refused, Step, not_compiled, transformer
+from .step import Builder, Cells, FiniteCells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
 __all__ = ['is_missing', 'code_table', 'look_up', 'Split', 'as_cells', 'Fill', 'fill_cells', 'OneHot', 'Recode']
@@ -56,10 +56,12 @@ def as_cells(builder: Builder, value: Numbers | Cells, path: str) -> Cells:
     if isinstance(value, Cells):
         if "float32" in value.dtypes:
             raise not_compiled("encodes a column of float32", path)
-        return value
+        numbers = [each for each, dtype in zip(value.columns, value.dtypes, strict=True) if dtype.lower().startswith("float")]
+        looks = numbers and value.register == 0  # not behind an imputer, whose table is of objects
+        return replace(value, register=builder.add(FiniteCells(numbers), value, width=0).register) if looks else value
     if value.dtype != "float64":
         raise not_compiled(f"encodes numbers of {value.dtype}", path)
-    made = builder.add(Split(), value, width=value.width)
+    made = builder.add(Split(), builder.finite(value, allow_nan=True), width=value.width)
     number = ("number",) * value.width
     return Cells(made.register, tuple(range(value.width)), number, ("float64",) * value.width, ("nan",) * value.width, value.names)
 
@@ -202,8 +204,8 @@ def _ordinal(builder: Builder, part: Any, value: Numbers | Cells, path: str) -> 
     tables: list[dict[Any, float]] = []
     for column, categories in enumerate(part.categories_):
         mapping = part._default_to_infrequent_mappings[column] if part._infrequent_enabled else None
-        codes = [float(code if mapping is None else mapping[code]) for code in range(len(categories))]
         missing = part._missing_indices.get(column)
+        codes = [float(code if mapping is None or code == missing else mapping[code]) for code in range(len(categories))]
         if missing is not None:
             codes[missing] = float(part.encoded_missing_value)
         tables.append({key: codes[code] for key, code in code_table(categories, cells.markers[column]).items()})

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from .ends import Model, classes_of, classifier
-from .step import Builder, Cells, Numbers, Step, model, not_compiled
+from .step import Builder, Cells, Numbers, Refused, Step, model, not_compiled
 
 # %% auto #0
 __all__ = ['Vectors', 'AsLabel', 'AsColumn', 'Votes', 'Neighbours', 'NeighbourShares', 'NeighbourMode', 'NeighbourMean',
-           'nearness']
+           'nearness', 'voting']
 
 # %% ../../../nbs/package/compile/09_distances.ipynb #vectors
 @dataclass(eq=False)
@@ -152,7 +152,7 @@ class NeighbourShares(Step):
     classes: int
 
     def __call__(self, found: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
-        labels, weights = self.labels[found[0]], nearness(found[1])
+        labels, weights = self.labels[found[0]], voting(found[1])
         shares = np.zeros((len(labels), self.classes))
         rows = np.arange(len(labels))
         for place, column in enumerate(labels.T):
@@ -168,7 +168,7 @@ class NeighbourMode(Step):
     classes: int
 
     def __call__(self, found: tuple[np.ndarray, np.ndarray | None]) -> np.ndarray:
-        labels, weights = self.labels[found[0]], nearness(found[1])
+        labels, weights = self.labels[found[0]], voting(found[1])
         total = np.zeros((len(labels), self.classes))
         for one in range(self.classes):
             same = labels == one
@@ -198,6 +198,14 @@ def nearness(distances: np.ndarray | None) -> np.ndarray | None:
     same = np.isinf(weights)
     at = same.any(axis=1)
     weights[at] = same[at]
+    return weights
+
+
+def voting(distances: np.ndarray | None) -> np.ndarray | None:
+    "Weights of neighbours that vote; refuses a row that is infinitely far from all of them."
+    weights = nearness(distances)
+    if weights is not None and (weights == 0).all(axis=1).any():
+        raise Refused("a row is too far from every training row", remedy="send numbers of the size the model was trained on")
     return weights
 
 

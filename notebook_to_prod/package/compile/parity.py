@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from .plan import Plan, columns_of
 from .step import Refused
 
 # %% auto #0
-__all__ = ['ABSOLUTE', 'RELATIVE', 'Parity', 'compare', 'prove_parity']
+__all__ = ['ABSOLUTE', 'RELATIVE', 'Answer', 'Parity', 'compare', 'prove_parity']
 
 # %% ../../../nbs/package/compile/17_parity.ipynb #parity
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
@@ -29,6 +29,7 @@ class Parity:
     rows: int = 0  # Of the data
     adversarial: int = 0  # Made to differ
     refused: int = 0  # Of them, by both
+    ambiguous: int = 0  # On which the pipeline alone answers otherwise than among other rows, and the plan like one of the two
     label_differences: int = 0
     number_differences: int = 0  # Beyond the tolerance
     refusal_differences: int = 0  # Refused by one of the two only
@@ -58,7 +59,7 @@ class Parity:
         return {**asdict(self), "exact": self.exact, "reason": self.reason}
 
 
-_COUNTS = ("rows", "adversarial", "refused", "label_differences", "number_differences", "refusal_differences")
+_COUNTS = ("rows", "adversarial", "refused", "ambiguous", "label_differences", "number_differences", "refusal_differences")
 
 # %% ../../../nbs/package/compile/17_parity.ipynb #compare
 def _close(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, float]:
@@ -70,7 +71,10 @@ def _close(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, float]:
     return same.reshape(len(same), -1).all(axis=1), float(finite.max(initial=0.0))
 
 
-def _expected(plan: Plan, pipeline: Any, table: Any) -> tuple[np.ndarray, np.ndarray | None]:
+Answer = tuple[np.ndarray, np.ndarray | None]  # Labels or numbers, and probabilities
+
+
+def _expected(plan: Plan, pipeline: Any, table: Any) -> Answer:
     import warnings
 
     with warnings.catch_warnings():
@@ -79,25 +83,41 @@ def _expected(plan: Plan, pipeline: Any, table: Any) -> tuple[np.ndarray, np.nda
         return first, np.asarray(pipeline.predict_proba(table)) if "probabilities" in plan.ends else None
 
 
-def compare(plan: Plan, expected: tuple[np.ndarray, np.ndarray | None], columns: Sequence[Sequence[Any]]) -> Parity:
-    "Compare the plan's answers with the pipeline's, row by row."
-    first, chances = expected
-    found, own = plan.predict(columns), plan.predict_proba(columns) if chances is not None else None
+def _wrong(plan: Plan, expected: Answer, found: Answer) -> tuple[np.ndarray, np.ndarray, float]:
+    "Which rows have another label, which other numbers, and the largest difference of a number."
+    first, own = expected[0], found[0]
+    labels, numbers, largest = np.zeros(len(first), dtype=bool), np.zeros(len(first), dtype=bool), 0.0
     if plan.classes:
-        wrong = np.array([one != other for one, other in zip(first.tolist(), found.tolist(), strict=True)])
-        parity = Parity(label_differences=int(wrong.sum()))
+        labels = np.array([one != other for one, other in zip(first.tolist(), own.tolist(), strict=True)])
     else:
-        close, largest = _close(first.astype(float), found.astype(float))
-        wrong, parity = ~close, Parity(number_differences=int((~close).sum()), largest_difference=largest)
-    if chances is not None and own is not None:
-        close, largest = _close(chances.astype(float), own.astype(float))
-        parity += Parity(number_differences=int((~close).sum()), largest_difference=largest)
-        wrong = wrong | ~close
-    if wrong.any():
-        at = int(np.flatnonzero(wrong)[0])
-        row = [each[0] for each in pick(columns, [at])]
-        parity = replace(parity, example=f"{_shown(row)} gives {_shown(found[at])} for {_shown(first[at])}")
+        close, largest = _close(first.astype(float), own.astype(float))
+        numbers = ~close
+    if expected[1] is not None and found[1] is not None:
+        close, largest = _close(expected[1].astype(float), found[1].astype(float))
+        numbers = ~close
+    return labels, numbers, largest
+
+
+def compare(plan: Plan, pipeline: Any, expected: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
+    "Compare the plan's answers with the pipeline's, row by row."
+    found = (plan.predict(columns), plan.predict_proba(columns) if expected[1] is not None else None)
+    labels, numbers, largest = _wrong(plan, expected, found)
+    parity = Parity(largest_difference=largest)
+    for at in np.flatnonzero(labels | numbers):
+        row = pick(columns, [int(at)])
+        one: Answer = (found[0][at : at + 1], None if found[1] is None else found[1][at : at + 1])
+        if parity.example is None and _like_alone(plan, pipeline, row, one):
+            parity += Parity(ambiguous=1)
+        else:
+            example = f"{_shown([cells[0] for cells in row])} gives {_shown(found[0][at])} for {_shown(expected[0][at])}"
+            parity += Parity(label_differences=int(labels[at]), number_differences=int(numbers[at]), example=example)
     return parity
+
+
+def _like_alone(plan: Plan, pipeline: Any, row: Sequence[Sequence[Any]], found: Answer) -> bool:
+    "Whether an answer is the pipeline's for the row alone."
+    labels, numbers, _ = _wrong(plan, _expected(plan, pipeline, table_of(plan.schema, row)), found)
+    return not (labels[0] or numbers[0])
 
 
 def _shown(value: Any) -> str:
@@ -124,7 +144,7 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
             return Parity(adversarial=1, refused=1), False
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is answered, though the pipeline says: {str(error)[:120]}"), False
     try:
-        return compare(plan, expected, columns) + Parity(adversarial=1), True
+        return compare(plan, pipeline, expected, columns) + Parity(adversarial=1), True
     except Refused as error:
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is refused: {error.what[:120]}"), True
 
@@ -136,7 +156,7 @@ def _each(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], values: Sequ
         return verdict, list(values) if accepted else []
     try:
         expected = _expected(plan, pipeline, table_of(plan.schema, rows))
-        return compare(plan, expected, rows) + Parity(adversarial=len(values)), list(values)
+        return compare(plan, pipeline, expected, rows) + Parity(adversarial=len(values)), list(values)
     except Exception:  # noqa: BLE001
         half = len(values) // 2
     one = _each(plan, pipeline, [cells[:half] for cells in rows], values[:half])
@@ -168,7 +188,7 @@ def _in_portions(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], de
         return sum((_in_portions(plan, pipeline, [cells[at : at + 20_000] for cells in columns]) for at in starts), Parity())
     try:
         expected = _expected(plan, pipeline, table_of(plan.schema, columns))
-        return compare(plan, expected, columns) + Parity(adversarial=rows)
+        return compare(plan, pipeline, expected, columns) + Parity(adversarial=rows)
     except Exception:  # noqa: BLE001
         if rows == 1:
             return _alone(plan, pipeline, columns)[0]
@@ -203,35 +223,34 @@ def prove_parity(
     mixed = mixed_rows(plan.schema, columns, taken, random, rest)
     if rest:
         parity += _in_portions(plan, pipeline, mixed)
-    parity += _one_by_one(plan, [pick(columns, random.integers(0, count, min(count, 100))), [cells[:100] for cells in near], [cells[:100] for cells in mixed]])
+    parity += _one_by_one(plan, pipeline, [pick(columns, random.integers(0, count, min(count, 100))), [cells[:100] for cells in near], [cells[:100] for cells in mixed]])
     return parity
 
 
 def _data(plan: Plan, pipeline: Any, table: Any, columns: Sequence[Sequence[Any]]) -> Parity:
     count = len(columns[0])
     try:
-        return compare(plan, _expected(plan, pipeline, table), columns) + Parity(rows=count)
+        return compare(plan, pipeline, _expected(plan, pipeline, table), columns) + Parity(rows=count)
     except Refused as error:
         return Parity(rows=count, refusal_differences=1, example=f"rows of the data are refused: {error.what[:200]}")
 
 
-def _one_by_one(plan: Plan, tables: Sequence[Sequence[Sequence[Any]]]) -> Parity:
-    "Rows asked alone answer as they do together."
+def _one_by_one(plan: Plan, pipeline: Any, tables: Sequence[Sequence[Sequence[Any]]]) -> Parity:
+    "Rows asked alone answer as they do together, or as the pipeline does alone."
     parity = Parity()
     for columns in tables:
         for at in range(len(columns[0])):
             one = pick(columns, [at])
             row = [cells.tolist()[0] if isinstance(cells, np.ndarray) else cells[0] for cells in one]
             try:
-                many = [cells * 2 if isinstance(cells, list) else np.repeat(cells, 2) for cells in one]
-                together, chances = plan.predict(many), plan.predict_proba(many) if "probabilities" in plan.ends else None
+                together = plan.answer([cells * 2 if isinstance(cells, list) else np.repeat(cells, 2) for cells in one])
             except Refused:
                 continue
-            first, own = plan.answer_row(row)
-            if plan.classes:
-                parity += Parity(label_differences=int(first != together[0].item() if hasattr(together[0], "item") else first != together[0]))
-            else:
-                parity += Parity(number_differences=int(not _close(np.atleast_1d(np.array(first, float))[None], np.atleast_1d(together[0])[None])[0].all()))
-            if chances is not None and own is not None:
-                parity += Parity(number_differences=int(not _close(chances[:1], np.array([own]))[0].all()))
+            first, chances = plan.answer_row(row)
+            alone = (np.array([first]), None if chances is None else np.array([chances]))
+            labels, numbers, _ = _wrong(plan, tuple(None if each is None else each[:1] for each in together), alone)  # type: ignore[arg-type]
+            if labels[0] or numbers[0]:
+                same = _like_alone(plan, pipeline, one, alone)
+                example = None if same else f"{_shown(row)} gives {_shown(first)} alone and {_shown(together[0][0])} among others"
+                parity += Parity(ambiguous=int(same), label_differences=int(labels[0] and not same), number_differences=int(numbers[0] and not same), example=example)
     return parity

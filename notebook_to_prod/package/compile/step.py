@@ -17,8 +17,8 @@ from ..schema import Schema
 
 # %% auto #0
 __all__ = ['STEPS', 'TRANSFORMERS', 'MODELS', 'OUTSIDE', 'NotCompiled', 'Refused', 'not_compiled', 'Step', 'step_fields',
-           'encode', 'decode', 'Finite', 'Dense', 'Numbers', 'Cells', 'request_cells', 'Gather', 'common_dtype',
-           'all_numeric', 'Model', 'known_as', 'transformer', 'model', 'Builder']
+           'encode', 'decode', 'Finite', 'FiniteCells', 'Dense', 'Numbers', 'Cells', 'request_cells', 'Gather',
+           'common_dtype', 'all_numeric', 'Model', 'known_as', 'transformer', 'model', 'Builder']
 
 # %% ../../../nbs/package/compile/00_step.ipynb #errors
 class NotCompiled(ExportError):
@@ -60,15 +60,29 @@ def step_fields(step: Step) -> dict[str, Any]:
     return {each.name: getattr(step, each.name) for each in fields(step) if each.init}  # type: ignore[arg-type]
 
 # %% ../../../nbs/package/compile/00_step.ipynb #write
+def _whole(array: np.ndarray) -> np.ndarray:
+    "An array with the gaps in memory that a part of a larger one has: linear algebra may add in an order that depends on them."
+    if array.ndim != 2 or array.flags.forc or min(array.strides) != array.itemsize:
+        return array
+    by_column = array.strides[0] == array.itemsize
+    gap = max(array.strides) // array.itemsize
+    shape = (gap, array.shape[1]) if by_column else (array.shape[0], gap)
+    whole = np.zeros(shape, array.dtype, order="F" if by_column else "C")
+    whole[: array.shape[0], : array.shape[1]] = array
+    return whole
+
+
 def encode(value: Any, arrays: list[np.ndarray]) -> Any:
     "A field as JSON; its arrays are appended to `arrays`, each once."
     if isinstance(value, np.ndarray):
         if value.dtype.hasobject:
             raise TypeError(f"an array of {value.dtype} has no form without pickle")
         known = [position for position, array in enumerate(arrays) if array is value]
-        if not known:
-            arrays.append(value)
-        return {"array": known[0] if known else len(arrays) - 1}
+        if known:
+            return {"array": known[0]}
+        whole = _whole(value)
+        arrays.append(whole)
+        return {"array": len(arrays) - 1} | ({} if whole is value else {"part": list(value.shape)})
     if isinstance(value, Mapping):
         return {"pairs": [[encode(key, arrays), encode(each, arrays)] for key, each in value.items()]}
     if isinstance(value, list | tuple):
@@ -86,7 +100,8 @@ def decode(content: Any, arrays: Sequence[np.ndarray]) -> Any:
         return [decode(each, arrays) for each in content]
     if isinstance(content, dict):
         if "array" in content:
-            return arrays[content["array"]]
+            array = arrays[content["array"]]
+            return array[: content["part"][0], : content["part"][1]] if "part" in content else array
         return {decode(key, arrays): decode(each, arrays) for key, each in content["pairs"]}
     return content
 
@@ -106,6 +121,19 @@ class Finite(Step):
         if not np.isfinite(data).all() and (not self.allow_nan or np.isinf(data).any()):
             raise Refused("a value is infinite, too large or missing", remedy="send numbers of the size the model was trained on")
         return values
+
+
+@dataclass(eq=False)
+class FiniteCells(Step):
+    "Refuse infinite numbers among cells."
+
+    columns: list[int]
+
+    def __call__(self, columns: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
+        for each in self.columns:
+            if any(value is not None and (value - value != 0) and value == value for value in columns[each]):
+                raise Refused("a value is infinite", where=f"column {each}", remedy="send a finite number")
+        return columns
 
 
 @dataclass(eq=False)
