@@ -5,7 +5,7 @@
 # %% ../../../nbs/package/compile/06_onnx.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -37,12 +37,20 @@ def _attribute(name: str, kind: int, content: bytes) -> bytes:
     return _block(5, _block(1, name) + content + _number(20, kind))
 
 
-def _integers(name: str, values: Iterable[int]) -> bytes:
-    return _attribute(name, 7, _block(8, b"".join(map(_integer, values))))
+def _integers(name: str, values: np.ndarray) -> bytes:
+    "Numbers below 2**35, none negative."
+    groups = values.astype(np.uint64)[:, None] >> np.arange(0, 35, 7, dtype=np.uint64)
+    follows = groups[:, 1:] > 0
+    octets = (groups & np.uint64(127)).astype(np.uint8)
+    octets[:, :-1] |= follows.astype(np.uint8) << 7
+    used = np.concatenate([np.ones((len(values), 1), dtype=bool), follows], axis=1)
+    return _attribute(name, 7, _block(8, octets[used].tobytes()))
 
 
-def _texts(name: str, values: Iterable[str]) -> bytes:
-    return _attribute(name, 8, b"".join(_block(9, each) for each in values))
+def _choices(name: str, first: np.ndarray, texts: tuple[str, str]) -> bytes:
+    "One of two texts for each, the first where `first` is true."
+    one, other = (_block(9, each) for each in texts)
+    return _attribute(name, 8, b"".join([one if each else other for each in first.tolist()]))
 
 
 _FLOAT, _DOUBLE = 1, 11
@@ -80,17 +88,17 @@ def forest_bytes(
     suffix = "_as_tensor" if real == np.float64 else ""
     reals = _tensor if real == np.float64 else _floats
     attributes = [
-        _integers("nodes_treeids", tree.tolist()),
-        _integers("nodes_nodeids", local.tolist()),
-        _integers("nodes_featureids", np.where(inner, feature, 0).tolist()),
+        _integers("nodes_treeids", tree),
+        _integers("nodes_nodeids", local),
+        _integers("nodes_featureids", np.where(inner, feature, 0)),
         reals(f"nodes_values{suffix}", np.where(inner, threshold, 0).astype(real)),
-        _texts("nodes_modes", np.where(inner, "BRANCH_LEQ", "LEAF").tolist()),
-        _integers("nodes_truenodeids", np.where(inner, left - start, 0).tolist()),
-        _integers("nodes_falsenodeids", np.where(inner, right - start, 0).tolist()),
-        _integers("nodes_missing_value_tracks_true", (inner & missing_left).astype(int).tolist()),
-        _integers("target_treeids", tree[ends].tolist()),
-        _integers("target_nodeids", local[ends].tolist()),
-        _integers("target_ids", tree[ends].tolist()),
+        _choices("nodes_modes", inner, ("BRANCH_LEQ", "LEAF")),
+        _integers("nodes_truenodeids", np.where(inner, left - start, 0)),
+        _integers("nodes_falsenodeids", np.where(inner, right - start, 0)),
+        _integers("nodes_missing_value_tracks_true", (inner & missing_left).astype(int)),
+        _integers("target_treeids", tree[ends]),
+        _integers("target_nodeids", local[ends]),
+        _integers("target_ids", tree[ends]),
         reals(f"target_weights{suffix}", leaf[ends].astype(real)),
         _attribute("n_targets", 2, _number(3, len(roots))),
     ]

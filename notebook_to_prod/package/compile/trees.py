@@ -48,7 +48,7 @@ class Forest(Step):
         self._leaf = np.where(ends, np.cumsum(ends) - 1, -1)
         self._column = np.where(ends, 0, self.feature).astype(np.intp)
         self._children = np.stack([self.right, self.left], axis=1).astype(np.intp).ravel()
-        self._first = self._leaf[[np.flatnonzero(ends[root:])[0] + root for root in self.roots]]
+        self._first = (np.cumsum(ends) - ends)[self.roots]  # Leaves before each tree
         self._start = self.roots.astype(np.intp)
         self._levels = _levels(self._children, self._start, ends)
         self._session: Any = None
