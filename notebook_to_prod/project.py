@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,8 +22,9 @@ from typing import Any
 from .errors import StoreError
 
 # %% auto #0
-__all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'store_errors',
-           'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store', 'shipped_file']
+__all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'temporary_prefix',
+           'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store',
+           'shipped_file']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -66,6 +69,35 @@ def find_project(
             return folder
     return start
 
+# %% ../nbs/01_project.ipynb #temporary
+def temporary_prefix(path: Path) -> str:
+    "How the temporary file or folder that becomes `path` begins: with the machine and the process that make it."
+    return f".{platform.node()}.{os.getpid()}.{path.name[:40]}."
+
+
+def remove_orphans(folder: Path) -> list[Path]:
+    "Remove what processes of this machine that have died since left half-written in `folder`; returns what was removed."
+    removed = []
+    for path in folder.glob(f".{glob.escape(platform.node())}.*.tmp"):
+        process = path.name.removeprefix(f".{platform.node()}.").partition(".")[0]
+        if process.isdecimal() and not _is_alive(int(process)):
+            for each in (path, *path.rglob("*")):
+                if each.is_dir() and not each.is_symlink():
+                    each.chmod(0o755)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
 # %% ../nbs/01_project.ipynb #os-errors
 _REMEDIES = {
     errno.ENOSPC: "free some space",
@@ -92,7 +124,7 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
     data = content.encode() if isinstance(content, str) else content
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -120,7 +152,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, DependencyError, NotFoundError
-from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text, store_errors
+from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text, store_errors, temporary_prefix
 from .keys import SIGNATURES
 from .profile import Profile
 from .schema import Schema, jsonable, to_table
@@ -145,7 +145,7 @@ def _protect(path: Path) -> None:
 def remove_bundle(path: Path) -> None:
     "Remove a bundle: it disappears in one step, and its files after that; raises `StoreError`."
     with store_errors(path):
-        doomed = Path(tempfile.mkdtemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent))
+        doomed = Path(tempfile.mkdtemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent))
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             path.chmod(0o755)
             path.rename(doomed / "bundle")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, TrackingError, UnavailableError
-from ..project import Store, digest_file, write_json
+from ..project import Store, digest_file, write_json, remove_orphans
 from .data import current_digest
 from .environment import describe_environment, kernel_environment
 from .question import Question
@@ -61,6 +61,8 @@ def _settle(store: Store, run_id: str) -> RunRecord | None:
         return record
     with contextlib.suppress(TrackingError):
         end_run(store, run_id)
+    for place in (store.bundles, store.runs, folder, store.home / "questions", *store.data.rglob("")):
+        remove_orphans(place)
     error = {"type": "RunCrashedError", "what": "the process of this run was killed", "remedy": "none: the run was started anew"}
     return save_record(replace(record, status="failed", finished=now(), error=error))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import DataError, StoreError
-from ..project import Store, digest_file, digest_json, store_errors
+from ..project import Store, digest_file, digest_json, store_errors, temporary_prefix
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -282,7 +282,7 @@ def write_blob(store: Store, digest: str, path: Path) -> None:
     "Write the content of a blob to `path`, whole or not at all, replacing what is there; raises `StoreError`."
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as target, open_blob(store, digest) as file:
                 shutil.copyfileobj(file, target, _BLOCK)

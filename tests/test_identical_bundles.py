@@ -1,0 +1,24 @@
+"""Twenty notebooks, run twice each in other folders and with other hash seeds, make the same bundles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from estimators import NAMES, cells_of
+from notebooks import make_project
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_runs_give_the_same_bundle(name: str, tmp_path: Path) -> None:
+    digests = []
+    for number in ("1", "2"):
+        project = make_project(tmp_path / f"project {number}")
+        notebook = project.notebook("notebooks/train.ipynb" if number == "1" else "train.ipynb", cells_of(name))
+        elsewhere = tmp_path / f"elsewhere {number}"
+        elsewhere.mkdir()
+        home = str(project.home)
+        done = project.run(notebook, cwd=elsewhere, PYTHONHASHSEED=number, N2P_HOME=home)
+        assert done.code == 0, done.stderr
+        digests.append(done.json["bundle"])
+    assert digests[0] == digests[1]

@@ -1,0 +1,57 @@
+"""A run that was killed at any moment is taken up by the next call, which finishes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+
+import psutil
+from mlflow import MlflowClient
+from notebooks import Project
+
+from notebook_to_prod.package.bundle import open_bundle
+
+NOTEBOOK = {
+    "parameters": "seed = 3\nalpha = 1.0",
+    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
+    "read": "table = n2p.load('table.csv')\nX, y = table[['x']], table['y']",
+    "fit": "from sklearn.linear_model import LogisticRegression\n\nmodel = LogisticRegression(C=alpha).fit(X, y)",
+    "evaluate": "run.metric('accuracy', model.score(X, y))",
+    "export": "run.export(model, X, y, X, y)",
+}
+
+
+def test_killed_at_random_moments(project: Project) -> None:
+    kills = int(os.environ.get("N2P_TEST_KILLS", "6"))
+    moments = random.Random(7)
+    (project.folder / "table.csv").write_text("x,y\n" + "1,0\n2,1\n3,0\n4,1\n" * 10)
+    project.notebook("train.ipynb", NOTEBOOK)
+    started = time.monotonic()
+    assert project.run("train.ipynb").code == 0
+    duration = time.monotonic() - started
+    expected = {}
+    for number in range(kills):
+        arguments = ("run", "train.ipynb", "--json", "-p", "alpha", str(2.0 + number))
+        process = project.start("n2p", *arguments)
+        time.sleep(moments.uniform(0.05, duration))
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done = project.n2p(*arguments)
+        assert done.code == 0, done.stderr
+        assert done.json["status"] == "finished" and done.json["bundle"]
+        open_bundle(done.json["bundle_path"], done.json["bundle"])
+        expected[str(2.0 + number)] = done.json["run_id"]
+        assert psutil.wait_procs(family, timeout=30)[1] == [], "a process outlives the run"
+    records = [json.loads((folder / "record.json").read_text()) for folder in project.run_folders]
+    finished = {str(each["parameters"]["alpha"]): each["run_id"] for each in records if each["status"] == "finished"}
+    assert finished == {**expected, "1.0": finished["1.0"]} and len(finished) == kills + 1
+    assert {record["status"] for record in records} <= {"finished", "failed"}
+    assert [*project.home.rglob("*.tmp")] == []
+    client = MlflowClient(project.address)
+    runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
+    assert sum(run.info.status == "FINISHED" for run in runs) == kills + 1
