@@ -151,12 +151,15 @@ def _judge_feature(name: str, forbidden: str, feature: str, found: dict[str, Est
     return Verdict(name, status, why, feature if feature == forbidden else f"{feature} for {forbidden}", each.number, limit, False, each.interval, {"tells": score})
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #shap
+_BACKGROUND = 25  # Training rows that stand for an absent feature
+
+
 def shap_importance(case: Case, policy: Policy) -> dict[str, float]:  # Largest first
     "Mean absolute Shapley value of every feature over some test rows, in units of the answer."
     import numpy as np
     import shap
 
-    rows, train = case.test_sample(policy, policy.explain.shap_rows), case.train_sample(policy, 50)
+    rows, train = case.test_sample(policy, policy.explain.shap_rows), case.train_sample(policy, _BACKGROUND)
     coded = _Coded([*train.X.columns], [train.X, rows.X])
     background, explained = (coded.encode(each) for each in (train.X, rows.X))
 

@@ -81,6 +81,8 @@ class Metric:
             return _fast_auc(answers.scores, y == answers.classes[1])
         if self.name in ("r2", "r2_score") and answers.predictions.ndim == 1 and y.ndim == 1:
             return _fast_r2(answers.predictions.astype("float64"), y.astype("float64"))
+        if self.name in ("average_precision", "average_precision_score") and answers.scores is not None:
+            return _fast_average_precision(answers.scores, y == answers.classes[1])
         classifier, regressor = _replaying()
         replay = (regressor if answers.classes is None else classifier)(answers)
 
@@ -141,6 +143,25 @@ def _fast_auc(scores: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray]
         return float((of_positive * (below + 0.5 * of_negative)).sum() / pairs)
 
     return value
+def _fast_average_precision(scores: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], float]:
+    "The average precision of resampled rows, sorted once: the mean of the precision over the steps of the recall."
+    import numpy as np
+
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) != 0])
+    sorted_positive = positive[order]
+
+    def value(at: np.ndarray) -> float:
+        weight = np.bincount(at, minlength=len(scores))[order]
+        of_positive = np.add.reduceat(weight * sorted_positive, starts)
+        found, shown = np.cumsum(of_positive), np.maximum(np.cumsum(np.add.reduceat(weight, starts)), 1)
+        if not found[-1]:
+            raise ValueError("no positive rows")
+        return float((of_positive * found / shown).sum() / found[-1])
+
+    return value
+
+
 def _fast_r2(predictions: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], float]:
     "The coefficient of determination of resampled rows."
     error = (y - predictions) ** 2

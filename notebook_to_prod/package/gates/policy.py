@@ -90,7 +90,7 @@ class ExplainPolicy:
     proxy: float = 0.9  # Score at which one feature tells a forbidden one
     shap: bool = True  # Where SHAP is installed
     rows: int = 2_000
-    shap_rows: int = 20
+    shap_rows: int = 12
 
 # %% ../../../nbs/package/gates/01_policy.ipynb #serving
 @dataclass(frozen=True)

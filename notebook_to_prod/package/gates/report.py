@@ -61,10 +61,10 @@ _BLUE, _ORANGE, _GREY, _RED = "#3b6fb6", "#d9772b", "#8a8a8a", "#b3372f"
 
 
 def _bars(axes: Axes, values: Mapping[str, float], limit: float | None, bad: Callable[[float], bool]) -> None:
-    names = [name if len(name) < 38 else f"{name[:36]}…" for name in values]
+    names = [name if len(name) < 60 else f"{name[:58]}…" for name in values]
     places = range(len(names))
     axes.barh(places, list(values.values()), color=[_RED if bad(value) else _BLUE for value in values.values()], height=0.7)
-    axes.set_yticks(list(places), names)
+    axes.set_yticks(list(places), names, fontsize="x-small" if max(map(len, names)) > 24 else "small")
     axes.invert_yaxis()
     if limit is not None:
         axes.axvline(limit, color=_GREY, linestyle="--", linewidth=1)
@@ -80,9 +80,9 @@ def _plot_calibration(axes: Axes, verdicts: list[Verdict]) -> None:
 def _plot_slices(axes: Axes, verdicts: list[Verdict]) -> None:
     worst = verdicts[0].evidence["worst"]
     score = next(key for key in worst[0] if key not in ("slice", "rows", "rest", "p"))
-    drops = {f"{each['slice']} ({each['rows']})": each["rest"] - each[score] for each in worst}
+    drops = {f"{each['rows']:,}: {each['slice']}": each["rest"] - each[score] for each in worst}
     _bars(axes, drops, verdicts[0].threshold, lambda value: value > (verdicts[0].threshold or 0))
-    axes.set(title="Worst slices (rows)", xlabel=f"{score} below the rest")
+    axes.set(title="Worst slices", xlabel=f"{score} below the rest")
 
 
 def _plot_robustness(axes: Axes, verdicts: list[Verdict]) -> None:
@@ -115,8 +115,8 @@ def _plot_groups(axes: Axes, verdicts: list[Verdict]) -> None:
         axes.barh([place + offset for place in range(len(groups))], [float(value) for value in groups.values()], height=0.22, color=color, label=rate)
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.08), ncols=3, frameon=False, fontsize="small")
-    axes.set_title("Rates of every group", pad=30)
+    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    axes.set_title("Rates of every group")
 
 
 _PLOTS: dict[str, tuple[Callable[[Verdict], bool], Callable[[Any, list[Verdict]], None]]] = {

@@ -66,9 +66,12 @@ def run_gates(
 
 
 def _ask(gate: Gate, case: Case, policy: Policy) -> list[Verdict]:
+    from threadpoolctl import threadpool_limits
+
     found: list[Verdict] = []
     try:
-        found.extend(gate.judge(case, policy))
+        with threadpool_limits(1):  # many small calls: threads would add up in another order, and wait for each other
+            found.extend(gate.judge(case, policy))
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever broke, the gate has no proof

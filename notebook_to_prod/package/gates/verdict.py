@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,10 @@ def skipped(gate: str, why: str, subject: str = "") -> Verdict:
 
 
 def shown(number: float | None) -> str:
-    "A number as a sentence has it: four significant digits."
-    return "nothing" if number is None else f"{number:.4g}"
+    "A number as a sentence has it: four significant digits, or a whole number."
+    if number is None:
+        return "nothing"
+    return f"{number:,.0f}" if abs(number) >= 1_000 and number == round(number) else f"{number:.4g}"
 
 # %% ../../../nbs/package/gates/00_verdict.ipynb #report
 @dataclass(frozen=True)
