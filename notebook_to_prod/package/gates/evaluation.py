@@ -5,8 +5,10 @@
 # %% ../../../nbs/package/gates/03_evaluation.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import DataError
 from ..schema import jsonable
 from ...project import Store
-from ...train.snapshot import keep_stream, open_blob
+from ...train.snapshot import find_blob, keep_stream, open_blob
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -151,7 +153,10 @@ def keep_table(store: Store, table: Any, name: str) -> str:
     file = io.BytesIO()
     pq.write_table(encoded, file, compression="zstd")
     file.seek(0)
-    return keep_stream(store, file, name).digest
+    digest = keep_stream(store, file, name).digest
+    with contextlib.suppress(OSError):  # seen now, so that no `n2p data gc` takes it before the bundle names it
+        os.utime(find_blob(store, digest) or store.data)
+    return digest
 
 
 def load_table(store: Store, digest: str) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, NotFoundError, StoreError
-from . import data, explain, fairness, leakage, quality, robustness, serving, slices  # each adds its gates to GATES
+from . import data, explain, fairness, leakage, quality, robustness, serving, slices
 from .case import GATES, Case, Gate
 from .policy import Policy, find_policy
 from .verdict import Report, Verdict
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = ['choose_gates', 'run_gates', 'Past', 'Backtest', 'backtest']
 
 # %% ../../../nbs/package/gates/14_run.ipynb #choose
-_ORDER = ("data", "quality", "robustness", "fairness", "explain", "serving")
+# The modules whose import adds the gates of each family, in the order in which they are asked.
+_FAMILIES = {"data": (leakage, data), "quality": (quality, slices), "robustness": (robustness,), "fairness": (fairness,), "explain": (explain,), "serving": (serving,)}
+_ORDER = (*_FAMILIES,)
 
 
 def choose_gates(
