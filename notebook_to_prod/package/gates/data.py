@@ -84,7 +84,8 @@ def infer_expectations(schema: Schema) -> Expectations:
     kind, columns = kinds(schema), {}
     for column in schema.columns:
         asked: dict[str, Any] = {"type": kind[column.name], "nullable": column.nullable}
-        asked |= {key: value for key, value in (("min", column.minimum), ("max", column.maximum)) if value is not None}
+        if kind[column.name] == "number":  # of dates, tomorrow's are always beyond the range
+            asked |= {key: value for key, value in (("min", column.minimum), ("max", column.maximum)) if value is not None}
         if column.categories is not None and len(column.categories) <= _MOST_LISTED:
             asked["values"] = list(column.categories)
         columns[column.name] = asked

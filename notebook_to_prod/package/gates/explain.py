@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,15 +43,14 @@ def permutation_importance(case: Case, policy: Policy) -> dict[str, Estimate]:  
 
 def _importance(case: Case, policy: Policy, np: Any, t: Any) -> dict[str, Estimate]:
     rows, metric = case.test_sample(policy, policy.explain.rows), primary_metric(case, policy)
-    everything = np.arange(len(rows.y))
-    clean = metric.statistic(case.answers(rows), rows.y)(everything)
+    clean = metric.score(case.answers(rows), rows.y)
     random, found = np.random.default_rng(policy.seed), {}
     half = float(t.ppf((1 + policy.confidence) / 2, _REPEATS - 1)) / _REPEATS**0.5
     for name in list(rows.X.columns)[:_MOST_COLUMNS]:
         losses = []
         for _ in range(_REPEATS):
             shuffled = rows.X[name].iloc[random.permutation(len(rows.y))].set_axis(rows.X.index)
-            disturbed = metric.statistic(case.ask(rows.X.assign(**{name: shuffled})), rows.y)(everything)
+            disturbed = metric.score(case.ask(rows.X.assign(**{name: shuffled})), rows.y)
             losses.append(metric.sign * (clean - disturbed))
         mean, width = float(np.mean(losses)), half * float(np.std(losses, ddof=1))
         found[name] = Estimate(mean, (mean - width, mean + width), f"{_REPEATS} permutations")
@@ -68,6 +68,9 @@ def importance(case: Case, policy: Policy) -> Iterator[Verdict]:
     ranked = {feature: {"importance": each.number, "interval": each.interval} for feature, each in found.items()}
     evidence = {"importance": ranked, "metric": primary_metric(case, policy).name, **rows.evidence}
     first = next(iter(found))
+    if math.isnan(found[first].number):
+        yield Verdict(name, "fail", f"{evidence['metric']} cannot be computed of the test rows", evidence=rows.evidence)
+        return
     if not settings.required:
         why = f"'{first}' matters most: without it {primary_metric(case, policy).name} is worse by {shown(found[first].number)}"
         yield Verdict(name, "pass", why, first, found[first].number, None, True, found[first].interval, evidence)

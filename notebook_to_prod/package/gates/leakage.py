@@ -169,8 +169,10 @@ def duplicates(case: Case, policy: Policy) -> Iterator[Verdict]:
     if continuous or text:
         yield judge(name, shared, limit, "share of test rows that training has seen", at_least=False, subject="rows", **evidence)
         return
-    probe = np.random.default_rng(policy.seed).permutation(len(train))[: max(1, min(len(test), len(train) // 5))]
+    probe = np.random.default_rng(policy.seed).permutation(len(train))[: max(1, min(len(test), len(train) // 2))]
     rest = np.delete(train, probe)
     within = float(np.isin(train[probe], rest).mean()) if len(rest) else 0.0
-    why = f"share of test rows that training has seen, of {shown(within)} that coincide within training"
-    yield judge(name, shared, within + max(limit, 0.1 * within), why, at_least=False, subject="rows", within=within, **evidence)
+    chance = 2 * (within * (1 - within) * (1 / len(probe) + 1 / len(test))) ** 0.5
+    compared = float(np.isin(test, rest).mean()) if len(rest) else shared
+    why = f"share of test rows among {len(rest):,} of training, where {shown(within)} of training coincide,"
+    yield judge(name, compared, within + limit + chance, why, at_least=False, subject="rows", within=within, shared=shared, **evidence)

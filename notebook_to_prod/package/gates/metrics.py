@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,15 @@ class Metric:
                 return float(self.sign * self.scorer(replay, at, y[at]))
 
         return value
+
+    def score(self, answers: Answers, y: np.ndarray) -> float:
+        "The metric of all rows; NaN where it has no value, such as with one class."
+        import numpy as np
+
+        try:
+            return self.statistic(answers, y)(np.arange(len(y)))
+        except ValueError:
+            return math.nan
 
     @property
     def greater_is_better(self) -> bool:

@@ -64,7 +64,7 @@ class RobustnessPolicy:
     missing: float = 0.05  # Share of the values that go missing
     class_odds: float = 2.0  # How much likelier each class becomes in turn
     shift: float = 0.1  # Standard deviations by which all numbers move
-    outside: float = 0.02  # Share of the values that leave the range of training, or become unseen texts
+    outside: float = 0.02  # Share of the values at each end that move outwards, and of texts that become unseen ones
     unstable: float = 0.01  # Share of rows whose answer may depend on rounding or on the rows beside them
     rows: int = 4_000
 

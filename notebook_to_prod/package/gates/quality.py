@@ -111,10 +111,7 @@ def _against(name: str, case: Case, policy: Policy, rival: Answers, margin: floa
     rows, metric = case.test_sample(policy), primary_metric(case, policy)
     answers = case.answers(rows)
     found = metric.difference(answers, rival, rows.y, policy)
-    import numpy as np
-
-    everything = np.arange(len(rows.y))
-    scores = {"model": metric.statistic(answers, rows.y)(everything), who: metric.statistic(rival, rows.y)(everything)}
+    scores = {"model": metric.score(answers, rows.y), who: metric.score(rival, rows.y)}
     why = f"{metric.name} {shown(scores['model'])} against {shown(scores[who])} of {who}: the difference"
     verdict = judge(name, found.number if found.interval else None, margin, why, interval=found.interval, subject=metric.name, scores=scores, method=f"paired {found.method}", **rows.evidence)
     if verdict.status == "pass" and found.interval and found.interval[0] <= 0 and margin == 0:  # better means more than equal
@@ -142,14 +139,12 @@ def simple(case: Case, policy: Policy) -> Iterator[Verdict]:
 @gate("quality.overfit")
 def overfit(case: Case, policy: Policy) -> Iterator[Verdict]:
     "Is the score in training close to the one in the test?"
-    import numpy as np
-
     cannot = _comparable("quality.overfit", case)
     if cannot:
         yield cannot
         return
     train, test, metric = case.train_sample(policy), case.test_sample(policy), primary_metric(case, policy)
-    train_score, test_score = (metric.statistic(case.answers(rows), rows.y)(np.arange(len(rows.y))) for rows in (train, test))
+    train_score, test_score = (metric.score(case.answers(rows), rows.y) for rows in (train, test))
     gap, limit = metric.sign * (train_score - test_score), policy.quality.gap
     why = f"{metric.name} {shown(train_score)} in training and {shown(test_score)} in the test: the gap"
     yield judge("quality.overfit", gap, limit, why, at_least=False, subject=metric.name, scores={"train": train_score, "test": test_score}, **test.evidence)
@@ -158,8 +153,6 @@ def overfit(case: Case, policy: Policy) -> Iterator[Verdict]:
 @gate("quality.champion")
 def champion(case: Case, policy: Policy) -> Iterator[Verdict]:
     "Is the model no worse than the champion on the same rows?"
-    import numpy as np
-
     name = "quality.champion"
     if case.champion is None:
         yield skipped(name, "there is no champion to compare with: --against NAME@production")
@@ -175,8 +168,7 @@ def champion(case: Case, policy: Policy) -> Iterator[Verdict]:
     except Exception as error:  # noqa: BLE001 - whatever it raises, there is no comparison
         yield Verdict(name, "fail", f"the champion cannot answer the test rows: {type(error).__name__}: {error}", metric.name)
         return
-    everything = np.arange(len(rows.y))
-    scores = {who: metric.statistic(each, rows.y)(everything) for who, each in (("challenger", case.answers(rows)), ("champion", rival))}
+    scores = {who: metric.score(each, rows.y) for who, each in (("challenger", case.answers(rows)), ("champion", rival))}
     margin = -policy.quality.champion_margin * abs(scores["champion"])
     why = f"{metric.name} {shown(scores['challenger'])} against {shown(scores['champion'])} of the champion: the difference"
     evidence: dict[str, Any] = {"scores": scores, "champion": case.against, "method": f"paired {found.method}", **rows.evidence}

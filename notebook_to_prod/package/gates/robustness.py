@@ -68,7 +68,7 @@ class Disturber:
         return self.rows.X.assign(**changed) if changed else None
 
     def outside(self) -> pd.DataFrame | None:
-        "Numbers beyond the range of training by its width, and texts that training has not seen, where the schema lets them."
+        "The ends of every number stretched by a tenth of its range in training, and texts that training has not seen, where the schema lets them."
         random, changed = self._random(3), {}
         train = self.case.train_sample(self.policy).X
         for column in self.case.schema.columns:
@@ -76,8 +76,10 @@ class Disturber:
             at = random.random(len(self.rows.y)) < self.policy.robustness.outside
             if name in self._numbers():
                 low, high = (float(each) for each in (train[name].min(), train[name].max()))
-                beyond = [low - (high - low), high + (high - low)][bool(random.random() < 0.5) or low >= 0]
-                changed[name] = _like(self.rows.X[name], self.rows.X[name].astype("float64").mask(at, beyond))
+                values, share = self.rows.X[name].astype("float64"), self.policy.robustness.outside
+                least, most = values.quantile(share), values.quantile(1 - share)
+                stretched = values.mask(values >= most, values + 0.1 * (high - low))
+                changed[name] = _like(self.rows.X[name], stretched if low >= 0 else stretched.mask(values <= least, values - 0.1 * (high - low)))
             elif column.kind == "string" and column.categories is not None and column.allow_unseen:
                 changed[name] = self.rows.X[name].mask(at, "a text that training has not seen")
         return self.rows.X.assign(**changed) if changed else None
@@ -256,15 +258,16 @@ def _finite(name: str, case: Case, policy: Policy, rows: Rows) -> Verdict:
     for column in rows.X.columns:
         if rows.X[column].dtype.kind == "f":
             values = rows.X[column].copy()
-            values.iloc[::3] = 1e30
-            values.iloc[1::3] = -1e30
+            reach = float(case.train_sample(policy).X[column].abs().replace(np.inf, np.nan).max())
+            values.iloc[::3] = 10 * reach
+            values.iloc[1::3] = -10 * reach
             far[column] = values.astype(rows.X[column].dtype)
     if not far:
         return skipped(name, "there are no columns of floating point")
     try:
         answers = case.ask(rows.X.assign(**far))
     except Exception as error:  # noqa: BLE001 - whatever it raises, there is no answer
-        return Verdict(name, "fail", f"the model does not answer numbers of 1e30: {type(error).__name__}: {error}"[:300], "finite", evidence=rows.evidence)
+        return Verdict(name, "fail", f"the model does not answer numbers ten times as large as in training: {type(error).__name__}: {error}"[:300], "finite", evidence=rows.evidence)
     parts = [each for each in (answers.predictions, answers.probabilities) if each is not None and each.dtype.kind == "f"]
     bad = max((float((~np.isfinite(each)).mean()) for each in parts), default=0.0)
-    return judge(name, bad, 0.0, "share of answers that are not finite numbers, to inputs of 1e30,", at_least=False, subject="finite", columns=list(far), **rows.evidence)
+    return judge(name, bad, 0.0, "share of answers that are not finite numbers, to inputs ten times as large as in training,", at_least=False, subject="finite", columns=list(far), **rows.evidence)

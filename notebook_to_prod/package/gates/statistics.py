@@ -109,7 +109,7 @@ def bootstrap(
     import numpy as np
 
     random, everything = np.random.default_rng(seed), np.arange(rows)
-    number = statistic(everything)
+    number = _value(statistic, everything)
     drawn = np.array([_value(statistic, random.integers(0, rows, rows)) for _ in range(resamples)])
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < 0.9 * resamples or not np.isfinite(number):
