@@ -102,6 +102,8 @@ def _array(column: Any) -> tuple[pa.Array, dict[str, Any]]:
         column = column.astype(categories.dtype if not column.isna().any() or categories.dtype.kind not in "iub" else object)
     elif column.dtype == object and any(value is None for value in column):
         about["missing"] = "none"
+    if column.dtype == object:  # a whole number stays one beside a missing value
+        return pa.array([None if pd.isna(value) else value for value in column]), about
     array = pa.Array.from_pandas(column)
     return (array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array), about
 
@@ -112,7 +114,7 @@ def _decode(table: pa.Table) -> Any:
     import pandas as pd
 
     how = json.loads(table.schema.metadata[b"n2p"])
-    columns = [_series(table.column(position).to_pandas(), about) for position, about in enumerate(how["columns"])]
+    columns = [_series(table.column(position).to_pandas(integer_object_nulls=True), about) for position, about in enumerate(how["columns"])]
     if how["container"] == "dataframe":
         frame = pd.concat([column.rename(position) for position, column in enumerate(columns)], axis=1) if columns else pd.DataFrame(index=range(len(table)))
         return frame.set_axis(pd.Index(how["names"], dtype=object if not how["names"] else None), axis=1)

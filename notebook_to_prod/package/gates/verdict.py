@@ -45,7 +45,8 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it and the store keeps it: numbers that JSON has not are texts."
-        return _plain(asdict(self))
+        numbers = {name: None if (value := getattr(self, name)) is None else float(value) for name in ("number", "threshold")}
+        return _plain({**asdict(self), **numbers, "interval": self.interval and tuple(map(float, self.interval))})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Verdict:
