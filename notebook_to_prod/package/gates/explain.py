@@ -176,7 +176,7 @@ def shap_importance(case: Case, policy: Policy) -> dict[str, float]:  # Largest 
         warnings.simplefilter("ignore")
         masker = shap.maskers.Independent(background, max_samples=len(background))
         explainer = shap.PermutationExplainer(answer, masker, seed=policy.seed)
-        values = explainer(explained, max_evals=4 * (2 * explained.shape[1] + 1), silent=True).values
+        values = explainer(explained, max_evals=2 * (2 * explained.shape[1] + 1), silent=True).values
     means = np.abs(values).mean(axis=(0, *range(2, values.ndim)))
     return dict(sorted(zip(rows.X.columns, map(float, means), strict=True), key=lambda item: -item[1]))
 

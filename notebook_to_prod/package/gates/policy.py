@@ -101,7 +101,7 @@ class ServingPolicy:
     memory_mb: float = 2_000.0
     cold_start_s: float = 30.0
     bundle_mb: float = 500.0
-    requests: int = 200
+    requests: int = 200  # For the latency; fewer of a slow service
     certificate: str = ""  # `bytes`, `predictions` or `metrics`; not asked for if empty
 
 
