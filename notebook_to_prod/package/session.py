@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import DataError, ExportError
 from .bundle import Bundle, Prediction, largest_difference, predict, remove_bundle, unusable_row, write_bundle
 from .code import collect_code, executed_sources
+from .gates.evaluation import keep_evaluation
 from .lock import lock_for
 from .profile import Profile, profile_predictions, profile_table
 from .proof import Prover, open_prover
@@ -61,13 +62,14 @@ class Run:
         glue(name, number, kind="metric", text=f"{name} = {number:.6g}")
         return number
 
-    def export(self, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any) -> Bundle:
+    def export(self, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any, *, sensitive: Any = None) -> Bundle:
         """Make a bundle of a fitted pipeline, load it again, and prove that it predicts the same.
 
         `X_train` (rows, columns) gives the schema, evenly spaced rows of `X_test` the golden rows; `y_train` and `y_test`
-        have one target a row. Raises `ExportError` naming what would not work elsewhere.
+        have one target a row. The store keeps the tables for the gates, and `sensitive`, a DataFrame of attributes of the
+        rows of `X_test` that the model does not see. Raises `ExportError` naming what would not work elsewhere.
         """
-        return _export(self, pipeline, X_train, y_train, X_test, y_test)
+        return _export(self, pipeline, (X_train, y_train, X_test, y_test), sensitive)
 
     def _repr_markdown_(self) -> str:
         state = "draft: run the notebook with `n2p run` to record it" if self.is_draft else "recorded"
@@ -180,10 +182,10 @@ def _estimator_name(pipeline: Any) -> str:
     return " → ".join(type(step).__name__ for _, step in steps) if steps else type(pipeline).__name__
 
 # %% ../../nbs/package/04_session.ipynb #export
-def _export(run: Run, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any) -> Bundle:
-    _check_pipeline(pipeline, X_train, y_train, X_test, y_test)
+def _export(run: Run, pipeline: Any, tables: tuple[Any, Any, Any, Any], sensitive: Any) -> Bundle:
+    _check_pipeline(pipeline, *tables)
     with _clean_process(pipeline) as clean:
-        contents = _contents(run, pipeline, X_train, X_test)
+        contents = _contents(run, pipeline, tables, sensitive)
         _refuse_secrets(contents)
         folder = open_store().bundles
         known = set(folder.iterdir()) if folder.is_dir() else set()
@@ -212,8 +214,9 @@ def _modules_of(pipeline: Any) -> list[str]:
     return sorted(name for name in modules if "site-packages" in (getattr(sys.modules.get(name), "__file__", None) or ""))
 
 
-def _contents(run: Run, pipeline: Any, X_train: Any, X_test: Any) -> dict[str, bytes]:
+def _contents(run: Run, pipeline: Any, tables: tuple[Any, Any, Any, Any], sensitive: Any) -> dict[str, bytes]:
     "The files of the bundle by path; raises `ExportError`."
+    X_train, _, X_test, _ = tables
     notebook = read_notebook(os.environ["N2P_NOTEBOOK"]) if "N2P_NOTEBOOK" in os.environ else None
     schema = infer_schema(X_train)
     sample = _sample(X_test, _GOLDEN_ROWS)
@@ -245,12 +248,30 @@ def _contents(run: Run, pipeline: Any, X_train: Any, X_test: Any) -> dict[str, b
         "model.pkl": code.pickled,
         "schema.json": _json(schema.to_dict()),
         "golden.json": _json({"rows": rows, "predictions": said.predictions, "probabilities": said.probabilities}),
-        "metadata.json": _json({**_metadata(run, pipeline, notebook, {"train": _length(X_train), "test": _length(X_test)}), "uses": code.names}),
+        "metadata.json": _json(
+            {
+                **_metadata(run, pipeline, notebook, {"train": _length(X_train), "test": _length(X_test)}),
+                "uses": code.names,
+                "evaluation": _evaluation(tables, sensitive),
+            }
+        ),
         "profile.json": _json(_profile(pipeline, schema, X_train, X_test, table).to_dict()),
         "requirements.lock": lock.encode(),
         "sbom.json": _json(bill_of_materials(lock, _estimator_name(pipeline))),
         **{f"code/{name}": content for name, content in code.files.items()},
     }
+
+
+def _evaluation(tables: tuple[Any, Any, Any, Any], sensitive: Any) -> dict[str, Any] | None:
+    "Keep what the gates look at; None, with a warning, if a table cannot be kept."
+    if sensitive is not None and _length(sensitive) != _length(tables[2]):
+        what = f"X_test has {_length(tables[2])} rows and sensitive has {_length(sensitive)}"
+        raise ExportError(what, where="run.export", remedy="give the sensitive attributes of the rows of X_test")
+    try:
+        return keep_evaluation(open_store(), *tables, sensitive=sensitive).to_dict()
+    except DataError as error:
+        warnings.warn(f"n2p gate cannot judge this bundle, {error.where}: {error.what}; {error.remedy}", stacklevel=5)
+        return None
 
 
 _PROFILED_ROWS = 10_000  # Of X_test, evenly spaced

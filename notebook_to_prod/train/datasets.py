@@ -5,6 +5,7 @@
 # %% ../../nbs/train/13_datasets.ipynb #imports
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, NotFoundError
+from ..errors import InputError, NotFoundError, StoreError
 from ..project import Store, atomic_folder, store_errors
 from .data import Dataset, Format, add, read_snapshot, remembered
 from .diff import DataDiff, compare_tables
@@ -179,11 +180,11 @@ def collect_garbage(
     remove: bool = False,  # Or only tell
     older_than: timedelta = timedelta(hours=1),  # Since it was seen last
 ) -> Garbage:
-    "Find, and with `remove` delete, the snapshots that no run record names; raises `StoreError` if a record is damaged."
+    "Find, and with `remove` delete, the snapshots that no run record names and the tables that no bundle names; raises `StoreError` if a record or a bundle is damaged."
     records = list_runs(store)
     limit = min([time.time() - older_than.total_seconds(), *(_seconds(each.started) for each in records if each.status == "running")])
     named = {digest for each in records for digest in _digests(each.datasets)}
-    unnamed, needed = [], set[Path]()
+    unnamed, needed = [], {path for digest in _evaluated(store) if (path := find_blob(store, digest))}
     for folder in (store.data / "datasets").glob("*"):
         digest = f"sha256:{folder.name}"
         if digest not in named and _used(folder) <= limit:
@@ -199,6 +200,19 @@ def collect_garbage(
             for path in files:
                 path.unlink(missing_ok=True)
     return Garbage(tuple(sorted(unnamed)), len(files), size, remove)
+
+
+def _evaluated(store: Store) -> set[str]:
+    "Digests of the tables that bundles name for their gates."
+    found = set[str]()
+    for path in store.bundles.glob("[!.]*/metadata.json"):
+        try:
+            with store_errors(path):
+                evaluation = json.loads(path.read_text(encoding="utf-8")).get("evaluation") or {}
+            found |= set(evaluation.get("digests", {}).values())
+        except (ValueError, AttributeError) as error:
+            raise StoreError("the metadata of a bundle is damaged", where=str(path), remedy="restore the bundle, or remove its folder") from error
+    return found
 
 
 def _seconds(moment: str) -> float:
