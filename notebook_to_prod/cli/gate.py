@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 @click.option("--write-expectations", "expectations", type=click.Path(path_type=Path, dir_okay=False), help="Write what training was like as YAML, to edit, and stop.")
 @click.option("--show-policy", is_flag=True, help="Show what is asked, and stop.")
 def gate(terminal: Terminal, bundle: str | None, policy: Path | None, against: str | None, only: tuple[str, ...], **options: Any) -> Result:
-    """Ask every gate about a bundle; exit code 1 if one says no. BUNDLE is its folder, a run, NAME@ALIAS or NAME@VERSION.
+    """Ask every gate about a bundle.
+
+    Exit code 1 if one says no. BUNDLE is a folder, a run, NAME@ALIAS or NAME@VERSION.
 
     Example: n2p gate latest --against flights@production
     """

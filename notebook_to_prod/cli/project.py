@@ -18,7 +18,9 @@ from .output import Result, Terminal, command
 @command("demo")
 @click.argument("folder", required=False, type=click.Path(file_okay=False, path_type=Path))
 def demo(terminal: Terminal, folder: Path | None) -> Result:
-    """Carry a real notebook to a served model, in FOLDER or a temporary one.
+    """Carry a real notebook to a served model.
+
+    In FOLDER, or in a temporary one.
 
     Example: n2p demo /tmp/flights
     """

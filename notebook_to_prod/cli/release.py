@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.argument("run")
 @click.option("--name", required=True, help="The model's name in the registry.")
 def register(terminal: Terminal, run: str, name: str) -> Result:
-    """Make a version of a run's bundle; RUN is a run id, a part of one, or `latest`.
+    """Make a numbered version of a run's bundle.
+
+    RUN is a run id, a part of one, or `latest`.
 
     Example: n2p register latest --name flights
     """
@@ -88,7 +90,7 @@ def rollback(terminal: Terminal, name: str, alias: str, reason: str | None) -> R
 @command("history")
 @click.argument("name")
 def history(terminal: Terminal, name: str) -> Result:
-    """Show every registration, promotion and rollback of a model.
+    """Show every registration, promotion and rollback.
 
     Example: n2p history flights
     """
@@ -113,7 +115,9 @@ def _move(event: object) -> str | None:
 @click.argument("after")
 @click.option("--attribute", is_flag=True, help="Run again with one cause at a time, and say how far each moves the metrics.")
 def why(terminal: Terminal, before: str, after: str, attribute: bool) -> Result:
-    """Show what differs between two runs, and how their metrics moved; each is a run, NAME@ALIAS or NAME@VERSION.
+    """Show what differs between two runs, and what moved the metrics.
+
+    Each is a run, NAME@ALIAS or NAME@VERSION.
 
     Example: n2p why flights@1 latest --attribute
     """
@@ -156,9 +160,9 @@ def _run_of(name: str) -> "RunRecord":
 @click.option("--tolerance", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Relative, of metrics.")
 @click.option("--ignore", multiple=True, metavar="METRIC", help="Do not compare this metric, such as one that measures time; repeatable.")
 def reproduce(terminal: Terminal, run: str, level: str, fresh_env: bool, tolerance: float, ignore: tuple[str, ...]) -> Result:
-    """Execute a run again from its record and certify how far it agrees; exit code 1 if not far enough.
+    """Execute a run again from its record, and certify the result.
 
-    RUN is a run id, a part of one, `latest`, NAME@ALIAS or NAME@VERSION.
+    Exit code 1 if it does not agree as far as --level asks. RUN is a run id, a part of one, `latest`, NAME@ALIAS or NAME@VERSION.
 
     Example: n2p reproduce latest --fresh-env
     """

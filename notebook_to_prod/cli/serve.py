@@ -35,7 +35,9 @@ def _predictor(reference: str) -> "Predictor":
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 def serve(terminal: Terminal, model: str, port: int, host: str) -> None:
-    """Serve a model over HTTP; MODEL is NAME@ALIAS or NAME@VERSION.
+    """Serve a model over HTTP.
+
+    MODEL is NAME@ALIAS or NAME@VERSION.
 
     Example: n2p serve flights@production --port 8000
     """
@@ -59,7 +61,9 @@ def serve(terminal: Terminal, model: str, port: int, host: str) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--no-hashes", is_flag=True, help="Do not ask the package index for hashes.")
 def export_service(terminal: Terminal, model: str, folder: Path, no_hashes: bool) -> Result:
-    """Write a service that runs without this package: app, bundle, lock, Dockerfile, README.
+    """Write a service that runs without this package.
+
+    The folder holds the app, the bundle, a lock with hashes, a Dockerfile and a README.
 
     Example: n2p export-service flights@production service
     """

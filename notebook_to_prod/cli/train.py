@@ -48,9 +48,9 @@ def _report_lines(report: "Report", fixed: tuple["Finding", ...]) -> list[tuple[
 @click.option("--fix", is_flag=True, help="Repair what can be repaired safely, in place.")
 @click.option("--allow", multiple=True, metavar="CODE", help="Do not report this code; repeatable.")
 def check(terminal: Terminal, notebooks: tuple[str, ...], fix: bool, allow: tuple[str, ...]) -> Result:
-    """Find what makes a notebook irreproducible, without running it.
+    """Find what makes a notebook irreproducible.
 
-    Exit code 1 if there are errors, 2 if a notebook cannot be read.
+    Nothing is run. Exit code 1 if there are errors, 2 if a notebook cannot be read.
 
     Example: n2p check train.ipynb --fix
     """
@@ -103,7 +103,9 @@ def _warn(terminal: Terminal, report: "Report") -> None:
 @click.option("--allow", multiple=True, metavar="CODE", help="Run in spite of this finding of n2p check; repeatable.")
 @click.option("--allow-unlocked", is_flag=True, help="Run even if the environment differs from the project's lock.")
 def run(terminal: Terminal, notebook: str, more: tuple[str, ...], typed: tuple[tuple[str, str], ...], files: tuple[Path, ...], **options: Any) -> Result:
-    """Run a notebook reproducibly and record the run; a question that has been answered is answered from the record.
+    """Run a notebook reproducibly and record the run.
+
+    A question that has been answered is answered from the record, as long as what was read is unchanged.
 
     Example: n2p run train.ipynb -p n_trees 200 -p password @env:DB_PASSWORD
     """
@@ -156,7 +158,9 @@ def _sweep(terminal: Terminal, notebook: str, sets: list[dict[str, Any]], severa
 @command("lock")
 @click.argument("project", required=False, type=click.Path(exists=True, file_okay=False, path_type=Path))
 def lock(terminal: Terminal, project: Path | None) -> Result:
-    """Resolve what the project requires into requirements.lock, with hashes; a lock of another tool is kept.
+    """Resolve what the project requires into requirements.lock.
+
+    Every file has its hashes, and what is installed stays where it fits. The lock of another tool is kept.
 
     Example: n2p lock
     """
