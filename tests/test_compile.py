@@ -408,6 +408,8 @@ def test_transformer_of_ones_own_stays_python(own: Any) -> None:
     pipeline.fit(table, targets(table)["two"])
     plan = proved(pipeline, table)
     assert plan.outside == ["columntransformer/own"]
+    with pytest.raises(BundleError, match="stays Python"):
+        Plan.from_bytes(plan.to_bytes()).predict(columns_of(plan.schema, table))
     with pytest.raises(BundleError, match="has no"):
         Plan.from_bytes(plan.to_bytes()).bind(make_pipeline(StandardScaler()))
 

@@ -16,6 +16,7 @@ from .cells import as_cells
 from .ends import Beside, Times
 from .features import Take
 from .step import OUTSIDE, Builder, Cells, Gather, Model, Numbers, Step, all_numeric, model, not_compiled, transformer
+from ...errors import BundleError
 from ..schema import Column, Schema, to_table
 
 # %% auto #0
@@ -138,6 +139,8 @@ class Outside(Step):
         return pd.DataFrame(self._gather(columns), columns=self._index)
 
     def __call__(self, value: Any) -> Any:
+        if self.part is None:
+            raise BundleError("the plan has a transformer that stays Python", where=self.path, remedy="give it its pipeline: Plan.bind")
         made = self.part.transform(value if self.columns is None else self._frame(value))
         made = made.to_numpy() if hasattr(made, "to_numpy") else made
         return made if hasattr(made, "tocsr") else np.asarray(made)
