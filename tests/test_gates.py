@@ -211,7 +211,12 @@ def test_an_override_needs_a_name_and_is_audited(trained: Project) -> None:
     assert not done.json["passed"]
     assert done.json["override"]["by"] == "Ada"
     events = [each for each in read_events(Store(trained.home)) if each.action == "override"]
-    assert [(each.user, each.reason, each.bundle) for each in events] == [("Ada", "a pilot", run["bundle"])]
+    assert [(each.reason, each.bundle) for each in events] == [("Ada: a pilot", run["bundle"])]
+    assert trained.n2p("gate", "attrition@2", "--only", "quality", "--override", "no other", "--by", "Ada").code == 0
+    history = trained.n2p("history", "attrition", "--json").json["events"]
+    assert [(each["version"], each["reason"]) for each in history if each["action"] == "override"] == [
+        (2, "Ada: no other")
+    ]
     assert read_reports(Store(trained.home), run["bundle"])[0].override.reason == "a pilot"
 
 

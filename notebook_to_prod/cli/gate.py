@@ -93,10 +93,11 @@ def _judge(terminal: Terminal, store: "Store", bundle: "Bundle", against: str | 
 
 def _override(store: "Store", report: "Report", name: str, version: int, by: str, reason: str) -> "Report":
     from notebook_to_prod.package.gates.verdict import Override, save_report
-    from notebook_to_prod.release.audit import Event, append_event
-    from notebook_to_prod.train.record import now
+    from notebook_to_prod.release.audit import record_event
+    from notebook_to_prod.release.registry import Registry, share_event
 
-    event = append_event(store, Event(now(), "override", name, version, by, reason=reason, bundle=report.bundle))
+    details = {"reason": f"{by}: {reason}", "bundle": report.bundle}
+    event = share_event(Registry(store), "override", name, version, **details) if version else record_event(store, "override", name, version, **details)
     return save_report(store, replace(report, override=Override(by, reason, event.time)))
 
 # %% ../../nbs/cli/02_gate.ipynb #answer
