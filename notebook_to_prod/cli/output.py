@@ -41,8 +41,9 @@ class Terminal:
         if self.json:
             click.echo(json.dumps(result.data, ensure_ascii=False, allow_nan=False, default=str))
         else:
+            width = max([10, *(len(label) for label, _ in result.lines)])
             for label, text in result.lines:
-                click.echo(f"{click.style(f'{label:<10}', dim=True)} {text}".rstrip())
+                click.echo(f"{click.style(f'{label:<{width}}', dim=True)} {text}".rstrip())
 
     def note(self, text: str) -> None:
         "Tell a person something on the way."
