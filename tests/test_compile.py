@@ -275,6 +275,17 @@ def test_unknown_category_that_is_an_error() -> None:
             plan.answer_row([value])
 
 
+def test_infinite_number_where_only_encoders_look_for_it() -> None:
+    pipeline, table = fitted("HistGradientBoostingClassifier, from dtype", 200)  # passes numbers beside categories
+    plan = compile_pipeline(pipeline, table)
+    asked = table.head(4).assign(delay=[np.inf, -np.inf, 1e300, np.nan])
+    assert plan.predict(columns_of(plan.schema, asked)).tolist() == pipeline.predict(asked).tolist()
+    encoded = make_pipeline(OneHotEncoder(handle_unknown="ignore"), LogisticRegression())
+    plan = proved(encoded.fit(table[["seats"]], targets(table)["two"]), table[["seats"]])
+    with pytest.raises(Refused):
+        plan.answer_row([float("inf")])
+
+
 def test_missing_value_where_none_may_be() -> None:
     matrix = arrays()
     plan = proved(make_pipeline(StandardScaler(), LogisticRegression()).fit(matrix, matrix[:, 0] > 0), matrix)

@@ -51,17 +51,17 @@ class Split(Step):
         return matrix.T.tolist()
 
 
-def as_cells(builder: Builder, value: Numbers | Cells, path: str) -> Cells:
-    "The value as cells; raises `NotCompiled` where a conversion would round."
+def as_cells(builder: Builder, value: Numbers | Cells, path: str, *, look: bool = True) -> Cells:
+    "The value as cells, without infinite numbers if encoders `look` for them; raises `NotCompiled` where a conversion would round."
     if isinstance(value, Cells):
         if "float32" in value.dtypes:
             raise not_compiled("encodes a column of float32", path)
         numbers = [each for each, dtype in zip(value.columns, value.dtypes, strict=True) if dtype.lower().startswith("float")]
-        looks = numbers and value.register == 0  # not behind an imputer, whose table is of objects
+        looks = look and numbers and value.register == 0  # not behind an imputer, whose table is of objects
         return replace(value, register=builder.add(FiniteCells(numbers), value, width=0).register) if looks else value
     if value.dtype != "float64":
         raise not_compiled(f"encodes numbers of {value.dtype}", path)
-    made = builder.add(Split(), builder.finite(value, allow_nan=True), width=value.width)
+    made = builder.add(Split(), builder.finite(value, allow_nan=True) if look else value, width=value.width)
     number = ("number",) * value.width
     return Cells(made.register, tuple(range(value.width)), number, ("float64",) * value.width, ("nan",) * value.width, value.names)
 

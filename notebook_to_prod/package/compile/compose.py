@@ -55,7 +55,7 @@ class JoinCells(Step):
 
 def _side_by_side(builder: Builder, blocks: Sequence[Numbers | Cells], sparse: bool, path: str) -> Numbers | Cells:
     if any(isinstance(block, Cells) and not all_numeric(block) for block in blocks):
-        cells = [as_cells(builder, block, path) for block in blocks]
+        cells = [as_cells(builder, block, path, look=False) for block in blocks]
         made = builder.add(JoinCells([list(each.columns) for each in cells]), *cells, width=sum(each.width for each in cells))
         joined = {name: tuple(each for block in cells for each in getattr(block, name)) for name in ("kinds", "dtypes", "markers")}
         return Cells(made.register, tuple(range(made.width)), **joined)
