@@ -77,7 +77,8 @@ def single_feature(case: Case, policy: Policy) -> Iterator[Verdict]:
     if case.task == "other" or case.test.y.ndim > 1:
         yield skipped(name, "the model has no single target")
         return
-    train, test = case.train_sample(policy, 10_000), case.test_sample(policy, 10_000)
+    most = min(10_000, max(1_000, 2_000_000 // len(case.schema.columns)))
+    train, test = case.train_sample(policy, most), case.test_sample(policy, most)
     if case.task == "classification" and len(set(test.y.tolist())) < 2:
         yield skipped(name, "the test rows have one class")
         return

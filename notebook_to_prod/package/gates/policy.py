@@ -45,7 +45,7 @@ class DataPolicy:
     "What the tables have to be like."
 
     expectations: str = ""  # YAML file; inferred from the training table if empty
-    unexpected: float = 0.05  # Share of test rows outside of inferred expectations
+    unexpected: float = 0.05  # Share of test rows outside of what was inferred of one column
     future: tuple[str, ...] = ()  # Names or patterns of columns that are not known when a prediction is asked for
     time: str = ""  # Column of the moment: training has to end before the test begins
     single_feature: float = 0.98  # Score at which one feature alone is too good to be true

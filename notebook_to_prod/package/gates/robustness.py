@@ -69,12 +69,12 @@ class Disturber:
 
     def outside(self) -> pd.DataFrame | None:
         "The ends of every number stretched by a tenth of its range in training, and texts that training has not seen, where the schema lets them."
-        random, changed = self._random(3), {}
+        random, changed, numbers = self._random(3), {}, set(self._numbers())
         train = self.case.train_sample(self.policy).X
         for column in self.case.schema.columns:
             name = column.name
             at = random.random(len(self.rows.y)) < self.policy.robustness.outside
-            if name in self._numbers():
+            if name in numbers:
                 low, high = (float(each) for each in (train[name].min(), train[name].max()))
                 values, share = self.rows.X[name].astype("float64"), self.policy.robustness.outside
                 least, most = values.quantile(share), values.quantile(1 - share)
