@@ -1897,6 +1897,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.shipped_file': ( 'project.html#shipped_file',
                                                                                      'notebook_to_prod/project.py'),
+                                          'notebook_to_prod.project.stop_process': ( 'project.html#stop_process',
+                                                                                     'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.store_errors': ( 'project.html#store_errors',
                                                                                      'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.temporary_prefix': ( 'project.html#temporary_prefix',

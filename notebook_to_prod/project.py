@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from .errors import StoreError
 # %% auto #0
 __all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'temporary_prefix',
            'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store',
-           'shipped_file']
+           'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -249,3 +250,15 @@ def shipped_file(name: str) -> Path:
     if found is None:
         raise StoreError("a file of the package is missing", where=str(package / name), remedy="install notebook-to-prod again")
     return found
+
+# %% ../nbs/01_project.ipynb #stop-process
+def stop_process(process: subprocess.Popen[str], patience: float = 10.0) -> None:
+    "Ask a process to end, make it after `patience` seconds, and close its pipes."
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe:
+            pipe.close()

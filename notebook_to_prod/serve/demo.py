@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError, ServerError
-from ..project import open_store, shipped_file
+from ..project import open_store, shipped_file, stop_process
 from ..release.registry import Registry
 from .generate import export_service
 from .predictor import load_predictor
@@ -47,13 +47,7 @@ def running_service(
             raise ServerError(f"the service did not start: {reason}", where=reference, remedy=f"run: n2p serve {reference}")
         yield answer["url"]
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+        stop_process(process)
 
 # %% ../../nbs/serve/05_demo.ipynb #demo
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, ServerError
+from ...project import stop_process
 from ..bundle import Bundle, largest_difference, predict
 from .case import Case, gate
 from .policy import Policy
@@ -69,13 +70,7 @@ def running_bundle(bundle: Bundle) -> Iterator[Service]:
         except httpx.HTTPError as error:
             raise ServerError(f"the service did not answer: {error}", where=url, remedy="serve the bundle and look at what it says") from error
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
+            stop_process(process)
 
 
 def resident_mb(process: int) -> float | None:
