@@ -12,7 +12,12 @@ from notebooks import Project
 from notebook_to_prod import errors
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.N2PError)]
-EXIT_CODES = {errors.VerdictError: 1, errors.UnavailableError: 3}
+EXIT_CODES = {
+    errors.VerdictError: 1,
+    errors.UnavailableError: 3,
+    errors.KernelStartError: 3,
+    errors.RunInterruptedError: 130,
+}
 
 
 def make(kind: type[errors.N2PError]) -> errors.N2PError:
@@ -21,7 +26,7 @@ def make(kind: type[errors.N2PError]) -> errors.N2PError:
 
 
 def test_the_tree_is_whole() -> None:
-    assert len(KINDS) == 21
+    assert len(KINDS) == 22
     assert {kind.__name__ for kind in KINDS} == set(errors.__all__)
 
 
