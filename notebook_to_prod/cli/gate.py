@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .find import find_bundle
 from .output import Result, Terminal, command, shown_path
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def gate(terminal: Terminal, bundle: str | None, policy: Path | None, against: s
         raise InputError("there is no bundle to judge", where="n2p gate BUNDLE", remedy="name a run, NAME@ALIAS or a folder, or --backtest NAME")
     if bool(options["override"]) != bool(options["by"]):
         raise InputError("an override needs a reason and a name", where="--override, --by", remedy='write --override "why" --by NAME')
-    opened, name, version = _find(store, bundle)
+    found = find_bundle(store, bundle)
+    opened, name, version = found.bundle, found.model, found.version
     if options["expectations"]:
         return _write_expectations(opened, options["expectations"])
     report = _judge(terminal, store, opened, against, asked, only)
@@ -61,31 +63,12 @@ def gate(terminal: Terminal, bundle: str | None, policy: Path | None, against: s
     return _answer(terminal, store, report, name, options["html"])
 
 # %% ../../nbs/cli/02_gate.ipynb #find
-def _find(store: "Store", name: str) -> tuple["Bundle", str, int]:
-    "The bundle, the name of its model and its version, 0 if it is not registered."
-    from notebook_to_prod.errors import NotFoundError
-    from notebook_to_prod.package.bundle import open_bundle
-    from notebook_to_prod.release.registry import Registry
-    from notebook_to_prod.train.record import find_run
-
-    if Path(name).is_dir():
-        opened = open_bundle(name)
-        return opened, opened.digest[7:19], 0
-    if "@" in name:
-        version = Registry(store).resolve(name)
-        return Registry(store).bundle(version), version.name, version.version
-    record = find_run(store, name)
-    if record.bundle_path is None:
-        raise NotFoundError("the run made no bundle", where=f"run {record.run_id}", remedy="end the notebook with run.export(...)")
-    return open_bundle(record.bundle_path, record.bundle), Path(record.notebook_path).stem, 0
-
-
 def _judge(terminal: Terminal, store: "Store", bundle: "Bundle", against: str | None, policy: "Policy", only: tuple[str, ...]) -> "Report":
     from notebook_to_prod.package.gates.case import open_case
     from notebook_to_prod.package.gates.run import run_gates
     from notebook_to_prod.package.gates.verdict import save_report
 
-    champion = _find(store, against)[0] if against else None
+    champion = find_bundle(store, against).bundle if against else None
     with terminal.progress("gate") as progress:
         report = run_gates(open_case(store, bundle, champion), policy, only, progress)
     return save_report(store, report)
