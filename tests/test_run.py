@@ -447,11 +447,14 @@ def test_an_error_that_cannot_be_shown_fails_the_run(project: Project) -> None:
     assert failure(project, {"odd": source}).cell_id == "odd"
 
 
-def test_exit_0_in_a_cell_ends_the_notebook_well(project: Project) -> None:
-    project.notebook("train.ipynb", {"end": "import sys; sys.exit(0)", "never": "1/0"})
-    record = run_here(project)
-    assert record.status == "finished"
-    assert outputs(record.output_notebook)["never"] == ""
+def test_exit_0_in_the_last_cell_ends_the_notebook_well(project: Project) -> None:
+    project.notebook("train.ipynb", {"end": "import sys; sys.exit(0)", "nothing": ""})
+    assert run_here(project).status == "finished"
+
+
+def test_exit_0_before_the_last_cell_fails_the_run(project: Project) -> None:
+    raised = failure(project, {"end": "import sys; sys.exit(0)", "never": "1/0"})
+    assert raised.cell_id == "end" and "1 cells after it were not run" in raised.what
 
 
 def test_exit_3_in_a_cell_fails_the_run(project: Project) -> None:
