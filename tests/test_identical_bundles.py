@@ -9,7 +9,24 @@ from estimators import NAMES, cells_of
 from notebooks import make_project
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Every kind of model in every run; their relatives with `pytest -m slow`, and all twenty in benchmarks/reproducibility.py.
+OFTEN = {
+    "RandomForestClassifier, n_jobs=2",
+    "HistGradientBoostingClassifier",
+    "GradientBoostingRegressor",
+    "LogisticRegression, classes as text",
+    "MLPClassifier",
+    "SVC",
+    "stacking",
+    "text, TF-IDF",
+    "mixed columns with missing values",
+    "custom transformer",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in NAMES]
+)
 def test_two_runs_give_the_same_bundle(name: str, tmp_path: Path) -> None:
     digests = []
     for number in ("1", "2"):
@@ -22,3 +39,7 @@ def test_two_runs_give_the_same_bundle(name: str, tmp_path: Path) -> None:
         assert done.code == 0, done.stderr
         digests.append(done.json["bundle"])
     assert digests[0] == digests[1]
+
+
+def test_what_runs_often_is_there() -> None:
+    assert set(NAMES) >= OFTEN and len(NAMES) == 20
