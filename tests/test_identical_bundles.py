@@ -8,7 +8,6 @@ import pytest
 from estimators import NAMES, cells_of
 from notebooks import make_project
 
-
 # Every kind of model in every run; their relatives with `pytest -m slow`, and all twenty in benchmarks/reproducibility.py.
 OFTEN = {
     "RandomForestClassifier, n_jobs=2",

@@ -87,6 +87,26 @@ def test_a_changed_variable_is_another_question(reading: Project) -> None:
     assert answers == [False, True, False]
 
 
+def test_a_file_outside_the_project_is_heard_too(reading: Project, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.csv"
+    outside.write_text(ONE)
+    source = f"folder = {str(tmp_path)!r}\nprint(open(folder + '/out' + 'side.csv').read())"
+    reading.notebook("notebooks/train.ipynb", {"work": source})
+    first = reading.run("notebooks/train.ipynb", "--allow", "N2P301")
+    assert [(each["path"], each["kept"]) for each in first.json["reads"]] == [(str(outside), False)], first
+    assert reading.run("notebooks/train.ipynb", "--allow", "N2P301").json["reused"]
+    outside.write_text(OTHER)
+    assert not reading.run("notebooks/train.ipynb", "--allow", "N2P301").json["reused"]
+
+
+def test_temporary_files_of_the_run_are_no_data(reading: Project) -> None:
+    source = (
+        "import tempfile\nwith tempfile.TemporaryDirectory() as folder:\n    import os\n    print(os.listdir(folder))"
+    )
+    reading.notebook("notebooks/train.ipynb", {"work": source})
+    assert run(reading)["reads"] == []
+
+
 def test_what_the_notebook_writes_itself_is_no_input(reading: Project) -> None:
     source = "name = 'made'\nopen(f'{name}.txt', 'w').write('1')\nprint(open(f'{name}.txt').read())"
     reading.notebook("notebooks/train.ipynb", {"work": source})

@@ -45,11 +45,14 @@ def find_bundle(
         registry = Registry(store)
         version = registry.resolve(name)
         return Found(registry.bundle(version), version.name, version.version)
-    start = name.removeprefix("sha256:")
+    start = name.removeprefix("sha256:")  # run ids hold a hyphen
     folders = [path for path in store.bundles.glob(f"{start}*") if path.is_dir()] if len(start) >= _SHORTEST and start.isalnum() else []
     if len(folders) == 1:
         return Found(open_bundle(folders[0], f"sha256:{folders[0].name}"), folders[0].name[:12])
     record = find_run(store, name)
+    if record.status == "failed":
+        what = f"the run failed: {(record.error or {}).get('what', 'it has not ended')}"
+        raise NotFoundError(what, where=f"run {record.run_id}", remedy="name a run that has finished")
     if record.bundle_path is None:
         raise NotFoundError("the run made no bundle", where=f"run {record.run_id}", remedy="end the notebook with run.export(...)")
     return Found(open_bundle(record.bundle_path, record.bundle), Path(record.notebook_path).stem)

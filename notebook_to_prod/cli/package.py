@@ -16,7 +16,7 @@ from .output import Result, Terminal, command, shown_path
 def bundle() -> None:
     """Show, verify, compare and sign bundles.
 
-    BUNDLE is a folder, the beginning of a digest, NAME@VERSION, NAME@ALIAS, or a run that made one.
+    BUNDLE is a folder, 8 or more letters of a digest, NAME@VERSION, NAME@ALIAS, or a run that made one.
 
     Example: n2p bundle show latest
     """

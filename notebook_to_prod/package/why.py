@@ -111,6 +111,12 @@ def _seeding(before: RunRecord, after: RunRecord) -> set[str]:
     return {name for name in before.parameters.keys() & after.parameters.keys() if all(each.spec.seed is not None and each.parameters[name] == each.spec.seed for each in records)}
 
 
+def _naming_data(before: RunRecord, after: RunRecord) -> set[str]:
+    "Parameters that say in either run where data is: they go with the data and not with the other parameters."
+    places = {each["source"] for record in (before, after) for each in record.datasets} | {each["path"] for record in (before, after) for each in record.reads}
+    return {name for record in (before, after) for name, value in record.parameters.items() if isinstance(value, str) and value in places}
+
+
 def _given(before: RunRecord, after: RunRecord, names: Callable[[str], bool]) -> dict[str, Any]:
     "The parameters given to `before`, those that `names` chooses as they were given to `after`."
     one, other = recorded_question(before).given, recorded_question(after).given
@@ -122,9 +128,11 @@ def _question(before: RunRecord, after: RunRecord, cause: str) -> Question | Non
     base, other, seeding = recorded_question(before), recorded_question(after), _seeding(before, after)
     if cause == "code":
         return replace(base, notebook=other.notebook, closure=other.closure)
+    naming = _naming_data(before, after)
+    kinds = {"seed": seeding, "data": naming, "parameters": (base.given.keys() | other.given.keys()) - seeding - naming}
+    given = _given(before, after, lambda name: name in kinds[cause])
     if cause == "data":
-        return base
-    given = _given(before, after, lambda name: (name in seeding) == (cause == "seed"))
+        return replace(base, given=given)
     return replace(base, given=given) if given != base.given else None
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError, StoreError
 from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
+from ..package.keys import require_signature, trusted_keys
 from ..project import Store
 from .audit import Event, append_event, current_user, read_events
 from ..train.record import RunRecord, now, save_record
@@ -311,7 +312,8 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
 
 # %% ../../nbs/release/01_registry.ipynb #move
 def _move(registry: Registry, action: str, version: ModelVersion, alias: str, previous: int | None, reason: str | None) -> Event:
-    registry.bundle(version)
+    bundle = registry.bundle(version)
+    require_signature(bundle.path, bundle.digest, trusted_keys(registry.store))  # what no service would load
     with tracking_errors(registry.store):
         registry._client.set_registered_model_alias(version.name, alias, str(version.version))
     details = {"alias": alias, "previous": previous, "reason": reason, "bundle": version.bundle}

@@ -13,6 +13,7 @@ import site
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,8 +37,11 @@ def _elsewhere() -> tuple[str, ...]:
     "Where nothing is data, unless it is in the project; each with a separator at the end."
     paths = sysconfig.get_paths()
     installed = [sys.prefix, sys.base_prefix, paths["stdlib"], paths["purelib"], paths["platlib"], *site.getsitepackages(), site.getusersitepackages()]
-    real = {os.path.realpath(each) for each in (*_SYSTEM, *installed, tempfile.gettempdir())}
+    real = {os.path.realpath(each) for each in (*_SYSTEM, *installed)}
     return tuple(each.rstrip(os.sep) + os.sep for each in real if each != os.sep)
+
+
+_OURS = ("ipykernel_", "n2p-")  # Below the folder for temporary files
 
 
 class _Listener:
@@ -48,6 +52,7 @@ class _Listener:
         self.inside = tuple(f"{each}{os.sep}" for each in (folder, find_project(folder)))
         self.outside = _elsewhere()
         self.store = os.path.realpath(os.environ.get("N2P_HOME") or folder / ".n2p") + os.sep
+        self.temporary, self.began = os.path.realpath(tempfile.gettempdir()) + os.sep, time.time()
         self.heard: set[tuple[str, str]] = set()
         self.ours = str(Path(__file__).parents[1]) + os.sep
 
@@ -69,9 +74,16 @@ class _Listener:
 
     def _is_data(self, path: str) -> bool:
         root = next((each for each in self.inside if f"{path}{os.sep}".startswith(each)), None)
-        if f"{path}{os.sep}".startswith(self.store) or (root is None and f"{path}{os.sep}".startswith(self.outside)):
+        if f"{path}{os.sep}".startswith(self.store) or (root is None and (f"{path}{os.sep}".startswith(self.outside) or self._is_temporary(path))):
             return False
         return not any(part.startswith(".") for part in Path(path[len(root or "") :]).parts)
+
+    def _is_temporary(self, path: str) -> bool:
+        "Whether a path is in the system's folder for temporary files, below something that this run has made."
+        if not path.startswith(self.temporary):
+            return False
+        top = path[len(self.temporary) :].split("/")[0]
+        return top.startswith(_OURS) or Path(self.temporary, top).stat().st_ctime >= self.began
 
     def _is_interpreter(self) -> bool:
         "Whether the import system or this package is at work."

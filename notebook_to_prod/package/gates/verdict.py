@@ -189,7 +189,8 @@ _SIGNS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "·"}
 # %% ../../../nbs/package/gates/00_verdict.ipynb #save
 def report_path(store: Store, report: Report) -> Path:
     "Where the store keeps the report."
-    question = digest_json([report.policy, report.against]).removeprefix("sha256:")
+    asked = sorted(report.seconds)  # some gates alone are another question than all of them
+    question = digest_json([report.policy, report.against, asked]).removeprefix("sha256:")
     return store.home / "verdicts" / report.bundle.removeprefix("sha256:") / f"{question[:32]}.json"
 
 
