@@ -123,6 +123,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return once(tmp_path_factory, "gates", train)
 
 
+def test_some_gates_alone_do_not_replace_the_answer_of_all(trained: Project) -> None:
+    bundle = run_of(trained, "leak")["bundle"]
+    whole = trained.n2p("gate", run_of(trained, "leak")["run_id"], *QUICK, "--json")
+    one = trained.n2p("gate", run_of(trained, "leak")["run_id"], "--only", "quality.support", "--json")
+    assert (whole.code, one.code) == (1, 0)
+    reports = read_reports(Store(trained.home), bundle)
+    assert len({len(each.verdicts) for each in reports}) > 1 and any(each.failed for each in reports)
+
+
 def run_of(project: Project, mistake: str) -> dict[str, Any]:
     return json.loads((project.folder / "runs.json").read_text())[mistake]
 

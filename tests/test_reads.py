@@ -181,6 +181,25 @@ def test_why_tells_data_and_modules_apart(trained: Project) -> None:
     assert sum(moved.values()) == pytest.approx(end - start)
 
 
+def test_why_counts_the_place_of_data_among_the_data(reading: Project) -> None:
+    (reading.folder / "data/other.csv").write_text(OTHER)
+    cells = TRAIN | {
+        "parameters": "seed = 3\ndata = '../data/delays.csv'\nscale = 1.0",
+        "read": "import pandas as pd\n\ntable = n2p.load(data)",
+        "fit": "from sklearn.linear_model import LinearRegression\n\nX, y = table[['flight']], scale * table['delay']\nmodel = LinearRegression().fit(X, y)",
+        "export": "run.metric('slope', model.coef_[0])",
+    }
+    reading.notebook("notebooks/train.ipynb", cells)
+    before = run(reading)["run_id"]
+    after = reading.run("notebooks/train.ipynb", "-p", "data", "../data/other.csv", "-p", "scale", "3").json["run_id"]
+    moved = reading.n2p("why", before, after, "--attribute", "--json").json["attribution"]["slope"]
+    assert {name: round(value, 6) for name, value in moved.items()} == {
+        "data": 1.0,
+        "parameters": 70.0,
+        "interactions": 2.0,
+    }
+
+
 def test_a_store_that_has_been_moved_is_whole(trained: Project, tmp_path: Path) -> None:
     first = run(trained)
     trained.home.rename(tmp_path / "moved")

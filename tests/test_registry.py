@@ -17,6 +17,7 @@ from test_bundle import HARMS, harm, make_writable, once
 from test_postgres import address  # noqa: F401 - a fixture
 
 from notebook_to_prod.errors import BundleError, InputError, NotFoundError, StoreError
+from notebook_to_prod.package import keys
 from notebook_to_prod.package.bundle import load_pipeline, open_bundle, replay_golden
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.audit import Event, append_event, read_events
@@ -451,6 +452,21 @@ def test_a_bundle_that_is_damaged_in_the_store_is_fetched_again(
     harm(path, how)
     assert open_bundle(elsewhere.bundle(version).path, version.bundle).path == path
     assert [*elsewhere.store.bundles.iterdir()] == [path]
+
+
+def test_only_what_a_service_would_load_is_promoted(
+    trained: Project, elsewhere: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(trained, "signed", "five")
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    keys.trust_key(elsewhere.store, keys.new_key("team"), "team")
+    with pytest.raises(BundleError, match="nobody has signed"):
+        elsewhere.promote("signed", 1)
+    assert elsewhere.aliased("signed", "production") is None
+    bundle = elsewhere.bundle(elsewhere.resolve("signed@1"))
+    keys.add_signature(bundle.path, keys.sign(bundle.digest, "team"))
+    elsewhere.promote("signed", 1)
+    assert elsewhere.aliased("signed", "production") == 1
 
 
 def stores(tmp_path: Path, record: RunRecord, *names: str) -> list[Registry]:
