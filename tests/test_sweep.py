@@ -111,7 +111,7 @@ def test_a_stopped_sweep_ends_what_is_under_way_and_starts_no_more(swept: Projec
     for pid in (process.pid, *(children if number == signal.SIGINT else ())):  # a terminal sends Ctrl-C to all of them
         os.kill(pid, number)
     stopped = finish(process, timeout=90)
-    assert stopped.code == 2 and stopped.error["what"] == "the sweep was stopped after 0 of 6 sets"
+    assert stopped.code == 130 and stopped.error["what"] == "the sweep was stopped after 0 of 6 sets"
     records = [json.loads((folder / "record.json").read_text()) for folder in set(swept.run_folders) - before]
     assert [(each["status"], each["error"]["type"]) for each in records] == [("failed", "RunInterruptedError")] * 2
     while any(map(_lives, children)) and time.monotonic() < deadline + 60:
