@@ -9,24 +9,18 @@ import contextlib
 import os
 import re
 import sys
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import DataError, ExportError
-from .bundle import Bundle, Prediction, largest_difference, predict, remove_bundle, unusable_row, write_bundle
+from .bundle import Bundle, remove_bundle, write_bundle
 from .code import collect_code, executed_sources
-from .gates.evaluation import keep_evaluation
-from .lock import lock_for
-from .profile import Profile, profile_predictions, profile_table
+from .contents import Tables, bundle_contents, check_pipeline
 from .proof import Prover, open_prover
-from .sbom import bill_of_materials
-from .schema import Schema, infer_schema, jsonable, to_rows, to_table
-from ..project import canonical_json, open_store
-from ..train.closure import imported_names
+from ..project import open_store
 from ..train.data import loaded
 from ..train.environment import seed_everything
+from ..train.closure import imported_names
 from ..train.notebook import Notebook, read_notebook
 from ..train.parameters import known_secrets
 from ..train.scraps import glue
@@ -69,7 +63,7 @@ class Run:
         have one target a row. The store keeps the tables for the gates, and `sensitive`, a DataFrame of attributes of the
         rows of `X_test` that the model does not see. Raises `ExportError` naming what would not work elsewhere.
         """
-        return _export(self, pipeline, (X_train, y_train, X_test, y_test), sensitive)
+        return _export(self, pipeline, Tables(X_train, y_train, X_test, y_test, sensitive))
 
     def _repr_markdown_(self) -> str:
         state = "draft: run the notebook with `n2p run` to record it" if self.is_draft else "recorded"
@@ -90,102 +84,12 @@ def start(seed: int = 0) -> Run:
             _waiting.append(open_prover(sorted(name for name in imported if re.fullmatch(r"sklearn\.[a-z_]+", name))))
     return Run(seed, os.environ.get("N2P_RUN_ID"))
 
-# %% ../../nbs/package/04_session.ipynb #check-pipeline
-_GOLDEN_ROWS = 32
-
-
-def _check_pipeline(pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any) -> None:
-    from sklearn.exceptions import NotFittedError
-    from sklearn.utils.validation import check_is_fitted
-
-    if not hasattr(pipeline, "predict"):
-        raise ExportError(
-            f"a {type(pipeline).__name__} has no predict method", where="run.export", remedy="export the pipeline that ends in an estimator"
-        )
-    try:
-        check_is_fitted(pipeline)
-    except NotFittedError as error:
-        raise ExportError("the pipeline is not fitted", where="run.export", remedy="call pipeline.fit(X_train, y_train) first") from error
-    except TypeError:
-        pass  # not a scikit-learn estimator: predicting the golden rows decides
-    for name, table, target in (("train", X_train, y_train), ("test", X_test, y_test)):
-        if table is None or target is None:
-            raise ExportError(f"X_{name} or y_{name} is None", where="run.export", remedy="give tables and targets of both splits")
-        if _length(table) != _length(target):
-            what = f"X_{name} has {_length(table)} rows and y_{name} has {_length(target)}"
-            raise ExportError(what, where="run.export", remedy="give tables and targets of the same split")
-        if not _length(table):
-            raise ExportError(f"X_{name} has no rows", where="run.export", remedy="check the split that made it")
-
-
-def _length(table: Any) -> int:
-    return table.shape[0] if hasattr(table, "shape") else len(table)
-
-
-def _sample(table: Any, count: int) -> Any:
-    "Up to `count` evenly spaced rows, leaving out those with infinite numbers, which JSON has not."
-    import numpy as np
-    import pandas as pd
-
-    numbers = pd.DataFrame(table).select_dtypes("number")
-    usable = np.flatnonzero(~np.isinf(numbers.astype("float64")).any(axis=1))
-    if not len(usable):
-        raise ExportError("every row of X_test holds an infinite number", where="run.export", remedy="make them missing values")
-    positions = usable[np.unique(np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(int))]
-    if hasattr(table, "iloc"):
-        return table.iloc[positions].reset_index(drop=True)
-    return [table[position] for position in positions] if isinstance(table, list) else np.asarray(table)[positions]
-
-# %% ../../nbs/package/04_session.ipynb #unseen
-def _accepts_unseen(pipeline: Any, schema: Schema, rows: Sequence[dict[str, Any]], name: str) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pipeline.predict(to_table(schema, [{**rows[0], name: "a text that training has not seen"}]))
-    except Exception:  # noqa: BLE001 - whatever it raises is a no
-        return False
-    return True
-
-
-def _with_unseen(pipeline: Any, schema: Schema, rows: Sequence[dict[str, Any]]) -> Schema:
-    columns = [
-        replace(column, allow_unseen=_accepts_unseen(pipeline, schema, rows, column.name))
-        if column.kind == "string" and column.categories is not None
-        else column
-        for column in schema.columns
-    ]
-    return replace(schema, columns=tuple(columns))
-
-# %% ../../nbs/package/04_session.ipynb #metadata
-def _metadata(run: Run, pipeline: Any, notebook: Notebook | None, rows: dict[str, int]) -> dict[str, Any]:
-    from sklearn.base import is_classifier, is_regressor
-
-    classes = getattr(pipeline, "classes_", None)
-    task = "classification" if classes is not None else "other"
-    with contextlib.suppress(AttributeError, TypeError):  # not a scikit-learn estimator
-        task = "classification" if is_classifier(pipeline) else "regression" if is_regressor(pipeline) else task
-    return {
-        "task": task,
-        "classes": None if classes is None else jsonable(classes),
-        "estimator": _estimator_name(pipeline),
-        "seed": run.seed,
-        "notebook": notebook.digest if notebook else None,
-        "datasets": [dataset.digest for dataset in loaded()],
-        "rows": rows,
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "draft": run.is_draft,
-    }
-
-
-def _estimator_name(pipeline: Any) -> str:
-    steps = getattr(pipeline, "steps", None)
-    return " → ".join(type(step).__name__ for _, step in steps) if steps else type(pipeline).__name__
-
 # %% ../../nbs/package/04_session.ipynb #export
-def _export(run: Run, pipeline: Any, tables: tuple[Any, Any, Any, Any], sensitive: Any) -> Bundle:
-    _check_pipeline(pipeline, *tables)
+def _export(run: Run, pipeline: Any, tables: Tables) -> Bundle:
+    check_pipeline(pipeline, tables)
     with _clean_process(pipeline) as clean:
-        contents = _contents(run, pipeline, tables, sensitive)
+        notebook = read_notebook(os.environ["N2P_NOTEBOOK"]) if "N2P_NOTEBOOK" in os.environ else None
+        contents = bundle_contents(pipeline, tables, collect_code(pipeline, executed_sources(notebook)), _origin(run, notebook))
         _refuse_secrets(contents)
         folder = open_store().bundles
         known = set(folder.iterdir()) if folder.is_dir() else set()
@@ -200,6 +104,16 @@ def _export(run: Run, pipeline: Any, tables: tuple[Any, Any, Any, Any], sensitiv
     return bundle
 
 
+def _origin(run: Run, notebook: Notebook | None) -> dict[str, Any]:
+    "Where the model comes from: what the bundle's metadata say of it."
+    return {
+        "seed": run.seed,
+        "notebook": notebook.digest if notebook else None,
+        "datasets": [dataset.digest for dataset in loaded()],
+        "draft": run.is_draft,
+    }
+
+
 def _clean_process(pipeline: Any) -> Prover:
     ready = _waiting.pop() if _waiting else None
     return ready if ready is not None and ready.process.poll() is None else open_prover(_modules_of(pipeline))
@@ -212,130 +126,6 @@ def _modules_of(pipeline: Any) -> list[str]:
         parts += pipeline.get_params().values()
     modules = {type(part).__module__ for part in parts}
     return sorted(name for name in modules if "site-packages" in (getattr(sys.modules.get(name), "__file__", None) or ""))
-
-
-def _contents(run: Run, pipeline: Any, tables: tuple[Any, Any, Any, Any], sensitive: Any) -> dict[str, bytes]:
-    "The files of the bundle by path; raises `ExportError`."
-    X_train, _, X_test, _ = tables
-    notebook = read_notebook(os.environ["N2P_NOTEBOOK"]) if "N2P_NOTEBOOK" in os.environ else None
-    schema = infer_schema(X_train)
-    sample = _sample(X_test, _GOLDEN_ROWS)
-    rows = _rows_of(schema, sample)
-    schema = _with_unseen(pipeline, schema, rows)
-    kept = [position for position, row in enumerate(rows) if _fits(schema, row)]
-    if not kept:
-        remedy = "train on rows like those of X_test: with their missing values and their categories"
-        raise ExportError("no row of X_test fits what training has seen", where="run.export", remedy=remedy)
-    rows = [rows[position] for position in kept]
-    try:
-        table = to_table(schema, rows)
-        said = predict(pipeline, table)
-        direct = predict(pipeline, _taken(sample, kept))
-    except Exception as error:
-        raise ExportError(
-            f"the pipeline cannot predict a row of X_test: {type(error).__name__}: {error}",
-            where="run.export",
-            remedy="export the whole pipeline, preprocessing included, with the tables it starts from",
-        ) from error
-    _agree(direct, said)
-    unusable = unusable_row(said, getattr(pipeline, "classes_", None))
-    if unusable is not None:
-        what = f"the pipeline predicts no finite number for a row of X_test: {rows[unusable]}"
-        raise ExportError(what[:400], where="run.export", remedy="let it predict finite numbers for whatever it accepts")
-    code = collect_code(pipeline, executed_sources(notebook))
-    lock = lock_for(code.imports | {"numpy", "pandas"})
-    return {
-        "model.pkl": code.pickled,
-        "schema.json": _json(schema.to_dict()),
-        "golden.json": _json({"rows": rows, "predictions": said.predictions, "probabilities": said.probabilities}),
-        "metadata.json": _json(
-            {
-                **_metadata(run, pipeline, notebook, {"train": _length(X_train), "test": _length(X_test)}),
-                "uses": code.names,
-                "evaluation": _evaluation(tables, sensitive),
-            }
-        ),
-        "profile.json": _json(_profile(pipeline, schema, X_train, X_test, table).to_dict()),
-        "requirements.lock": lock.encode(),
-        "sbom.json": _json(bill_of_materials(lock, _estimator_name(pipeline))),
-        **{f"code/{name}": content for name, content in code.files.items()},
-    }
-
-
-def _evaluation(tables: tuple[Any, Any, Any, Any], sensitive: Any) -> dict[str, Any] | None:
-    "Keep what the gates look at; None, with a warning, if a table cannot be kept."
-    if sensitive is not None and _length(sensitive) != _length(tables[2]):
-        what = f"X_test has {_length(tables[2])} rows and sensitive has {_length(sensitive)}"
-        raise ExportError(what, where="run.export", remedy="give the sensitive attributes of the rows of X_test")
-    try:
-        return keep_evaluation(open_store(), *tables, sensitive=sensitive).to_dict()
-    except DataError as error:
-        warnings.warn(f"n2p gate cannot judge this bundle, {error.where}: {error.what}; {error.remedy}", stacklevel=5)
-        return None
-
-
-_PROFILED_ROWS = 10_000  # Of X_test, evenly spaced
-
-
-def _profile(pipeline: Any, schema: Schema, X_train: Any, X_test: Any, golden: Any) -> Profile:
-    "The reference for drift; predictions on a sample of `X_test`, or on the golden rows where the pipeline refuses some row of it."
-    sample = _sample(X_test, _PROFILED_ROWS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            predictions = pipeline.predict(sample)
-        except Exception:  # noqa: BLE001 - a category that training has not seen, say
-            sample, predictions = golden, pipeline.predict(golden)
-        probabilities = pipeline.predict_proba(sample) if hasattr(pipeline, "predict_proba") else None
-    return Profile(profile_table(X_train, schema), profile_predictions(predictions, probabilities, getattr(pipeline, "classes_", None)))
-
-
-def _agree(direct: Prediction, said: Prediction) -> None:
-    try:
-        largest_difference([direct.predictions, direct.probabilities], [said.predictions, said.probabilities])
-    except ValueError as error:
-        what = f"the pipeline predicts rows of X_test differently after their way through JSON: {error}"
-        remedy = "give columns one kind of missing value, and keep random draws out of predict"
-        raise ExportError(what, where="run.export", remedy=remedy) from error
-
-
-def _rows_of(schema: Schema, sample: Any) -> list[dict[str, Any]]:
-    try:
-        rows = to_rows(schema, sample)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        remedy = "give X_test the columns and types of X_train"
-        raise ExportError(f"X_test does not have the columns of X_train: {error}", where="run.export", remedy=remedy) from error
-    for column in schema.columns:
-        if column.kind == "integer" and any(isinstance(row[column.name], float) for row in rows):
-            what = f"the column '{column.name}' holds whole numbers in X_train and others in X_test"
-            raise ExportError(what, where="run.export", remedy="give both the same type, before they are split")
-    return rows
-
-
-def _fits(schema: Schema, row: dict[str, Any]) -> bool:
-    "Whether a service would accept the row: nothing missing that training did not miss, no category that it must not bring."
-    for column in schema.columns:
-        value = row[column.name]
-        if value is None:
-            if not column.nullable:
-                return False
-        elif not column.allow_unseen and column.categories is not None and value not in column.categories:
-            return False
-    return True
-
-
-def _taken(sample: Any, positions: list[int]) -> Any:
-    if hasattr(sample, "iloc"):
-        return sample.iloc[positions]
-    return [sample[position] for position in positions] if isinstance(sample, list) else sample[positions]
-
-
-def _json(value: Any) -> bytes:
-    try:
-        return canonical_json(value).encode()
-    except (ValueError, TypeError) as error:
-        remedy = "let the pipeline predict finite numbers, texts or booleans"
-        raise ExportError(f"the predictions cannot be written as JSON: {error}", where="run.export", remedy=remedy) from error
 
 
 def _refuse_secrets(contents: dict[str, bytes]) -> None:
