@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer reaches a test that calls the package in this process."""
     for name in os.environ:
-        if name.startswith(("N2P_", "MLFLOW_")):
+        if name.startswith(("N2P_", "MLFLOW_")) and not name.startswith("N2P_TEST_"):
             monkeypatch.delenv(name)
 
 

@@ -21,8 +21,8 @@ from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write
 from ..package.keys import require_signature, trusted_keys
 from ..project import Store
 from .audit import Event, append_event, current_user, read_events
-from ..train.record import RunRecord, now, save_record
-from ..train.tracking import Tracker, open_client, shared_lock, tracking_errors
+from ..train.record import RunRecord, now
+from ..train.tracking import open_client, shared_lock, track_late, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -281,7 +281,7 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
             return known
         with tracking_errors(registry.store):
             _ensure_model(client, name)
-            run_id = record.mlflow_run_id or _track_late(registry.store, record)
+            run_id = track_late(registry.store, record).mlflow_run_id or ""
             with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
                 copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
                 client.log_artifacts(run_id, folder, "bundle")
@@ -290,15 +290,6 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)
         share_event(registry, "register", name, int(created.version), bundle=bundle.digest)
     return registry._read(name, int(created.version))
-
-
-def _track_late(store: Store, record: RunRecord) -> str:
-    "Record a run in MLflow that finished while MLflow was away; returns MLflow's id."
-    tags = {"n2p.run_id": record.run_id, "n2p.notebook": record.notebook_path}
-    tracker = Tracker(store, Path(record.notebook_path).stem, record.run_id, record.parameters, tags)
-    found = tracker.close("FINISHED", record.metrics, {"n2p.run_key": record.run_key, "n2p.bundle": record.bundle or ""}, record.output_notebook)
-    save_record(replace(record, mlflow_run_id=found))
-    return found
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

@@ -20,7 +20,7 @@ from .environment import describe_environment, kernel_environment
 from .question import Question
 from .reads import is_unchanged
 from .record import RunRecord, now, read_record, save_record
-from .tracking import end_run
+from .tracking import track_late
 
 # %% auto #0
 __all__ = ['asked_before', 'remember', 'only_one', 'find_answer']
@@ -58,13 +58,18 @@ def _settle(store: Store, run_id: str) -> RunRecord | None:
         return None
     record = read_record(folder)
     if record.status != "running":
-        return record
-    with contextlib.suppress(TrackingError):
-        end_run(store, run_id)
+        return _tracked(store, record)
     for place in (store.bundles, store.runs, folder, store.home / "questions", *store.data.rglob("")):
         remove_orphans(place)
     error = {"type": "RunCrashedError", "what": "the process of this run was killed", "remedy": "none: the run was started anew"}
-    return save_record(replace(record, status="failed", finished=now(), error=error))
+    return _tracked(store, save_record(replace(record, status="failed", finished=now(), error=error)))
+
+
+def _tracked(store: Store, record: RunRecord) -> RunRecord:
+    "The record, also in MLflow, unless that is away: it answers all the same."
+    with contextlib.suppress(TrackingError):
+        return track_late(store, record)
+    return record
 
 # %% ../../nbs/train/17_answers.ipynb #find-answer
 def find_answer(

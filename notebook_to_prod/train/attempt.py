@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import CellError, DataError, N2PError, RunError, RunInterruptedError, TrackingError
+from ..errors import CellError, DataError, N2PError, RunError, TrackingError
 from ..project import Store, digest_file, digest_json, find_project, write_atomic, write_json
 from .answers import remember
 from .closure import git_state
@@ -25,6 +25,7 @@ from .question import Question
 from .reads import settle_reads
 from .record import RunRecord, RunSpec, new_run_id, now, save_record
 from .scraps import encode, read_scraps
+from .snapshot import settle_blobs
 from .tracking import Tracker
 
 # %% auto #0
@@ -69,6 +70,7 @@ class Attempt:
             attempt=self.number,
             question=question.key,
             reproduces=self.reproduces.run_id if self.reproduces else None,
+            experiment=_experiment(question.notebook.path.resolve()),
         )
         write_json(self.record.input_notebook, question.notebook.raw)
         for path, source in question.closure.items():
@@ -104,22 +106,15 @@ class Attempt:
         executor.shutdown(wait=False)
         if self.reproduces is not None:
             return
-        path = self.question.notebook.path.resolve()
-        project = find_project(path.parent)
-        experiment = path.relative_to(project).with_suffix("").as_posix() if project in path.parents else path.stem
-        tags = {"n2p.run_id": self.record.run_id, "n2p.notebook": self.notebook_path}
-        self._tracker = Tracker(self.store, experiment, self.record.run_id, self.record.parameters, tags)
+        self._tracker = Tracker(self.store, self.record)
 
     def finish(self, nb: Any, error: RunError | None) -> None:
         "Write what came of it: the record first, then MLflow, whose failure is raised as `TrackingError`."
         self.record = self._result(nb, error)
+        settle_blobs(self.store)
         save_record(self.record)
-        if self._tracker is None:
-            return
-        tags = {"n2p.run_key": self.record.run_key, "n2p.bundle": self.record.bundle or ""}
-        status = "FINISHED" if error is None else "KILLED" if isinstance(error, RunInterruptedError) else "FAILED"
-        mlflow_run_id = self._tracker.close(status, self.record.metrics, tags, self.record.output_notebook)
-        self.record = save_record(replace(self.record, mlflow_run_id=mlflow_run_id))
+        if self._tracker is not None:
+            self.record = self._tracker.close(self.record)
 
     def abandon(self, error: BaseException) -> None:
         "Record that the run failed before the engine could say how; a record that has an end already keeps it."
@@ -128,7 +123,7 @@ class Attempt:
             self.record = save_record(replace(self.record, status="failed", finished=now(), error=what))
             if self._tracker is not None:
                 with contextlib.suppress(TrackingError):
-                    self._tracker.close("FAILED", {}, {"n2p.error": what["what"][:500]})
+                    self.record = self._tracker.close(self.record)
 
     def _result(self, nb: Any, error: RunError | None) -> RunRecord:
         scraps = read_scraps(nb).values()
@@ -155,6 +150,11 @@ class Attempt:
             environment=environment,
             error=error.to_dict() if error else None,
         )
+
+
+def _experiment(notebook: Path) -> str:
+    project = find_project(notebook.parent)
+    return notebook.relative_to(project).with_suffix("").as_posix() if project in notebook.parents else notebook.stem
 
 
 def _place(folder: Path) -> str:

@@ -69,6 +69,7 @@ class RunRecord:
     reproduces: str | None = None  # The run that this one executed again, to certify it
     reused: bool = False  # Whether the call that returned this record found it instead of running
     warnings: list[dict[str, Any]] = field(default_factory=list)  # What the checker warned of
+    experiment: str = ""  # In MLflow: the notebook, seen from the project
     mlflow_run_id: str | None = None
     error: dict[str, Any] | None = None
     process: int = field(default_factory=os.getpid)

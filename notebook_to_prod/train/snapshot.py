@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import DataError, StoreError
-from ..project import Store, digest_file, digest_json, store_errors, temporary_prefix
+from ..project import Store, digest_file, digest_json, store_errors, temporary_prefix, write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['Blob', 'blob_path', 'find_blob', 'keep_stream', 'keep_file', 'open_blob', 'verify_blob', 'write_blob']
+__all__ = ['Blob', 'blob_path', 'find_blob', 'settle_blobs', 'keep_stream', 'keep_file', 'open_blob', 'verify_blob', 'write_blob']
 
 # %% ../../nbs/train/06_snapshot.ipynb #blob
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def blob_path(
 
 def find_blob(store: Store, digest: str) -> Path | None:
     "The file that holds the content of that digest, or None."
-    return next((path for path in (blob_path(store, digest), blob_path(store, digest, True)) if path.exists()), None)
+    path = next((path for path in (blob_path(store, digest), blob_path(store, digest, True)) if path.exists()), None)
+    return path if path is None or _has_survived(store, digest, path) else None
+
 
 def _in_use(store: Store, digest: str) -> bool:
     "Whether the store holds the content of that digest; if so, mark it as used now, so that nobody collects it before the run names it."
@@ -59,7 +61,6 @@ def _in_use(store: Store, digest: str) -> bool:
 
 # %% ../../nbs/train/06_snapshot.ipynb #copy
 _BLOCK = 1 << 20  # Small enough to stay in the processor's cache from reading to writing
-_FLUSH = 16 << 20  # Bytes after which the disk is told to begin, so that little is left to wait for at the end
 _PACKED = (b"PAR1", b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # Parquet, zip, gzip, bzip2, xz, Zstandard
 
 
@@ -83,20 +84,13 @@ class _Output:
 
     target: int | None
     codec: pa.Codec | None = None
-    written: int = 0  # Bytes
-    flushed: int = 0  # Bytes that the disk has begun to take
 
     def write(self, block: memoryview) -> None:
         if self.target is None:
             return
         view = block if self.codec is None else memoryview(self.codec.compress(block, asbytes=True))
-        self.written += len(view)
         while view:
             view = view[os.write(self.target, view) :]
-        if self.written - self.flushed >= _FLUSH and hasattr(os, "posix_fadvise"):
-            # Linux starts to write what it is advised to forget, and forgets nothing that is not written yet.
-            os.posix_fadvise(self.target, self.flushed, self.written - self.flushed, os.POSIX_FADV_DONTNEED)
-            self.flushed = self.written
 
 # %% ../../nbs/train/06_snapshot.ipynb #codec
 def _codec_for(block: memoryview) -> pa.Codec | None:
@@ -141,9 +135,52 @@ def _clone(file: Any, target: int) -> bool:
         return False
     return True
 
+# %% ../../nbs/train/06_snapshot.ipynb #settle-blobs
+_WAITED_FOR = 64 << 20  # Bytes of a blob up to which whoever keeps it waits for the disk
+
+
+def _boot() -> str:
+    "Which start of this system this is; empty where it does not say."
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pending(store: Store, digest: str) -> Path:
+    return store.data / "pending" / digest.removeprefix("sha256:")
+
+
+def _has_survived(store: Store, digest: str, path: Path) -> bool:
+    "Whether a blob is whole that nobody has waited for: it is while the system runs that wrote it; after that it is hashed, once."
+    note = _pending(store, digest)
+    try:
+        written = note.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        written = None if not note.exists() else ""
+    if written is None or (written and written == _boot()):
+        return True
+    with path.open("rb", buffering=0) as file:
+        whole = _copy(_unpacked(file, path), None)[0].digest == digest
+    if not whole:
+        path.unlink(missing_ok=True)
+    note.unlink(missing_ok=True)
+    return whole
+
+
+def settle_blobs(store: Store) -> None:
+    "Wait until every blob is on the disk; raises `StoreError`."
+    with store_errors(store.data):
+        for note in (store.data / "pending").glob("[0-9a-f]*"):
+            path = find_blob(store, f"sha256:{note.name}")
+            if path is not None:
+                with path.open("rb", buffering=0) as file:
+                    os.fsync(file.fileno())
+            note.unlink(missing_ok=True)
+
 # %% ../../nbs/train/06_snapshot.ipynb #keep-stream
 @contextlib.contextmanager
-def _nameless(folder: Path) -> Iterator[tuple[int, Callable[[Path], None]]]:
+def _nameless(folder: Path) -> Iterator[tuple[int, Callable[[Path, bool], None]]]:
     "A new file in `folder` without a name, and what gives it one; a name that is taken keeps its file."
     folder.mkdir(parents=True, exist_ok=True)
     name: str | None = None
@@ -152,9 +189,10 @@ def _nameless(folder: Path) -> Iterator[tuple[int, Callable[[Path], None]]]:
     except (AttributeError, OSError):  # not Linux, or a file system that cannot
         target, name = tempfile.mkstemp(suffix=".tmp", dir=folder)
 
-    def publish(path: Path) -> None:
+    def publish(path: Path, waited_for: bool) -> None:
         os.fchmod(target, 0o444)
-        os.fsync(target)
+        if waited_for:
+            os.fsync(target)
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             if name is None:  # the descriptor of a folder makes Python follow the link of /proc
@@ -186,7 +224,10 @@ def keep_stream(
         if unchanged is not None and not unchanged():
             raise _Changed("the file changed while it was read", where=source, remedy="load it again when nothing writes to it")
         if not _in_use(store, blob.digest):
-            publish(blob_path(store, blob.digest, compressed))
+            waited_for = blob.size <= _WAITED_FOR or not _boot()
+            if not waited_for:
+                write_atomic(_pending(store, blob.digest), _boot())
+            publish(blob_path(store, blob.digest, compressed), waited_for)
     return blob
 
 # %% ../../nbs/train/06_snapshot.ipynb #index
@@ -263,7 +304,12 @@ def open_blob(store: Store, digest: str) -> Any:  # A binary file; compressed bl
         )
     import pyarrow as pa
 
-    file = pa.OSFile(str(path), "rb")
+    return _unpacked(pa.OSFile(str(path), "rb"), path)
+
+
+def _unpacked(file: Any, path: Path) -> Any:
+    import pyarrow as pa
+
     return pa.CompressedInputStream(file, "zstd") if path.suffix == ".zst" else file
 
 

@@ -9,20 +9,21 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TrackingError
 from ..project import Store, digest_text
+from .record import RunRecord, save_record
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['tracking_errors', 'masked', 'address', 'shared_lock', 'open_client', 'TrackedRun', 'Tracker', 'end_run']
+__all__ = ['tracking_errors', 'masked', 'address', 'shared_lock', 'open_client', 'TrackedRun', 'Tracker', 'track_late']
 
 # %% ../../nbs/train/14_tracking.ipynb #open-client
 _QUIET = ("alembic", "mlflow.store.db.utils", "mlflow.tracking")
@@ -99,9 +100,13 @@ class TrackedRun:
     run_id: str
 
 
-def _open_run(store: Store, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
+def _open_run(store: Store, record: RunRecord, again: bool) -> TrackedRun:
     client = open_client(store)
+    experiment = record.experiment or Path(record.notebook_path).stem
     with tracking_errors(store):
+        known = _known_run(client, record.run_id) if again else None
+        if known is not None:
+            return TrackedRun(client, known)
         with shared_lock(store, "mlflow"):
             found = client.get_experiment_by_name(experiment)
             if found is None:
@@ -111,11 +116,19 @@ def _open_run(store: Store, experiment: str, name: str, parameters: Mapping[str,
                 if found.lifecycle_stage == "deleted":
                     client.restore_experiment(found.experiment_id)
                 experiment_id = found.experiment_id
-        run = client.create_run(experiment_id, tags=dict(tags), run_name=name)
+        tags = {"n2p.run_id": record.run_id, "n2p.notebook": record.notebook_path}
+        run = client.create_run(experiment_id, tags=tags, run_name=record.run_id)
         from mlflow.entities import Param
 
-        client.log_batch(run.info.run_id, params=[Param(_key(key), _text(value)) for key, value in parameters.items()])
+        client.log_batch(run.info.run_id, params=[Param(_key(key), _text(value)) for key, value in record.parameters.items()])
     return TrackedRun(client, run.info.run_id)
+
+
+def _known_run(client: MlflowClient, run_id: str) -> str | None:
+    "MLflow's id of a run that it has begun to record, or None."
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`n2p.run_id` = '{run_id}'", max_results=1) if experiments else []
+    return found[0].info.run_id if found else None
 
 
 def _key(name: str) -> str:
@@ -130,50 +143,53 @@ def _text(value: Any) -> str:
 class Tracker:
     "Records one run in MLflow from a thread of its own."
 
-    def __init__(self, store: Store, experiment: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]):
+    def __init__(
+        self,
+        store: Store,
+        record: RunRecord,
+        again: bool = False,  # Whether MLflow may have begun to record it
+    ):
         self._store = store
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="n2p-tracking")
-        self._run: Future[TrackedRun] = self._submit(_open_run, store, experiment, name, parameters, tags)
+        self._run: Future[TrackedRun] = self._executor.submit(_open_run, store, record, again)
 
-    def _submit(self, function: Callable[..., TrackedRun], *arguments: Any) -> Future[TrackedRun]:
-        return self._executor.submit(function, *arguments)
-
-    def close(
-        self,
-        status: str,  # MLflow's `FINISHED`, `FAILED` or `KILLED`
-        metrics: Mapping[str, float],
-        tags: Mapping[str, str],
-        artifact: Path | None = None,  # A file to keep with the run
-    ) -> str:  # MLflow's id of the run
-        "Wait for the tracker to open, write the results, end the run; raises `TrackingError`."
+    def close(self, record: RunRecord) -> RunRecord:  # With MLflow's id of it
+        "Wait for the tracker to open, write what came of the run, end it; raises `TrackingError`."
         try:
             run = self._run.result()
             with tracking_errors(self._store):
-                self._write(run, status, metrics, tags, artifact)
+                self._write(run, record)
         finally:
             self._executor.shutdown(wait=False)
-        return run.run_id
+        return save_record(replace(record, mlflow_run_id=run.run_id))
 
-    def _write(self, run: TrackedRun, status: str, metrics: Mapping[str, float], tags: Mapping[str, str], artifact: Path | None) -> None:
+    def _write(self, run: TrackedRun, record: RunRecord) -> None:
         import time
 
         from mlflow.entities import Metric, RunTag
 
         stamp = int(time.time() * 1000)
+        tags = {"n2p.run_key": record.run_key, "n2p.bundle": record.bundle or ""}
+        tags |= {"n2p.error": str(record.error["what"])[:500]} if record.error else {}
         run.client.log_batch(
             run.run_id,
-            metrics=[Metric(_key(name), float(value), stamp, 0) for name, value in metrics.items()],
+            metrics=[Metric(_key(name), float(value), stamp, 0) for name, value in record.metrics.items()],
             tags=[RunTag(_key(name), value) for name, value in tags.items()],
         )
-        if artifact is not None and artifact.is_file():
-            run.client.log_artifact(run.run_id, str(artifact))
-        run.client.set_terminated(run.run_id, status)
+        if record.output_notebook.is_file():
+            run.client.log_artifact(run.run_id, str(record.output_notebook))
+        run.client.set_terminated(run.run_id, _status(record))
+
+
+def _status(record: RunRecord) -> str:
+    "How a run ended, as MLflow says it."
+    if record.status == "finished":
+        return "FINISHED"
+    return "KILLED" if (record.error or {}).get("type") in ("RunInterruptedError", "RunCrashedError") else "FAILED"
 
 # %% ../../nbs/train/14_tracking.ipynb #end-run
-def end_run(store: Store, run_id: str) -> None:
-    "Close what MLflow still thinks is running of a run whose process died; raises `TrackingError`."
-    client = open_client(store)
-    with tracking_errors(store):
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        for run in client.search_runs(experiments, f"tags.`n2p.run_id` = '{run_id}' AND attributes.status = 'RUNNING'"):
-            client.set_terminated(run.info.run_id, "KILLED")
+def track_late(store: Store, record: RunRecord) -> RunRecord:
+    "Record in MLflow, if that was not done, a run that has ended: its process was killed before, or MLflow was away; raises `TrackingError`."
+    if record.mlflow_run_id is not None or record.reproduces is not None:
+        return record
+    return Tracker(store, record, again=True).close(record)
