@@ -43,11 +43,20 @@ def show(terminal: Terminal, bundle: str) -> Result:
         ("path", shown_path(opened.path)),
         ("task", f"{metadata['task']} by {metadata['estimator']}"),
         ("columns", ", ".join(f"{column.name} {column.kind}" for column in schema.columns)),
+        ("plan", _plan(metadata.get("plan") or {})),
         ("uses", ", ".join(f"{name} ({count})" for name, count in sorted(libraries.items()))),
         ("signed by", ", ".join(each.key for each in signatures) or "nobody"),
         ("verified", f"{len(opened.files)} files" + (", a draft" if opened.is_draft else "")),
     ]
     return Result({**opened.to_dict(), "signatures": [each.key for each in signatures]}, lines)
+
+
+def _plan(about: dict[str, object]) -> str:
+    tried = about.get("tried")
+    if not about.get("compiled"):
+        return f"none: {about.get('reason') or 'the bundle is older than plans'}"
+    rows = " and ".join(f"{count:,} {what}" for what, count in zip(("held-out", "adversarial rows"), tried.values(), strict=True)) if isinstance(tried, dict) else "its rows"
+    return f"exact on {rows}" + (f"; {', '.join(map(str, outside))} stays Python" if (outside := about.get("outside")) and isinstance(outside, list) else "")
 
 
 @command("verify")

@@ -48,6 +48,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str) -> None:
     def announce(url: str) -> None:
         lines = [
             ("serving", f"{predictor.name} version {predictor.version}, bundle {predictor.bundle.digest[:19]}"),
+            ("answers by", predictor.scorer.engine),
             ("url", f"{url}/predict"),
             ("docs", f"{url}/docs (Ctrl-C stops the service)"),
         ]

@@ -29,12 +29,13 @@ from .schema import Schema, jsonable, to_table
 from .trust import Allowed, load_pickle, trusted_libraries
 
 # %% auto #0
-__all__ = ['MANIFEST', 'Bundle', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle', 'open_bundle', 'load_pipeline',
-           'Prediction', 'predict', 'unusable_row', 'replay_golden', 'largest_difference']
+__all__ = ['MANIFEST', 'PLAN', 'Bundle', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle', 'open_bundle',
+           'load_pipeline', 'Prediction', 'predict', 'unusable_row', 'replay_golden', 'largest_difference']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
 MANIFEST = "manifest.json"
+PLAN = "plan.zip"
 _PARTS = {"model.pkl", "schema.json", "golden.json", "metadata.json"}
 
 
@@ -73,6 +74,11 @@ class Bundle:
     def sbom(self) -> dict[str, Any]:
         "The CycloneDX document of the lock."
         return self._json("sbom.json")
+
+    @property
+    def plan(self) -> bytes | None:
+        "The compiled plan as `package.compile.plan` reads it, verified again; None if the pipeline has none."
+        return _verified(self, PLAN) if PLAN in self.files else None
 
     @property
     def lock(self) -> str:
@@ -206,6 +212,13 @@ def _verify(path: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
         if (path / name).is_symlink() or digest_file(path / name) != f"sha256:{expected['sha256']}":
             raise _damaged(f"'{name}' has been changed", path / name)
 
+def _verified(bundle: Bundle, name: str) -> bytes:
+    "The content of a file as it is used, which may be long after the bundle was opened."
+    data = (bundle.path / name).read_bytes()
+    if name not in bundle.files or _hex(data) != bundle.files[name]["sha256"]:
+        raise _damaged(f"'{name}' has been changed", bundle.path / name)
+    return data
+
 # %% ../../nbs/package/03_bundle.ipynb #import-code
 class _CodeLoader(importlib.abc.SourceLoader):
     "Loads one module of a bundle from its verified source."
@@ -218,11 +231,7 @@ class _CodeLoader(importlib.abc.SourceLoader):
         return self.path
 
     def get_data(self, path: str) -> bytes:
-        data = Path(path).read_bytes()
-        name = Path(path).relative_to(self.bundle.path).as_posix()
-        if name not in self.bundle.files or _hex(data) != self.bundle.files[name]["sha256"]:
-            raise _damaged(f"'{name}' has been changed", Path(path))
-        return data
+        return _verified(self.bundle, Path(path).relative_to(self.bundle.path).as_posix())
 
     def get_resource_reader(self, fullname: str) -> Any:
         from importlib.resources.readers import FileReader
@@ -279,9 +288,7 @@ def load_pipeline(
     _offer_code(bundle)
     own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
     allowed = Allowed(frozenset(bundle.metadata["uses"]), frozenset(own), trusted_libraries() | frozenset(trusted))
-    data = (bundle.path / "model.pkl").read_bytes()
-    if _hex(data) != bundle.files["model.pkl"]["sha256"]:
-        raise _damaged("'model.pkl' has been changed", bundle.path / "model.pkl")
+    data = _verified(bundle, "model.pkl")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Trying to unpickle estimator")

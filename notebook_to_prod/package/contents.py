@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import DataError, ExportError
-from .bundle import Prediction, largest_difference, predict, unusable_row
+from .bundle import PLAN, Prediction, largest_difference, predict, unusable_row
 from .code import PipelineCode
+from .compile.choose import Compiled, compile_exact
 from .gates.evaluation import keep_evaluation
 from .lock import lock_for
 from .profile import Profile, profile_predictions, profile_table
@@ -240,7 +241,8 @@ def bundle_contents(
     golden = _golden(pipeline, infer_schema(tables.X_train), tables.X_test)
     said = golden.said
     lock = lock_for(code.imports | {"numpy", "pandas"})
-    metadata = {**_about(pipeline, tables), **origin, "uses": code.names, "evaluation": _evaluation(tables)}
+    compiled = _compiled(pipeline, golden.schema, tables.X_test)
+    metadata = {**_about(pipeline, tables), **origin, "uses": code.names, "evaluation": _evaluation(tables), "plan": compiled.record()}
     return {
         "model.pkl": code.pickled,
         "schema.json": _json(golden.schema.to_dict()),
@@ -249,8 +251,19 @@ def bundle_contents(
         "profile.json": _json(_profile(pipeline, golden, tables).to_dict()),
         "requirements.lock": lock.encode(),
         "sbom.json": _json(bill_of_materials(lock, _estimator_name(pipeline))),
+        **({PLAN: compiled.plan.to_bytes()} if compiled.plan else {}),
         **{f"code/{name}": content for name, content in code.files.items()},
     }
+
+
+def _compiled(pipeline: Any, schema: Schema, X_test: Any) -> Compiled:
+    "The plan that answers for the pipeline, proved on the whole of `X_test` and on rows made to differ, or why there is none."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return compile_exact(pipeline, X_test, schema, alone=3, sizes=())
+        except Exception as error:  # noqa: BLE001 - the pipeline serves in its place
+            return Compiled(None, f"it cannot be compiled: {type(error).__name__}: {error}"[:300])
 
 
 def _json(value: Any) -> bytes:

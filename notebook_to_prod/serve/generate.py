@@ -13,6 +13,7 @@ from pathlib import Path
 import notebook_to_prod
 from ..errors import InputError
 from ..package.bundle import copy_bundle
+from ..package.compile.onnx import has_onnxruntime
 from ..package.keys import read_signatures
 from ..package.lock import hash_lock, lock_text, read_lock
 from ..package.trust import trusted_libraries
@@ -44,7 +45,8 @@ def _copy_runtime(target: Path) -> None:
     "Copy the modules that serving needs, under a package of the same name."
     source = Path(notebook_to_prod.__file__).parent
     root = target / "notebook_to_prod"
-    for module in RUNTIME_MODULES:
+    compiled = [f"package.compile.{path.stem}" for path in sorted((source / "package/compile").glob("[a-z]*.py"))]
+    for module in (*RUNTIME_MODULES, *compiled):
         relative = Path(*module.split(".")).with_suffix(".py")
         (root / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / relative, root / relative)
@@ -59,7 +61,8 @@ def service_lock(
     "The requirements file of a service; raises `DependencyError` if the index does not answer or the versions conflict."
     bundle = predictor.bundle
     signed = ["cryptography"] if read_signatures(bundle.path) else []
-    pins = requirement_closure([*_RUNTIME_REQUIREMENTS, *signed]) | read_lock(bundle.lock)
+    fast = ["onnxruntime"] if predictor.scorer.plan is not None and predictor.scorer.plan.forests and has_onnxruntime() else []
+    pins = requirement_closure([*_RUNTIME_REQUIREMENTS, *signed, *fast]) | read_lock(bundle.lock)
     text = lock_text(pins).replace("# The versions that the model was trained with, and what they need.\n", "")
     header = f"# The service of {predictor.name} version {predictor.version}: the model's versions and the server's.\n"
     return header + (hash_lock(text, bundle.metadata["python"]) if hashes else text)

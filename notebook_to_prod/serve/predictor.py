@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, predict, replay_golden, unusable_row
+from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, replay_golden, unusable_row
+from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
-from ..package.schema import to_table
 
 # %% auto #0
 __all__ = ['Predictor', 'load_predictor']
@@ -26,6 +26,7 @@ class Predictor:
 
     bundle: Bundle
     pipeline: Any
+    scorer: Scorer  # Who answers: the compiled plan, or the pipeline
     name: str
     version: str
     metrics: Mapping[str, float] = field(default_factory=dict)  # Of the run that made the model, to show
@@ -64,7 +65,7 @@ class Predictor:
         "Predict rows that have been checked; raises `DataError` if the model gives no finite number for one."
         if not rows:
             return Prediction([])
-        said = predict(self.pipeline, to_table(self.bundle.schema, rows))
+        said = self.scorer.score(rows)
         unusable = unusable_row(said, self.classes)
         if unusable is not None:
             remedy = "send values closer to those that the model was trained with"
@@ -86,4 +87,4 @@ def load_predictor(
     require_signature(bundle.path, bundle.digest, trusted_keys() if keys is None else keys)
     pipeline = load_pipeline(bundle, trusted)
     replay_golden(bundle, pipeline)
-    return Predictor(bundle, pipeline, name, version, dict(metrics or {}))
+    return Predictor(bundle, pipeline, load_scorer(bundle, pipeline), name, version, dict(metrics or {}))

@@ -121,6 +121,11 @@ class Compiled:
         about = {"compiled": self.plan is not None, "reason": self.reason, "parity": self.parity and self.parity.to_dict()}
         return {**about, "engines": self.engines, "microseconds_a_row": times, "pipeline_from": self.pipeline_from}
 
+    def record(self) -> dict[str, Any]:
+        "What a bundle says of its plan: nothing that another machine, or another order of threads, would measure otherwise."
+        tried = None if self.parity is None else {"rows": self.parity.rows, "adversarial": self.parity.adversarial}
+        return {"compiled": self.plan is not None, "reason": self.reason, "tried": tried, "outside": self.plan.outside if self.plan else []}
+
     def _repr_markdown_(self) -> str:
         if self.plan is None:
             return f"**no plan**: {self.reason}"
@@ -135,7 +140,8 @@ def compile_exact(
     schema: Schema | None = None,  # Of the training table; inferred from `table` if not given
     *,
     rows: int = 2000,  # Adversarial rows to try
-    sizes: Sequence[int] = SIZES,  # Rows at once to time; none are timed if empty
+    alone: int = 30,  # Columns in which a value that is refused is tried on its own
+    sizes: Sequence[int] = SIZES,  # Rows at once to time; nothing is timed if empty, engines neither
     seed: int = 0,
 ) -> Compiled:
     "Compile, prove and measure a pipeline; a plan that is not exact is dropped with the reason."
@@ -146,8 +152,8 @@ def compile_exact(
         return Compiled(None, f"{error.what} ({error.where})")
     columns = columns_of(plan.schema, table)
     try:
-        engines = choose_engines(plan, columns)
-        parity = prove_parity(plan, pipeline, table, rows=rows, seed=seed)
+        engines = choose_engines(plan, columns) if sizes else None
+        parity = prove_parity(plan, pipeline, table, rows=rows, alone=alone, seed=seed)
     except Refused as error:
         return Compiled(None, f"the rows are refused: {error.what}")
     if not parity.exact:

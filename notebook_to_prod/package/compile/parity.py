@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from .plan import Plan, columns_of
 from .step import Refused
 
 # %% auto #0
-__all__ = ['ABSOLUTE', 'RELATIVE', 'Answer', 'Parity', 'compare', 'prove_parity']
+__all__ = ['ABSOLUTE', 'RELATIVE', 'Answer', 'Try', 'Parity', 'compare', 'prove_parity']
 
 # %% ../../../nbs/package/compile/17_parity.ipynb #parity
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
@@ -149,35 +149,61 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is refused: {error.what[:120]}"), True
 
 
-def _each(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], values: Sequence[Any]) -> tuple[Parity, list[Any]]:
+Try = tuple[int, Any]  # The place of a column, and a special value for it
+
+
+def _each(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], tries: Sequence[Try]) -> tuple[Parity, list[Try]]:
     "Compare rows with one special value each, or halves of them where one is refused; returns the values taken."
-    if len(values) == 1:
+    if len(tries) == 1:
         verdict, accepted = _alone(plan, pipeline, rows)
-        return verdict, list(values) if accepted else []
+        return verdict, list(tries) if accepted else []
     try:
         expected = _expected(plan, pipeline, table_of(plan.schema, rows))
-        return compare(plan, pipeline, expected, rows) + Parity(adversarial=len(values)), list(values)
+        return compare(plan, pipeline, expected, rows) + Parity(adversarial=len(tries)), list(tries)
     except Exception:  # noqa: BLE001
-        half = len(values) // 2
-    one = _each(plan, pipeline, [cells[:half] for cells in rows], values[:half])
-    other = _each(plan, pipeline, [cells[half:] for cells in rows], values[half:])
+        half = len(tries) // 2
+    one = _each(plan, pipeline, [cells[:half] for cells in rows], tries[:half])
+    other = _each(plan, pipeline, [cells[half:] for cells in rows], tries[half:])
     return one[0] + other[0], one[1] + other[1]
 
 
-def _tried_alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], random: np.random.Generator) -> tuple[Parity, list[list[Any]]]:
-    "Try each special value in a row of its own; returns those that the pipeline takes, by column."
-    parity, taken = Parity(), []
-    some = list(range(len(plan.schema.columns)))
-    some = some if len(some) <= 30 else sorted(random.choice(some, 30, replace=False).tolist())
-    for place, column in enumerate(plan.schema.columns):
-        safe, risky = special_values(column)
-        tried = [*safe[:3], *risky] if place in some else []
-        rows = pick(columns, random.integers(0, len(columns[0]), len(tried)))
-        rows[place] = tried
-        verdict, kept = _each(plan, pipeline, rows, tried) if tried else (Parity(), [])
+def _group(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], tries: Sequence[Try], few: Sequence[int]) -> tuple[Parity, list[Try]]:
+    "As `_each`, but where the pipeline refuses the rows together, only the `few` are tried, unless some of them pass and others stand for what is missing or unseen."
+    if 0 < len(few) < len(tries):
+        try:
+            expected = _expected(plan, pipeline, table_of(plan.schema, rows))
+            return compare(plan, pipeline, expected, rows) + Parity(adversarial=len(tries)), list(tries)
+        except Exception:  # noqa: BLE001
+            verdict, taken = _each(plan, pipeline, pick(rows, few), [tries[at] for at in few])
+        if not taken or isinstance(tries[0][1], float):
+            return verdict, taken
+    return _each(plan, pipeline, rows, tries)
+
+
+def _tried_alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], random: np.random.Generator, alone: int) -> tuple[Parity, list[list[Any]]]:
+    "Try each special value in a row of its own, and together those that stand for the same in other columns; returns those that the pipeline takes, by column."
+    parity, groups = Parity(), {}
+    taken: list[list[Any]] = [[] for _ in columns]
+    some = list(range(len(columns)))
+    for place in some if len(some) <= 30 else sorted(random.choice(some, 30, replace=False).tolist()):
+        safe, risky = special_values(plan.schema.columns[place])
+        taken[place] += safe
+        for number, value in enumerate([*safe[:3], *risky]):
+            groups.setdefault((plan.schema.columns[place].kind, number), []).append((place, value))
+    for tries in groups.values():
+        rows = _plain(pick(columns, random.integers(0, len(columns[0]), len(tries))))
+        for at, (place, value) in enumerate(tries):
+            rows[place][at] = value
+        few = sorted(random.choice(len(tries), min(alone, len(tries)), replace=False).tolist())
+        verdict, kept = _group(plan, pipeline, rows, tries, few)
         parity += verdict
-        taken.append([*safe, *kept] if place in some else [])
+        for place, value in kept:
+            taken[place].append(value)
     return parity, taken
+
+
+def _plain(columns: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [cells.tolist() if isinstance(cells, np.ndarray) else list(cells) for cells in columns]
 
 
 def _in_portions(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], depth: int = 0) -> Parity:
@@ -204,6 +230,7 @@ def prove_parity(
     table: Any,  # Validation rows, as the pipeline takes them
     *,
     rows: int = 2000,  # Adversarial rows to try
+    alone: int = 30,  # Columns in which a value that is refused is tried on its own
     seed: int = 0,
 ) -> Parity:
     "Compare a plan with its pipeline on a table and on rows made to differ."
@@ -211,7 +238,7 @@ def prove_parity(
     columns = columns_of(plan.schema, table)
     count = len(columns[0])
     parity = _data(plan, pipeline, table, columns)
-    alone, taken = _tried_alone(plan, pipeline, columns, random)
+    alone, taken = _tried_alone(plan, pipeline, columns, random, alone)
     parity += alone
     try:
         near = border_rows(plan, columns, random, rows // 2)
@@ -233,6 +260,9 @@ def _data(plan: Plan, pipeline: Any, table: Any, columns: Sequence[Sequence[Any]
         return compare(plan, pipeline, _expected(plan, pipeline, table), columns) + Parity(rows=count)
     except Refused as error:
         return Parity(rows=count, refusal_differences=1, example=f"rows of the data are refused: {error.what[:200]}")
+    except Exception:  # noqa: BLE001 - the pipeline refuses some of them
+        parity = _in_portions(plan, pipeline, columns)
+        return replace(parity, rows=parity.adversarial, adversarial=0)
 
 
 def _one_by_one(plan: Plan, pipeline: Any, tables: Sequence[Sequence[Sequence[Any]]]) -> Parity:

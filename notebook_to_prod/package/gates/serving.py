@@ -19,6 +19,7 @@ from typing import Any
 
 from ...errors import InputError, ServerError
 from ...project import stop_process
+from ..compile.scorer import load_scorer
 from ..bundle import Bundle, largest_difference, predict
 from .case import Case, gate
 from .policy import Policy
@@ -136,7 +137,7 @@ def size(case: Case, policy: Policy) -> Iterator[Verdict]:
 
 @gate("serving.skew")
 def skew(case: Case, policy: Policy) -> Iterator[Verdict]:
-    "Do the pipeline, row by row and all at once, and the service give the recorded answers?"
+    "Do the pipeline, row by row and all at once, its compiled plan and the service give the recorded answers?"
     name = "serving.skew"
     if case.bundle is None:
         yield skipped(name, _NO_BUNDLE)
@@ -151,6 +152,12 @@ def skew(case: Case, policy: Policy) -> Iterator[Verdict]:
         "row by row": _joined([(each.predictions, each.probabilities) for each in single]),
         "over HTTP": _joined([(each.get("predictions"), each.get("probabilities")) for each in over_http]),
     }
+    scorer = load_scorer(case.bundle, case.pipeline)
+    if scorer.plan is not None:
+        planned = [scorer.score([row]) for row in golden["rows"]]
+        ways["by the plan"] = _joined([(each.predictions, each.probabilities) for each in planned])
+    elif case.bundle.plan is not None:
+        yield Verdict(name, "fail", f"the model is answered by {scorer.engine}", "by the plan", evidence={"rows": len(golden["rows"])})
     for way, said in ways.items():
         try:
             difference = largest_difference(recorded, said)
