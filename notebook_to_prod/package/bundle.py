@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +176,13 @@ def _damaged(what: str, path: Path) -> BundleError:
     return BundleError(what, where=str(path), remedy="do not use it: fetch the bundle again, or run the notebook again")
 
 
+def _read_format_1(manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {str(name): {"sha256": str(entry["sha256"]), "size": int(entry["size"])} for name, entry in manifest["files"].items()}
+
+
+_READERS: dict[Any, Callable[[Mapping[str, Any]], dict[str, dict[str, Any]]]] = {1: _read_format_1}  # The files, by format; readers of old formats stay
+
+
 def open_bundle(
     path: str | Path,
     digest: str | None = None,  # What the manifest must hash to, if the caller knows
@@ -190,12 +197,12 @@ def open_bundle(
         raise _damaged(f"the manifest is {found[:19]}, not {digest[:19]}", manifest_path)
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        files, version = manifest["files"], manifest["format"]
-        if version == _FORMAT:
-            files = {str(name): {"sha256": str(entry["sha256"]), "size": int(entry["size"])} for name, entry in files.items()}
+        version = manifest["format"]
+        reader = _READERS.get(version)
+        files = reader(manifest) if reader else {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged("the manifest cannot be read", manifest_path) from error
-    if version != _FORMAT:
+    if reader is None:
         raise BundleError(f"bundle format {version} is unknown", where=str(manifest_path), remedy="upgrade notebook_to_prod")
     lacking = sorted(_PARTS - files.keys())
     if lacking:
