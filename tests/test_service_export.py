@@ -24,7 +24,7 @@ from notebook_to_prod.errors import InputError
 from notebook_to_prod.package.bundle import Bundle, open_bundle
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
-from notebook_to_prod.serve.generate import RUNTIME_MODULES, export_service
+from notebook_to_prod.serve.generate import export_service, runtime_modules
 from notebook_to_prod.serve.predictor import Predictor, load_predictor
 
 MODEL = "late flights"
@@ -98,8 +98,11 @@ def test_the_folder_holds_the_service_and_nothing_else(service: Path) -> None:
     wanted = {".dockerignore", "Dockerfile", "README.md", "app.py", "requirements.lock", "bundle", "notebook_to_prod"}
     assert {path.name for path in service.iterdir()} == wanted
     modules = {path.relative_to(service).as_posix() for path in service.glob("notebook_to_prod/**/*") if path.is_file()}
-    packages = {"", *(module.rpartition(".")[0].replace(".", "/") + "/" for module in RUNTIME_MODULES if "." in module)}
-    runtime = {f"notebook_to_prod/{module.replace('.', '/')}.py" for module in RUNTIME_MODULES}
+    packages = {
+        "",
+        *(module.rpartition(".")[0].replace(".", "/") + "/" for module in runtime_modules() if "." in module),
+    }
+    runtime = {f"notebook_to_prod/{module.replace('.', '/')}.py" for module in runtime_modules()}
     assert modules == runtime | {f"notebook_to_prod/{package}__init__.py" for package in packages}
 
 

@@ -22,10 +22,10 @@ from .predictor import Predictor
 from ..train.environment import requirement_closure
 
 # %% auto #0
-__all__ = ['RUNTIME_MODULES', 'service_lock', 'export_service']
+__all__ = ['runtime_modules', 'service_lock', 'export_service']
 
 # %% ../../nbs/serve/04_generate.ipynb #runtime-modules
-RUNTIME_MODULES = (
+_RUNTIME_MODULES = (
     "errors",
     "project",
     "package.keys",
@@ -41,12 +41,17 @@ _RUNTIME_REQUIREMENTS = ["fastapi", "fastapi-offline", "uvicorn", "pydantic"]
 _TEMPLATES = ("app.py", "README.md")
 
 
+def runtime_modules() -> tuple[str, ...]:
+    "The modules of this package that a service runs, those of the compiled plan among them."
+    folder = Path(notebook_to_prod.__file__).parent / "package" / "compile"
+    return (*_RUNTIME_MODULES, *(f"package.compile.{path.stem}" for path in sorted(folder.glob("[a-z]*.py"))))
+
+
 def _copy_runtime(target: Path) -> None:
     "Copy the modules that serving needs, under a package of the same name."
     source = Path(notebook_to_prod.__file__).parent
     root = target / "notebook_to_prod"
-    compiled = [f"package.compile.{path.stem}" for path in sorted((source / "package/compile").glob("[a-z]*.py"))]
-    for module in (*RUNTIME_MODULES, *compiled):
+    for module in runtime_modules():
         relative = Path(*module.split(".")).with_suffix(".py")
         (root / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / relative, root / relative)
