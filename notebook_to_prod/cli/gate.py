@@ -95,6 +95,11 @@ def _answer(terminal: Terminal, store: "Store", report: "Report", name: str, htm
         _console().print(terminal_table(report))
     said = "passed" if report.passed else f"NOT passed: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
     lines = [("", ""), ("bundle", report.bundle), ("gates", f"{said} ({sum(report.seconds.values()):.0f} s)"), ("report", shown_path(path))]
+    reasons: dict[str, list[str]] = {}
+    for each in report.verdicts:
+        if each.status == "skipped":
+            reasons.setdefault(each.why, []).append(each.gate)
+    lines += [("skipped", f"{', '.join(dict.fromkeys(gates))}: {why}") for why, gates in reasons.items()]
     lines += [("page", shown_path(html))] if html else []
     lines += [("overridden", f"by {report.override.by}: {report.override.reason}")] if report.override else []
     data = {**report.to_dict(), "report": str(path), "html": html and str(html)}
