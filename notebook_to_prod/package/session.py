@@ -22,7 +22,7 @@ from ..train.data import loaded
 from ..train.environment import seed_everything
 from ..train.closure import imported_names
 from ..train.notebook import Notebook, read_notebook
-from ..train.parameters import known_secrets
+from ..train.parameters import known_secrets, spellings
 from ..train.scraps import glue
 
 # %% auto #0
@@ -128,10 +128,14 @@ def _modules_of(pipeline: Any) -> list[str]:
     return sorted(name for name in modules if "site-packages" in (getattr(sys.modules.get(name), "__file__", None) or ""))
 
 
+_CHANCE = 8  # Letters of a spelling below which a pickle may hold it by chance
+
+
 def _refuse_secrets(contents: dict[str, bytes]) -> None:
     for variable, secret in known_secrets().items():
+        spelled = {secret.encode()} | {text.encode() for text in spellings(secret) if len(text) >= _CHANCE}
         for name, data in contents.items():
-            if secret.encode() in data:
+            if any(each in data for each in spelled):
                 raise ExportError(
                     f"the bundle would hold the secret of {variable}",
                     where=name,
