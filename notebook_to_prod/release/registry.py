@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError, StoreError
 from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
+from ..package.lineage import Lineage, find_lineage
 from ..package.keys import require_signature, trusted_keys
 from ..project import Store
 from .audit import Event, append_event, current_user, read_events
@@ -70,6 +71,8 @@ class ModelVersion:
     run_id: str
     aliases: tuple[str, ...] = ()
     source: str = ""  # Where MLflow keeps the bundle
+    notebook: str = ""  # Path, as the run was given it; empty for a version that is older than the tag
+    commit: str = ""  # Of the project, if it is in git
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
@@ -166,6 +169,12 @@ class Registry:
                     return {}
                 raise
 
+    def lineage(self, version: ModelVersion) -> Lineage:
+        "Where a version comes from: from the record of its run, or, where another store has that, from what MLflow and the bundle keep."
+        found = find_lineage(self.store, version.bundle)
+        loaded = tuple(("", digest) for digest in self.bundle(version).metadata.get("datasets", ())) if found is None else ()
+        return found or Lineage(version.notebook, version.run_id, version.commit, loaded)
+
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
         return _register(self, record, check_name(name))
@@ -207,7 +216,7 @@ class Registry:
 def _model_version(found: Any) -> ModelVersion:
     tags = found.tags
     aliases = tuple(sorted(found.aliases or ()))
-    return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source)
+    return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source, tags.get("n2p.notebook", ""), tags.get("n2p.commit", ""))
 
 # %% ../../nbs/release/01_registry.ipynb #events
 _EVENT = "n2p.event."
@@ -286,7 +295,8 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
                 copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
                 client.log_artifacts(run_id, folder, "bundle")
             source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
-            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key}
+            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}
+            tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)
         share_event(registry, "register", name, int(created.version), bundle=bundle.digest)
     return registry._read(name, int(created.version))
