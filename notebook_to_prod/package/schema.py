@@ -175,7 +175,7 @@ class Schema:
         )
         return cls(content["container"], columns, content["dtype"], content["integer_names"], content["order"])
 
-    def edit(self, name: str, **changes: Any) -> Schema:
+    def edit(self, name: str, /, **changes: Any) -> Schema:
         """A schema in which one column asks for something else: `minimum`, `maximum`, `bounded`, `nullable`, `categories`, `allow_unseen`.
 
         Raises `DataError` on an unknown column or field, a value of the wrong type, and what contradicts itself.
@@ -271,15 +271,17 @@ def _edited_end(column: Column, field: str, value: Any, where: str) -> Any:
 
 
 def _edited_moment(column: Column, field: str, value: Any, where: str) -> Any:
-    text = value if isinstance(value, str) else value.isoformat() if hasattr(value, "isoformat") else ""
+    text, zoned = value if isinstance(value, str) else value.isoformat() if hasattr(value, "isoformat") else "", "," in column.dtype
     try:
-        zoned, moment = _comparable("datetime", text).tzinfo is not None, _series(column, [text])[0]
-    except (ValueError, TypeError, AttributeError) as error:
+        moment = _comparable("datetime", text)
+        if _is_missing(moment):
+            raise ValueError("missing")
+        if (moment.tzinfo is not None) == zoned:
+            return _json_value(_series(column, [text])[0])
+    except (ValueError, TypeError) as error:
         raise DataError(f"'{field}' is no moment: {value!r}", where=where, remedy='write a date as in "2013-01-31"') from error
-    if zoned != ("," in column.dtype) or _is_missing(moment):
-        what = f"'{field}' must be a moment {'with' if ',' in column.dtype else 'without'} an offset from UTC, not {value!r}"
-        raise DataError(what, where=where, remedy="write it as the column has it")
-    return _json_value(moment)
+    what = f"'{field}' must be a moment {'with' if zoned else 'without'} an offset from UTC, not {value!r}"
+    raise DataError(what, where=where, remedy="write it as the column has it")
 
 # %% ../../nbs/package/00_schema.ipynb #check-schema
 _FACTS = ("kind", "dtype", "ordered", "missing")

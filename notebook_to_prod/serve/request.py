@@ -56,7 +56,7 @@ def _datetime(column: Column) -> Any:
         if (moment.tzinfo is not None) != zoned:
             raise ValueError(f"must be {'with' if zoned else 'without'} an offset from UTC")
         if column.outside(text):
-            raise ValueError(f"must not be {'before ' + column.minimum if column.maximum is None else 'after ' + column.maximum if column.minimum is None else f'outside of {column.minimum} to {column.maximum}'}")
+            raise ValueError(f"must lie between {column.minimum or 'any moment'} and {column.maximum or 'any other'}")
         return text
 
     return Annotated[StrictStr, AfterValidator(check), Field(json_schema_extra={"format": "date-time"})]
