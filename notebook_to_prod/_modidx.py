@@ -2077,6 +2077,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'notebook_to_prod/release/registry.py'),
                                                    'notebook_to_prod.release.registry.Registry.versions': ( 'release/registry.html#registry.versions',
                                                                                                             'notebook_to_prod/release/registry.py'),
+                                                   'notebook_to_prod.release.registry._asked': ( 'release/registry.html#_asked',
+                                                                                                 'notebook_to_prod/release/registry.py'),
                                                    'notebook_to_prod.release.registry._ensure_model': ( 'release/registry.html#_ensure_model',
                                                                                                         'notebook_to_prod/release/registry.py'),
                                                    'notebook_to_prod.release.registry._event_tags': ( 'release/registry.html#_event_tags',

@@ -20,6 +20,7 @@ from ..errors import InputError, NotFoundError, StoreError
 from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
 from ..package.lineage import Lineage, find_lineage
 from ..package.keys import require_signature, trusted_keys
+from ..package.schema import Column
 from ..project import Store
 from .audit import Event, append_event, current_user, read_events
 from ..train.record import RunRecord, now, save_record
@@ -182,7 +183,7 @@ class Registry:
     def changed_columns(self, version: ModelVersion) -> list[str]:
         "Names of the columns that differ from those of the version before, or that one of the two lacks; what was seen in them may differ."
         before = [each for each in self.versions(version.name) if each.version < version.version][-1:]
-        shapes = [{column.name: (column.kind, column.nullable) for column in self.bundle(each).schema.columns} for each in (*before, version)]
+        shapes = [{column.name: _asked(column) for column in self.bundle(each).schema.columns} for each in (*before, version)]
         return [name for name in {**shapes[0], **shapes[-1]} if shapes[0].get(name) != shapes[-1].get(name)]
 
     def promote(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
@@ -211,6 +212,13 @@ class Registry:
     def _exists(self) -> bool:
         "Whether there is an MLflow to ask: the store's own database is not made by a question."
         return self.store.tracking_uri != f"sqlite:///{self.store.home / 'mlflow.db'}" or (self.store.home / "mlflow.db").exists()
+
+
+def _asked(column: Column) -> tuple[Any, ...]:
+    "What a column asks of callers, whatever training happened to see."
+    set_by_hand = [getattr(column, name) for name in column.edited if name in ("categories", "allow_unseen")]
+    bounds = (column.minimum, column.maximum) if column.bounded else None
+    return column.kind, column.nullable, bounds, set_by_hand
 
 
 def _model_version(found: Any) -> ModelVersion:
