@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle, open_bundle
+    from notebook_to_prod.package.schema import Schema, infer_schema
     from notebook_to_prod.package.session import Run, start
     from notebook_to_prod.release.registry import ModelVersion, Registry
     from notebook_to_prod.serve.predictor import Predictor, load_predictor
@@ -24,6 +25,8 @@ _HOMES = {
     "Run": "package.session",
     "RunRecord": "train.record",
     "RunSpec": "train.record",
+    "Schema": "package.schema",
+    "infer_schema": "package.schema",
     "load": "train.data",
     "load_predictor": "serve.predictor",
     "open_bundle": "package.bundle",

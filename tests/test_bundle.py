@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import site
+import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from filelock import FileLock
 from joblib import Memory
 from notebooks import Project, make_project
 from scipy import sparse
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -44,8 +45,12 @@ from notebook_to_prod.package.bundle import (
     unusable_row,
     write_bundle,
 )
-from notebook_to_prod.package.code import pickle_pipeline
+from notebook_to_prod.package.bundle_diff import compare_bundles
+from notebook_to_prod.package.code import PipelineCode, pickle_pipeline
+from notebook_to_prod.package.contents import Tables, bundle_contents
+from notebook_to_prod.package.gates.summary import summary_lines
 from notebook_to_prod.package.lock import distributions_of, read_lock
+from notebook_to_prod.package.schema import Schema, infer_schema
 from notebook_to_prod.package.session import start
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.closure import imported_names, local_files, local_folders
@@ -204,7 +209,7 @@ CUSTOM = {
     "exported-imports": """
         #| export
         import units
-        from sklearn.base import BaseEstimator, TransformerMixin
+        from sklearn.base import BaseEstimator, TransformerMixin, clone
     """,
     "imports": """
         import charts
@@ -330,7 +335,7 @@ FORMS = {
         from dataclasses import dataclass
 
         import shapes.square
-        from sklearn.base import BaseEstimator, TransformerMixin
+        from sklearn.base import BaseEstimator, TransformerMixin, clone
 
         Size = namedtuple("Size", ["width", "height"])
 
@@ -547,7 +552,7 @@ def test_distributions_are_found_as_the_standard_library_finds_them() -> None:
 HEAD = """
     import numpy as np
     import pandas as pd
-    from sklearn.base import BaseEstimator, TransformerMixin
+    from sklearn.base import BaseEstimator, TransformerMixin, clone
     from sklearn.linear_model import LinearRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer
@@ -699,6 +704,7 @@ NUMBERS = pd.DataFrame({"a": np.linspace(0, 1, 30), "b": np.arange(30)})
 TARGET = NUMBERS["a"] * 2
 FITTED = make_pipeline(StandardScaler(), LinearRegression()).fit(NUMBERS, TARGET)
 CARRIERS = pd.DataFrame({"carrier": ["UA", "B6", "DL"] * 10})
+ON_CARRIERS = make_pipeline(OneHotEncoder(), LinearRegression()).fit(CARRIERS, TARGET)
 ON_CODES = LinearRegression().fit(OneHotEncoder(sparse_output=False).fit_transform(CARRIERS), TARGET)
 WORDS = ["late flight", "early flight", "flight"] * 10
 ON_WORDS = LogisticRegression().fit(TfidfVectorizer().fit_transform(WORDS), [word[:1] for word in WORDS])
@@ -728,6 +734,52 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "targets-missing": ((FITTED, NUMBERS, None, NUMBERS, TARGET), "y_train"),
 }
+WRONG_SCHEMA: dict[str, tuple[Any, Any, Schema, str]] = {
+    "no-schema": (FITTED, NUMBERS, {"a": "float64"}, "no schema"),  # type: ignore[dict-item]
+    "of-another-table": (FITTED, NUMBERS, infer_schema(NUMBERS[["b", "a"]]), "another order"),
+    "a-missing-value": (FITTED, NUMBERS, infer_schema(NUMBERS).edit("a", nullable=True), "allows a missing value"),
+    "a-missing-whole-number": (FITTED, NUMBERS, infer_schema(NUMBERS).edit("b", nullable=True), "missing value"),
+    "no-row-within-the-bounds": (FITTED, NUMBERS, infer_schema(NUMBERS).edit("b", minimum=99), "no row of X_test fits"),
+    "an-unknown-category": (
+        ON_CARRIERS,
+        CARRIERS,
+        infer_schema(CARRIERS).edit("carrier", categories=("UA", "B6", "DL", "YV", "AA")),
+        "allows 'AA', and the pipeline refuses",
+    ),
+    "unseen-texts": (
+        ON_CARRIERS,
+        CARRIERS,
+        infer_schema(CARRIERS).edit("carrier", allow_unseen=True),
+        "allows 'a text",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SCHEMA)
+def test_export_refuses_a_schema_that_the_model_does_not_keep(case: str, project: Project) -> None:
+    pipeline, table, schema, said = WRONG_SCHEMA[case]
+    with pytest.raises(ExportError, match=said) as caught:
+        start().export(pipeline, table, TARGET, table, TARGET, schema=schema)
+    assert caught.value.where
+    assert caught.value.remedy
+    assert [*project.home.glob("bundles/*")] == []
+
+
+def test_a_bundle_has_the_schema_that_the_notebook_has_edited(project: Project) -> None:
+    table = NUMBERS.assign(carrier=CARRIERS["carrier"])
+    encode = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["carrier"]), remainder="passthrough")
+    pipeline = make_pipeline(encode, LinearRegression()).fit(table, TARGET)
+    plain = start().export(pipeline, table, TARGET, table, TARGET)
+    assert plain.schema.columns[2].allow_unseen
+    edited = infer_schema(table).edit("b", minimum=0, maximum=20)
+    edited = edited.edit("carrier", categories=("UA", "B6", "DL", "AA"), allow_unseen=False)
+    bundle = start().export(pipeline, table, TARGET, table, TARGET, schema=edited)
+    assert bundle.schema == edited
+    assert [row["b"] for row in bundle.golden["rows"]] == [*range(21)]  # the others are no requests
+    lines = dict(compare_bundles(plain, bundle).lines())
+    assert lines["column"].endswith("4 categories and no others")
+    same = start().export(pipeline, table, TARGET, table, TARGET, schema=infer_schema(table))
+    assert same.digest == plain.digest
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -1116,6 +1168,164 @@ def test_only_bundles_that_a_trusted_key_has_signed_are_served(
     assert load_predictor(bundle.path, bundle.digest).bundle.digest == bundle.digest
     monkeypatch.setenv("N2P_TRUSTED_KEYS", theirs)
     assert load_predictor(bundle.path, bundle.digest).bundle.digest == bundle.digest
+
+
+# What a bundle says of its model
+
+
+EVALUATED = {
+    "text": ("roc_auc", {"roc_auc", "average_precision", "accuracy", "log_loss", "brier_score_loss"}),
+    "list": ("roc_auc", {"roc_auc", "accuracy"}),
+    "regression": ("r2", {"r2", "mean_absolute_error", "root_mean_squared_error"}),
+    "multi-class": ("accuracy", {"accuracy", "balanced_accuracy", "f1_macro", "log_loss"}),
+    "svc": ("accuracy", {"accuracy", "balanced_accuracy", "f1_macro"}),
+    "multi-output-regression": ("r2", {"r2", "mean_absolute_error", "root_mean_squared_error"}),
+    "multi-output": (None, set()),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATED)
+def test_a_bundle_says_how_good_its_model_is(name: str, bundles: dict[str, Bundle]) -> None:
+    primary, metrics = EVALUATED[name]
+    found = bundles[name].evaluation
+    assert found
+    assert (found["primary"], found["rows"], found["of"]) == (primary, 20, 20)
+    assert metrics <= (found["metrics"] or {}).keys()
+    assert {part for part in ("metrics", "slices", "importances") if found[part] is None} == found["missing"].keys()
+    for each in (found["metrics"] or {}).values():
+        assert each["interval"] is None or each["interval"][0] <= each["number"] <= each["interval"][1]
+    if "output" in name:
+        assert "several targets" in found["missing"]["importances"]
+    else:
+        told = [each["feature"] for each in found["importances"]["features"]]
+        assert sorted(told) == sorted(bundles[name].schema.names)
+    if primary:
+        assert f"| {primary} |" in bundles[name]._repr_markdown_()
+
+
+class Median(BaseEstimator):
+    """What predicts without being a classifier or a regressor."""
+
+    def fit(self, X: Any, y: Any) -> Median:
+        self.median_ = float(np.median(y))
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        return np.full(len(X), self.median_)
+
+
+class Refusing(LinearRegression):
+    """A model that refuses more rows than are golden."""
+
+    def predict(self, X: Any) -> np.ndarray:
+        if len(X) > 32:
+            raise ValueError(f"row of {id(X)}")  # another text every time
+        return super().predict(X)
+
+
+POSSIBLE: dict[str, tuple[Any, Any, Any, slice, str]] = {
+    "one-row": (FITTED, NUMBERS, TARGET, slice(7, 8), "r2"),
+    "one-class": (LogisticRegression(), NUMBERS, TARGET > 1, slice(20, 30), "roc_auc"),
+    "a-column-of-targets": (LinearRegression(), NUMBERS, TARGET.to_frame(), slice(0, 30), "r2"),
+    "text-series": (
+        make_pipeline(TfidfVectorizer(), LogisticRegression()),
+        pd.Series(WORDS),
+        WORDS,
+        slice(0, 30),
+        "accuracy",
+    ),
+    "array": (LinearRegression(), NUMBERS.to_numpy(), TARGET, slice(0, 30), "r2"),
+    "several-numbers": (LinearRegression(), NUMBERS, NUMBERS, slice(0, 30), "r2"),
+    "neither": (Median(), NUMBERS, TARGET, slice(0, 30), "neither a classifier nor a regressor"),
+    "refusing": (
+        Refusing(),
+        pd.concat([NUMBERS] * 2, ignore_index=True),
+        pd.concat([TARGET] * 2, ignore_index=True),
+        slice(0, 60),
+        "the pipeline refuses rows of X_test: ValueError",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", POSSIBLE)
+def test_whatever_can_be_exported_has_an_evaluation_or_a_reason(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2P_HOME", str(tmp_path))
+    model, table, target, test, said = POSSIBLE[case]
+    model = clone(model).fit(table, target)
+    tables = Tables(table, target, table[test], target[test])
+    code = PipelineCode(b"")
+    first, second = (bundle_contents(model, tables, code, {})["evaluation.json"] for _ in range(2))
+    assert first == second
+    found = json.loads(first)
+    assert found["primary"] == said or (found["missing"] and all(said in why for why in found["missing"].values()))
+    assert summary_lines(found)
+
+
+def test_a_bundle_from_before_evaluations_has_none(bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    before = bundles["svc"]
+    kept = {name: (before.path / name).read_bytes() for name in before.files if name != "evaluation.json"}
+    older = write_bundle(tmp_path, kept)
+    assert older.evaluation is None
+    assert "accuracy" not in older._repr_markdown_()
+    assert compare_bundles(older, before).evaluation["accuracy"][0] is None
+    assert ("removed", "evaluation.json") in compare_bundles(before, older).lines()
+
+
+def test_the_command_shows_how_good_a_model_is_and_where_it_comes_from(
+    zoo: Project, bundles: dict[str, Bundle]
+) -> None:
+    bundle = bundles["multi-class"]
+    shown = zoo.n2p("bundle", "show", bundle.digest[7:27]).stdout
+    assert f"held out   accuracy {bundle.evaluation['metrics']['accuracy']['number']:.4g}" in shown  # type: ignore[index]
+    assert "rests on   a " in shown
+    told = zoo.n2p("bundle", "show", "latest", "--json").json
+    assert told["evaluation"] == bundles[MODELS[-1]].evaluation
+    assert told["lineage"]["run_id"] == zoo.run_folders[0].name
+    assert told["lineage"]["notebook"] == "zoo.ipynb"
+
+
+ASKED = {
+    "parameters": 'table = "numbers.csv"\npassword = None\nlimits = (1, 2)',
+    "train": """
+        from sklearn.linear_model import LinearRegression
+
+        import helper
+        import notebook_to_prod as n2p
+
+        run = n2p.start(seed=3)
+        numbers = n2p.load(table)
+        model = LinearRegression().fit(numbers[["a"]], numbers["b"])
+        schema = n2p.infer_schema(numbers[["a"]]).edit("a", minimum=0, maximum=2)
+        run.export(model, numbers[["a"]], numbers["b"], numbers[["a"]], numbers["b"], schema=schema)
+    """,
+}
+
+
+def test_a_bundle_says_what_its_run_was_asked_and_the_store_where_it_was(project: Project) -> None:
+    project.notebook("train.ipynb", ASKED)
+    (project.folder / "helper.py").write_text("LIMIT = 3\n")
+    NUMBERS.to_csv(project.folder / "numbers.csv", index=False)
+    for line in ("init -q", "add .", "-c user.name=n -c user.email=n@n commit -q -m first"):
+        subprocess.run(["git", *line.split()], cwd=project.folder, check=True)
+    asked_git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=project.folder, capture_output=True, text=True, check=True
+    )
+    commit = asked_git.stdout.strip()
+    done = project.run("train.ipynb", "-p", "password", "@env:DB_PASSWORD", DB_PASSWORD="correct-horse-battery")
+    assert done.code == 0, done
+    shown = project.n2p("bundle", "show", done.json["bundle"][7:20], "--json").json
+    asked = {"table": "numbers.csv", "password": "@env:DB_PASSWORD", "limits": [1, 2]}
+    assert shown["metadata"]["parameters"] == asked
+    assert [shown["schema"]["columns"][0][name] for name in ("minimum", "maximum", "bounded")] == [0.0, 2.0, True]
+    assert shown["metadata"]["code"] == project.record(done.json["run_id"])["spec"]["code"]
+    lineage = shown["lineage"]
+    assert (lineage["commit"], lineage["run_id"], lineage["notebook"]) == (commit, done.json["run_id"], "train.ipynb")
+    assert [each["source"] for each in lineage["datasets"]] == ["numbers.csv"]
+    told = project.n2p("bundle", "show", "latest").stdout
+    assert f"commit     {commit}" in told
+    assert "data       numbers.csv sha256:" in told
 
 
 def test_profile_and_bill_of_materials_travel_with_the_model(bundles: dict[str, Bundle]) -> None:

@@ -421,6 +421,7 @@ def test_mlflow_sees_version_alias_tags_and_artifacts(
         "n2p.bundle": record["bundle"],
         "n2p.run_id": record["run_id"],
         "n2p.run_key": record["run_key"],
+        "n2p.notebook": "train.ipynb",
     }
     fetched = mlflow.download_artifacts(found.run_id, "bundle", str(tmp_path))
     bundle = open_bundle(fetched, record["bundle"])
@@ -441,6 +442,18 @@ def test_a_bundle_that_the_store_lacks_is_fetched_and_verified(trained: Project,
     assert bundle.digest == version.bundle
     assert {path.name for path in elsewhere.store.bundles.iterdir()} == {bundle.path.name}
     assert replay_golden(bundle, load_pipeline(bundle)) == 0.0
+
+
+def test_a_version_of_another_store_tells_where_it_comes_from(
+    trained: Project, registry: Registry, elsewhere: Registry, mlflow: MlflowClient
+) -> None:
+    (version,) = register(trained, "from afar", "five")
+    mlflow.set_model_version_tag("from afar", "1", "n2p.commit", "2ee93f3")  # the project is not in git
+    at_home, afar = (each.lineage(each.resolve("from afar@1")) for each in (registry, elsewhere))
+    assert (at_home.notebook, at_home.run_id, at_home.commit) == ("train.ipynb", version.run_id, "")
+    assert (afar.notebook, afar.run_id, afar.commit) == ("train.ipynb", version.run_id, "2ee93f3")
+    assert [source for source, _ in at_home.datasets] == ["flights.parquet"]
+    assert [digest for _, digest in at_home.datasets] == [digest for _, digest in afar.datasets]
 
 
 @pytest.mark.parametrize("how", HARMS)

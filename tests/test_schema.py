@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from scipy import sparse
 
-from notebook_to_prod.errors import BundleError, ExportError
-from notebook_to_prod.package.schema import Schema, infer_column, infer_schema, to_rows, to_table
+from notebook_to_prod.errors import BundleError, DataError, ExportError
+from notebook_to_prod.package.schema import Schema, check_schema, infer_column, infer_schema, to_rows, to_table
 from notebook_to_prod.serve.request import request_type, row_model, rows_of
 
 # The same examples every time: a failure in one run is a failure in the next.
@@ -261,6 +261,139 @@ def test_an_unknown_format_is_refused() -> None:
     content = infer_schema(pd.DataFrame({"x": [1]})).to_dict() | {"format": 99}
     with pytest.raises(BundleError, match="schema format 99"):
         Schema.from_dict(content)
+
+
+def test_a_schema_from_before_bounds_is_read() -> None:
+    schema = infer_schema(pd.DataFrame({"x": [1.0, 2.0], "y": ["a", None]}))
+    content = schema.to_dict()
+    for column in content["columns"]:
+        del column["bounded"], column["edited"]
+    assert Schema.from_dict(content) == schema
+
+
+# What a notebook edits
+
+TRIPS = pd.DataFrame(
+    {
+        "age": [30, 41],
+        "fare": [1.5, None],
+        "at": pd.to_datetime(["2013-01-01", "2013-02-01"]),
+        "seen": pd.to_datetime(["2013-01-01", "2013-02-01"], utc=True),
+        "port": ["JFK", "EWR"],
+        "size": pd.Categorical(["s", "m"]),
+        "first": [True, False],
+        "note": ["a", "b"],
+    }
+)
+CONTRADICTIONS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "misspelt-column": ("agee", {"minimum": 0}, "no column 'agee'"),
+    "misspelt-field": ("age", {"minimun": 0}, "no field 'minimun'"),
+    "kind": ("age", {"kind": "number"}, "a fact of the training table"),
+    "dtype": ("age", {"dtype": "float64"}, "a fact of the training table"),
+    "name": ("age", {"name": "years"}, "a fact of the training table"),
+    "ends-the-wrong-way": ("age", {"minimum": 5, "maximum": 1}, "the minimum 5 is above the maximum 1"),
+    "moments-the-wrong-way": ("at", {"minimum": "2014-01-01", "maximum": "2013-01-01"}, "is above"),
+    "text-for-a-number": ("age", {"minimum": "0"}, "cannot be '0'"),
+    "fraction-for-a-whole-number": ("age", {"minimum": 0.5}, "cannot be 0.5"),
+    "true-for-a-number": ("age", {"minimum": True}, "cannot be True"),
+    "infinite": ("fare", {"maximum": np.inf}, "cannot be inf"),
+    "no-moment": ("at", {"minimum": "later"}, "no moment"),
+    "a-number-for-a-moment": ("at", {"minimum": 2013}, "no moment"),
+    "offset-where-there-is-none": ("at", {"minimum": "2013-01-01T00:00:00Z"}, "without an offset"),
+    "no-offset-where-there-is-one": ("seen", {"minimum": "2013-01-01"}, "with an offset"),
+    "range-of-a-text": ("port", {"minimum": 1}, "no 'minimum' to edit"),
+    "range-of-a-boolean": ("first", {"bounded": True}, "no 'bounded' to edit"),
+    "categories-of-a-number": ("age", {"categories": ("1",)}, "no 'categories' to edit"),
+    "categories-that-are-a-type": ("size", {"categories": ("s", "m", "l")}, "no 'categories' to edit"),
+    "one-text-for-categories": ("port", {"categories": "JFK"}, "categories are texts"),
+    "no-categories": ("port", {"categories": ()}, "categories are texts"),
+    "numbers-for-categories": ("port", {"categories": (1, 2)}, "categories are texts"),
+    "one-for-true": ("port", {"allow_unseen": 1}, "True or False"),
+    "nothing-allowed": ("note", {"categories": None, "allow_unseen": False}, "nothing would be allowed"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_an_edit_that_cannot_be_is_refused(case: str) -> None:
+    name, changes, said = CONTRADICTIONS[case]
+    with pytest.raises(DataError) as caught:
+        infer_schema(TRIPS).edit(name, **changes)
+    assert said in caught.value.what
+    assert caught.value.where
+    assert caught.value.remedy
+
+
+def test_an_edit_makes_another_schema() -> None:
+    inferred = infer_schema(TRIPS)
+    edited = inferred.edit("age", minimum=0, maximum=120).edit("fare", minimum=0).edit("at", maximum=TRIPS["at"][1])
+    edited = edited.edit("port", categories=["LGA", "JFK", "EWR"], allow_unseen=False)
+    assert through_json(edited, TRIPS)[0] == edited != inferred == infer_schema(TRIPS)
+    age, fare, at, _, port, *_ = edited.columns
+    assert (age.minimum, age.maximum, age.bounded, age.edited) == (0, 120, True, ("maximum", "minimum"))
+    assert (fare.minimum, fare.maximum, at.minimum, at.maximum) == (0.0, None, None, "2013-02-01T00:00:00")
+    assert (port.categories, port.allow_unseen) == (("EWR", "JFK", "LGA"), False)
+    assert edited.edit("age", maximum=99).columns[0].minimum == 0  # a bound stays
+    assert inferred.edit("age", bounded=True).columns[0].maximum == 41  # what training saw becomes the bound
+    check_schema(edited, TRIPS, inferred)
+    shown = edited._repr_markdown_()
+    assert "| age | integer | False | 0 … 120 | refused, edited |" in shown
+    assert "| note | string | False | a, b | taken |" in shown
+
+
+UNTRUE: dict[str, tuple[Any, str]] = {
+    "no-schema": ({}, "no schema"),
+    "columns-in-another-order": (infer_schema(TRIPS[[*TRIPS.columns[::-1]]]), "another order"),
+    "fewer-columns": (infer_schema(TRIPS[["age"]]), "other columns"),
+    "another-container": (infer_schema(np.zeros((2, 8))), "kind of table"),
+    "another-type": (infer_schema(TRIPS.astype({"age": "float64"})), "kind is number, and integer in X_train"),
+    "another-width": (infer_schema(TRIPS.astype({"age": "int8"})), "dtype is int8"),
+    "missing-values-forbidden": (infer_schema(TRIPS).edit("fare", nullable=False), "misses values"),
+    "a-category-forgotten": (infer_schema(TRIPS).edit("port", categories=("LGA", "EWR")), "training has seen: JFK"),
+}
+
+
+@pytest.mark.parametrize("case", UNTRUE)
+def test_a_schema_that_is_not_of_the_table_is_refused(case: str) -> None:
+    schema, said = UNTRUE[case]
+    with pytest.raises(ExportError) as caught:
+        check_schema(schema, TRIPS, infer_schema(TRIPS))
+    assert said in caught.value.what
+    assert caught.value.remedy
+
+
+def test_a_category_of_free_text_that_is_forgotten_is_named() -> None:
+    texts = [f"comment {number}" for number in range(300)]
+    for table in (pd.DataFrame({"comment": texts}), pd.Series(texts, name="comment"), np.array(texts, dtype=object)):
+        inferred = infer_schema(table)
+        check_schema(inferred.edit(inferred.names[0], categories=texts, allow_unseen=False), table, inferred)
+        with pytest.raises(ExportError, match="comment 7"):
+            check_schema(inferred.edit(inferred.names[0], categories=[*texts[:7], *texts[8:]]), table, inferred)
+
+
+BOUNDED = {
+    "age": st.integers(-50, 200),
+    "fare": st.floats(-50, 200),
+    "at": st.datetimes(pd.Timestamp("2012-01-01"), pd.Timestamp("2014-01-01")).map(lambda moment: moment.isoformat()),
+}
+
+
+@given(st.sampled_from([*BOUNDED]), st.data())
+@settings(reproducible, max_examples=150)
+def test_a_request_keeps_to_the_bounds_and_a_range_is_none(name: str, data: st.DataObject) -> None:
+    low, high = sorted((data.draw(BOUNDED[name]), data.draw(BOUNDED[name])))
+    value = data.draw(BOUNDED[name])
+    inferred = infer_schema(TRIPS[[name]])
+    edited = inferred.edit(name, minimum=low, maximum=high)
+    accepted = []
+    for schema in (inferred, edited, edited.edit(name, bounded=False)):
+        try:
+            TypeAdapter(request_type(row_model(schema), schema, limit=1)).validate_python({name: value})
+            accepted.append(True)
+        except ValidationError as error:
+            assert name in error.errors()[0]["loc"] or "column_0" in error.errors()[0]["loc"]
+            accepted.append(False)
+    assert accepted == [True, low <= value <= high, True]
+    assert edited.columns[0].outside(value) == (not accepted[1])
 
 
 # What is refused

@@ -16,17 +16,25 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from notebooks import SCRIPTS, Project, finish
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 from test_bundle import once
 from test_registry import flights, register, run_id, train
 from test_schema import reproducible
 
 from notebook_to_prod.errors import DataError
 from notebook_to_prod.package.bundle import load_pipeline, open_bundle
+from notebook_to_prod.package.schema import infer_schema
+from notebook_to_prod.package.session import start
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.predictor import load_predictor
 
 FRAME = flights()
@@ -491,3 +499,28 @@ def test_a_predictor_answers_like_the_service(classifier: Service) -> None:
     assert predictor.predict([]).predictions == []
     with pytest.raises(DataError, match="row 1, 'class'"):
         predictor.predict([GOOD, GOOD | {"class": "x"}])
+
+
+# What the notebook has edited
+
+
+def test_a_service_asks_what_the_notebook_has_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("N2P_HOME", str(tmp_path))
+    table = pd.DataFrame({"age": range(20, 60), "fare": np.linspace(1, 9, 40), "port": ["JFK", "EWR"] * 20})
+    table["at"] = pd.date_range("2013-01-01", periods=40)
+    prepare = make_column_transformer(
+        ("passthrough", ["age", "fare"]), (OneHotEncoder(handle_unknown="ignore"), ["port"])
+    )
+    model = make_pipeline(prepare, LinearRegression()).fit(table, table["fare"])
+    schema = infer_schema(table).edit("age", minimum=18, maximum=120).edit("fare", minimum=0)
+    schema = schema.edit("port", allow_unseen=False).edit("at", maximum="2013-12-31")
+    bundle = start().export(model, table, table["fare"], table, table["fare"], schema=schema)
+    client = TestClient(create_app(load_predictor(bundle.path)))
+    good = bundle.golden["rows"][0]
+    for fine in ({"age": 120}, {"age": 18}, {"fare": 1e6}, {"at": "1970-01-01T00:00:00"}):
+        assert client.post("/predict", json=good | fine).status_code == 200
+    for name, wrong in (("age", 17), ("age", 121), ("fare", -0.5), ("port", "LGA"), ("at", "2014-01-01T00:00:00")):
+        assert wrong_fields(client.post("/predict", json=good | {name: wrong})) == {name}
+    described = client.get("/openapi.json").json()["components"]["schemas"]["Row"]["properties"]
+    assert (described["age"]["minimum"], described["age"]["maximum"], described["fare"]["minimum"]) == (18, 120, 0)
+    assert "maximum" not in described["fare"]

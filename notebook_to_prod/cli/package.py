@@ -25,14 +25,18 @@ def bundle() -> None:
 @command("show")
 @click.argument("bundle")
 def show(terminal: Terminal, bundle: str) -> Result:
-    """Verify a bundle and show what is in it, and what its model would use when it is loaded.
+    """Verify a bundle and show what is in it, how good it is, where it comes from, and what its model would use when it is loaded.
 
     Example: n2p bundle show flights@production
     """
+    from notebook_to_prod.package.gates.summary import summary_lines
     from notebook_to_prod.package.keys import read_signatures
+    from notebook_to_prod.package.lineage import find_lineage
     from notebook_to_prod.project import open_store
 
-    opened = find_bundle(open_store(), bundle).bundle
+    store = open_store()
+    found = find_bundle(store, bundle)
+    opened, lineage = found.bundle, found.lineage or find_lineage(store, found.bundle.digest)
     metadata, schema = opened.metadata, opened.schema
     signatures = read_signatures(opened.path)
     libraries: dict[str, int] = {}
@@ -44,11 +48,14 @@ def show(terminal: Terminal, bundle: str) -> Result:
         ("task", f"{metadata['task']} by {metadata['estimator']}"),
         ("columns", ", ".join(f"{column.name} {column.kind}" for column in schema.columns)),
         ("plan", _plan(metadata.get("plan") or {})),
+        *(summary_lines(opened.evaluation) if opened.evaluation else []),
+        *([("lineage", "no run of this store has made it")] if lineage is None else lineage.lines()),
         ("uses", ", ".join(f"{name} ({count})" for name, count in sorted(libraries.items()))),
         ("signed by", ", ".join(each.key for each in signatures) or "nobody"),
         ("verified", f"{len(opened.files)} files" + (", a draft" if opened.is_draft else "")),
     ]
-    return Result({**opened.to_dict(), "signatures": [each.key for each in signatures]}, lines)
+    told = {"signatures": [each.key for each in signatures], "lineage": None if lineage is None else lineage.to_dict()}
+    return Result({**opened.to_dict(), **told}, lines)
 
 
 def _plan(about: dict[str, object]) -> str:

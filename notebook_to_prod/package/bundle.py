@@ -75,6 +75,11 @@ class Bundle:
         "The CycloneDX document of the lock."
         return self._json("sbom.json")
 
+    @cached_property
+    def evaluation(self) -> dict[str, Any] | None:
+        "Metrics on held-out rows, worst slices and importances, see `package.gates.summary`; None in a bundle that is older than that."
+        return self._json("evaluation.json") if "evaluation.json" in self.files else None
+
     @property
     def plan(self) -> bytes | None:
         "The compiled plan as `package.compile.plan` reads it, verified again; None if the pipeline has none."
@@ -92,7 +97,8 @@ class Bundle:
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        return {"bundle": self.digest, "bundle_path": str(self.path), "files": self.files, "metadata": self.metadata, "schema": self.schema.to_dict()}
+        parts = {"metadata": self.metadata, "schema": self.schema.to_dict(), "evaluation": self.evaluation}
+        return {"bundle": self.digest, "bundle_path": str(self.path), "files": self.files, **parts}
 
     def __repr__(self) -> str:
         return f"Bundle({self.digest!r}, {len(self.files)} files)"
@@ -107,7 +113,19 @@ class Bundle:
             "size": f"{size:.2f} MB in {len(self.files)} files",
             "made by": state,
         }
+        rows |= _primary(self.evaluation)
         return f"**bundle** `{self.digest[:19]}`\n\n|  |  |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+
+def _primary(evaluation: dict[str, Any] | None) -> dict[str, str]:
+    "The metric that matters most, as a table shows it."
+    name = evaluation["primary"] if evaluation else None
+    found = evaluation["metrics"].get(name, {}) if evaluation and name else {}
+    if found.get("number") is None:
+        return {}
+    interval = f" ({found['interval'][0]:.4g} to {found['interval'][1]:.4g})" if found["interval"] else ""
+    return {name: f"{found['number']:.4g}{interval} on {evaluation['rows']} held-out rows"}
 
 # %% ../../nbs/package/03_bundle.ipynb #write-bundle
 def write_bundle(

@@ -29,6 +29,7 @@ class BundleDiff:
     requirements: dict[str, tuple[str | None, str | None]]  # Versions
     metadata: dict[str, tuple[Any, Any]]
     code: dict[str, str]  # Unified diff by path
+    evaluation: dict[str, tuple[Any, Any]]  # Number and interval by metric on held-out rows, None where there is none
     golden: dict[str, int] | None  # `rows` that both have, and how many of them `differ` in what is predicted; None without common rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,6 +42,7 @@ class BundleDiff:
         found += [("column", f"{name}: {_told(one)} → {_told(other)}") for name, (one, other) in self.columns.items()]
         found += [("requires", f"{name} {one or 'nothing'} → {other or 'nothing'}") for name, (one, other) in self.requirements.items()]
         found += [("metadata", f"{name}: {one} → {other}") for name, (one, other) in self.metadata.items() if name != "uses"]
+        found += [("held out", f"{name}: {_number(one)} → {_number(other)}") for name, (one, other) in self.evaluation.items()]
         found += [("", line) for text in self.code.values() for line in text.splitlines()]
         if self.golden and self.golden["differ"]:
             found.append(("golden", f"{self.golden['differ']} of {self.golden['rows']} common rows are predicted differently"))
@@ -50,7 +52,18 @@ class BundleDiff:
 def _told(column: Mapping[str, Any] | None) -> str:
     if column is None:
         return "nothing"
-    return column["kind"] + (", may be missing" if column["nullable"] else "") + (f", {len(column['categories'])} categories" if column["categories"] else "")
+    told = column["kind"] + (", may be missing" if column["nullable"] else "")
+    if column["bounded"]:
+        told += "".join(f", {word} {column[end]}" for word, end in (("from", "minimum"), ("to", "maximum")) if column[end] is not None)
+    if column["categories"]:
+        told += f", {len(column['categories'])} categories" + ("" if column["allow_unseen"] else " and no others")
+    return told
+
+
+def _number(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None or estimate["number"] is None:
+        return "nothing"
+    return f"{estimate['number']:.4g}" + (f" ({estimate['interval'][0]:.4g} to {estimate['interval'][1]:.4g})" if estimate["interval"] else "")
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -64,7 +77,10 @@ def compare_bundles(before: Bundle, after: Bundle) -> BundleDiff:
     columns = [{column["name"]: column for column in each.schema.to_dict()["columns"]} for each in (before, after)]
     code = {name: _text_diff(before, after, name) for name in files if name.startswith("code/") and name.endswith(".py")}
     locks = [read_lock(each.lock) for each in (before, after)]
-    return BundleDiff(before.digest, after.digest, files, _changed(*columns), _changed(*locks), _changed(before.metadata, after.metadata), code, _golden(before, after))
+    metrics = [(each.evaluation or {}).get("metrics") or {} for each in (before, after)]
+    told = [{name: {key: found[key] for key in ("number", "interval")} for name, found in each.items()} for each in metrics]
+    columns, requirements, metadata = _changed(*columns), _changed(*locks), _changed(before.metadata, after.metadata)
+    return BundleDiff(before.digest, after.digest, files, columns, requirements, metadata, code, _changed(*told), _golden(before, after))
 
 
 def _text_diff(before: Bundle, after: Bundle, name: str) -> str:

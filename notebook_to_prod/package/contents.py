@@ -16,11 +16,13 @@ from ..errors import DataError, ExportError
 from .bundle import PLAN, Prediction, largest_difference, predict, unusable_row
 from .code import PipelineCode
 from .compile.choose import Compiled, compile_exact
+from .gates.case import Answers, ask
 from .gates.evaluation import keep_evaluation
+from .gates.summary import nothing_known, summarise
 from .lock import lock_for
 from .profile import Profile, profile_predictions, profile_table
 from .sbom import bill_of_materials
-from .schema import Schema, infer_schema, jsonable, to_rows, to_table
+from .schema import Column, Schema, check_schema, infer_schema, jsonable, to_rows, to_table
 from ..project import canonical_json, open_store
 
 # %% auto #0
@@ -36,6 +38,7 @@ class Tables:
     X_test: Any
     y_test: Any
     sensitive: Any = None  # Attributes of the rows of `X_test` that the model does not see
+    schema: Schema | None = None  # Of `X_train`, edited; inferred if it is not given
 
 # %% ../../nbs/package/03d_contents.ipynb #check-pipeline
 def check_pipeline(pipeline: Any, tables: Tables) -> None:
@@ -72,6 +75,10 @@ def _length(table: Any) -> int:
 
 def _sample(table: Any, count: int) -> Any:
     "Up to `count` evenly spaced rows, leaving out those with infinite numbers, which JSON has not."
+    return _taken(table, _sample_at(table, count))
+
+
+def _sample_at(table: Any, count: int) -> Any:  # Positions
     import numpy as np
     import pandas as pd
 
@@ -79,30 +86,58 @@ def _sample(table: Any, count: int) -> Any:
     usable = np.flatnonzero(~np.isinf(numbers.astype("float64")).any(axis=1))
     if not len(usable):
         raise ExportError("every row of X_test holds an infinite number", where="run.export", remedy="make them missing values")
-    positions = usable[np.unique(np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(int))]
+    return usable[np.unique(np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(int))]
+
+
+def _taken(table: Any, positions: Any) -> Any:
+    import numpy as np
+
     if hasattr(table, "iloc"):
         return table.iloc[positions].reset_index(drop=True)
     return [table[position] for position in positions] if isinstance(table, list) else np.asarray(table)[positions]
 
 # %% ../../nbs/package/03d_contents.ipynb #unseen
-def _accepts_unseen(pipeline: Any, schema: Schema, rows: Sequence[dict[str, Any]], name: str) -> bool:
+_UNSEEN = "a text that training has not seen"
+
+
+def _accepts(pipeline: Any, schema: Schema, *rows: Mapping[str, Any]) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipeline.predict(to_table(schema, [{**rows[0], name: "a text that training has not seen"}]))
+            said = predict(pipeline, to_table(schema, rows))
     except Exception:  # noqa: BLE001 - whatever it raises is a no
         return False
-    return True
+    return unusable_row(said, getattr(pipeline, "classes_", None)) is None
 
 
 def _with_unseen(pipeline: Any, schema: Schema, rows: Sequence[dict[str, Any]]) -> Schema:
-    columns = [
-        replace(column, allow_unseen=_accepts_unseen(pipeline, schema, rows, column.name))
-        if column.kind == "string" and column.categories is not None
-        else column
-        for column in schema.columns
-    ]
-    return replace(schema, columns=tuple(columns))
+    asked = [column for column in schema.columns if column.kind == "string" and column.categories is not None and column.allow_unseen]
+    if not asked:
+        return schema
+    row = next((row for row in rows if _accepts(pipeline, schema, row)), rows[0])
+    refusing = {column.name for column in asked if not _accepts(pipeline, schema, {**row, column.name: _UNSEEN})}
+    return replace(schema, columns=tuple(replace(each, allow_unseen=False) if each.name in refusing else each for each in schema.columns))
+
+# %% ../../nbs/package/03d_contents.ipynb #edited
+def _keep_promises(pipeline: Any, edited: Schema, inferred: Schema, rows: Sequence[dict[str, Any]]) -> None:
+    "Ask the pipeline for everything that an edited schema allows and training has not seen; raises `ExportError` at the first no."
+    row = next((row for row in rows if _accepts(pipeline, edited, row)), rows[0])
+    for column, seen in zip(edited.columns, inferred.columns, strict=True):
+        promised = _promised(column, seen)
+        if not promised or _accepts(pipeline, edited, *({**row, column.name: value} for value in promised)):
+            continue
+        value = next((value for value in promised if not _accepts(pipeline, edited, {**row, column.name: value})), promised[0])
+        what = f"the schema allows {'a missing value' if value is None else repr(value)}, and the pipeline refuses it"
+        remedy = "let the pipeline take it, or leave the schema as it was inferred"
+        raise ExportError(what, where=f"column '{column.name}' of the schema", remedy=remedy)
+
+
+def _promised(column: Column, seen: Column) -> list[Any]:
+    "Values that a column allows because the notebook says so."
+    promised: list[Any] = sorted({*(column.categories or ())} - {*(seen.categories or ())}) if "categories" in column.edited else []
+    if "allow_unseen" in column.edited and column.allow_unseen:
+        promised.append(_UNSEEN)
+    return promised + [None] * (column.nullable and not seen.nullable)
 
 # %% ../../nbs/package/03d_contents.ipynb #golden
 _GOLDEN_ROWS = 32
@@ -118,13 +153,17 @@ class _Golden:
     said: Prediction
 
 
-def _golden(pipeline: Any, schema: Schema, X_test: Any) -> _Golden:
-    sample = _sample(X_test, _GOLDEN_ROWS)
-    rows = _rows_of(schema, sample)
+def _golden(pipeline: Any, tables: Tables) -> _Golden:
+    inferred, sample = infer_schema(tables.X_train), _sample(tables.X_test, _GOLDEN_ROWS)
+    rows = _rows_of(inferred, sample)
+    schema = inferred if tables.schema is None else tables.schema
+    if tables.schema is not None:
+        check_schema(tables.schema, tables.X_train, inferred)
+        _keep_promises(pipeline, schema, inferred, rows)
     schema = _with_unseen(pipeline, schema, rows)
     kept = [position for position, row in enumerate(rows) if _fits(schema, row)]
     if not kept:
-        remedy = "train on rows like those of X_test: with their missing values and their categories"
+        remedy = "train on rows like those of X_test: with their missing values and their categories; widen the bounds of an edited schema"
         raise ExportError("no row of X_test fits what training has seen", where="run.export", remedy=remedy)
     rows = [rows[position] for position in kept]
     try:
@@ -168,21 +207,15 @@ def _rows_of(schema: Schema, sample: Any) -> list[dict[str, Any]]:
 
 
 def _fits(schema: Schema, row: dict[str, Any]) -> bool:
-    "Whether a service would accept the row: nothing missing that training did not miss, no category that it must not bring."
+    "Whether a service would accept the row: nothing missing that training did not miss, no category that it must not bring, nothing out of bounds."
     for column in schema.columns:
         value = row[column.name]
         if value is None:
             if not column.nullable:
                 return False
-        elif not column.allow_unseen and column.categories is not None and value not in column.categories:
+        elif column.outside(value) or (not column.allow_unseen and column.categories is not None and value not in column.categories):
             return False
     return True
-
-
-def _taken(sample: Any, positions: list[int]) -> Any:
-    if hasattr(sample, "iloc"):
-        return sample.iloc[positions]
-    return [sample[position] for position in positions] if isinstance(sample, list) else sample[positions]
 
 # %% ../../nbs/package/03d_contents.ipynb #metadata
 def _about(pipeline: Any, tables: Tables) -> dict[str, Any]:
@@ -209,17 +242,43 @@ def _estimator_name(pipeline: Any) -> str:
 _PROFILED_ROWS = 10_000  # Of X_test, evenly spaced
 
 
-def _profile(pipeline: Any, golden: _Golden, tables: Tables) -> Profile:
+@dataclass(frozen=True)
+class _Held:
+    "Evenly spaced rows of the held-out table, and what the pipeline says to them."
+
+    table: Any
+    y: Any
+    answers: Answers | None  # None if it refuses some row
+    refusal: str = ""
+
+
+def _ask_held(pipeline: Any, tables: Tables) -> _Held:
+    at = _sample_at(tables.X_test, _PROFILED_ROWS)
+    table, y = _taken(tables.X_test, at), _targets(tables.y_test)[at]
+    try:
+        return _Held(table, y, ask(pipeline, table))
+    except Exception as error:  # noqa: BLE001 - a category that training has not seen, say
+        return _Held(table, y, None, f"the pipeline refuses rows of X_test: {type(error).__name__}")
+
+
+def _targets(y: Any) -> Any:
+    import numpy as np
+
+    return np.asarray(y)
+
+
+def _profile(pipeline: Any, golden: _Golden, held: _Held, tables: Tables) -> Profile:
     "The reference for drift; predictions on a sample of `X_test`, or on the golden rows where the pipeline refuses some row of it."
-    sample = _sample(tables.X_test, _PROFILED_ROWS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            predictions = pipeline.predict(sample)
-        except Exception:  # noqa: BLE001 - a category that training has not seen, say
-            sample, predictions = golden.table, pipeline.predict(golden.table)
-        probabilities = pipeline.predict_proba(sample) if hasattr(pipeline, "predict_proba") else None
-    return Profile(profile_table(tables.X_train, golden.schema), profile_predictions(predictions, probabilities, getattr(pipeline, "classes_", None)))
+    answers = ask(pipeline, golden.table) if held.answers is None else held.answers
+    classes = getattr(pipeline, "classes_", None)
+    return Profile(profile_table(tables.X_train, golden.schema), profile_predictions(answers.predictions, answers.probabilities, classes))
+
+
+def _summary(pipeline: Any, golden: _Golden, held: _Held, tables: Tables, weight: int) -> dict[str, Any]:
+    if held.answers is None:
+        return nothing_known(held.refusal)
+    train, of = (tables.X_train, tables.y_train), _length(tables.X_test)
+    return summarise(pipeline, golden.schema, train, (held.table, held.y), answers=held.answers, of=of, weight=weight)
 
 
 def _evaluation(tables: Tables) -> dict[str, Any] | None:
@@ -238,8 +297,8 @@ def bundle_contents(
     origin: Mapping[str, Any],  # Where it comes from, for the metadata
 ) -> dict[str, bytes]:  # By path inside the bundle
     "The files of a bundle; raises `ExportError` naming what would not work elsewhere."
-    golden = _golden(pipeline, infer_schema(tables.X_train), tables.X_test)
-    said = golden.said
+    golden = _golden(pipeline, tables)
+    said, held = golden.said, _ask_held(pipeline, tables)
     lock = lock_for(code.imports | {"numpy", "pandas"})
     compiled = _compiled(pipeline, golden.schema, tables.X_test)
     metadata = {**_about(pipeline, tables), **origin, "uses": code.names, "evaluation": _evaluation(tables), "plan": compiled.record()}
@@ -248,7 +307,8 @@ def bundle_contents(
         "schema.json": _json(golden.schema.to_dict()),
         "golden.json": _json({"rows": golden.rows, "predictions": said.predictions, "probabilities": said.probabilities}),
         "metadata.json": _json(metadata),
-        "profile.json": _json(_profile(pipeline, golden, tables).to_dict()),
+        "profile.json": _json(_profile(pipeline, golden, held, tables).to_dict()),
+        "evaluation.json": _json(_summary(pipeline, golden, held, tables, len(code.pickled))),
         "requirements.lock": lock.encode(),
         "sbom.json": _json(bill_of_materials(lock, _estimator_name(pipeline))),
         **({PLAN: compiled.plan.to_bytes()} if compiled.plan else {}),

@@ -5,15 +5,16 @@
 # %% ../../nbs/package/00_schema.ipynb #imports
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..errors import BundleError, ExportError
+from ..errors import BundleError, DataError, ExportError
 
 # %% auto #0
-__all__ = ['Column', 'jsonable', 'infer_column', 'Schema', 'infer_schema', 'to_rows', 'to_table']
+__all__ = ['Column', 'jsonable', 'infer_column', 'Schema', 'edited_column', 'check_schema', 'infer_schema', 'to_rows', 'to_table']
 
 # %% ../../nbs/package/00_schema.ipynb #column
 @dataclass(frozen=True)
@@ -30,6 +31,23 @@ class Column:
     ordered: bool = False  # Whether the categories have an order
     allow_unseen: bool = True  # Whether the pipeline takes a value it has not seen
     missing: str = "nan"  # What stands for a missing value in an object column: `nan` or `none`
+    bounded: bool = False  # Whether a value below the minimum or above the maximum is refused
+    edited: tuple[str, ...] = ()  # What the notebook has set, see `Schema.edit`
+
+    def outside(self, value: Any) -> bool:
+        "Whether a JSON value is refused by the bounds."
+        if not self.bounded or value is None:
+            return False
+        low, high, value = (None if each is None else _comparable(self.kind, each) for each in (self.minimum, self.maximum, value))
+        return (low is not None and value < low) or (high is not None and value > high)
+
+
+def _comparable(kind: str, value: Any) -> Any:
+    if kind != "datetime":
+        return value
+    import pandas as pd
+
+    return pd.Timestamp(value)
 
 
 _CATEGORY_LIMIT = 256  # Columns with more distinct texts are treated as free text
@@ -152,21 +170,160 @@ class Schema:
                 f"schema format {content.get('format')} is unknown", where="schema.json", remedy="upgrade notebook_to_prod"
             )
         columns = tuple(
-            Column(**column | {"categories": None if column["categories"] is None else tuple(column["categories"])})
+            Column(**{name: tuple(value) if isinstance(value, list) else value for name, value in column.items()})
             for column in content["columns"]
         )
         return cls(content["container"], columns, content["dtype"], content["integer_names"], content["order"])
 
+    def edit(self, name: str, /, **changes: Any) -> Schema:
+        """A schema in which one column asks for something else: `minimum`, `maximum`, `bounded`, `nullable`, `categories`, `allow_unseen`.
+
+        Raises `DataError` on an unknown column or field, a value of the wrong type, and what contradicts itself.
+        """
+        if name not in self.names:
+            near = difflib.get_close_matches(str(name), self.names, n=1)
+            remedy = f"did you mean '{near[0]}'?" if near else f"the columns are {', '.join(self.names)}"
+            raise DataError(f"the schema has no column '{name}'", where="schema.edit", remedy=remedy)
+        position = self.names.index(name)
+        columns = *self.columns[:position], edited_column(self.columns[position], changes), *self.columns[position + 1 :]
+        return replace(self, columns=columns)
+
     def _repr_markdown_(self) -> str:
-        rows = "".join(f"| {column.name} | {column.kind} | {column.nullable} | {_seen(column)} |\n" for column in self.columns)
-        return f"**{len(self.columns)} columns** of a {self.container}\n\n| column | kind | nullable | seen |\n|---|---|---|---|\n{rows}"
+        rows = "".join(f"| {each.name} | {each.kind} | {each.nullable} | {_seen(each)} | {_asked(each)} |\n" for each in self.columns)
+        return f"**{len(self.columns)} columns** of a {self.container}\n\n| column | kind | nullable | seen | others |\n|---|---|---|---|---|\n{rows}"
 
 
 def _seen(column: Column) -> str:
     if column.categories is not None:
         shown = ", ".join(map(str, column.categories[:4]))
         return f"{shown}, … ({len(column.categories)})" if len(column.categories) > 4 else shown
-    return "" if column.minimum is None else f"{column.minimum} … {column.maximum}"
+    ends = ["" if end is None else str(end) for end in (column.minimum, column.maximum)]
+    return " … ".join(ends).strip() if any(ends) else ""
+
+
+def _asked(column: Column) -> str:
+    "What becomes of a value that is not among those seen, and whose decision that is."
+    told = column.categories is not None or column.minimum is not None or column.maximum is not None
+    refused = column.bounded if column.categories is None else not column.allow_unseen
+    return ("refused" if refused else "taken") + (", edited" if column.edited else "") if told else ""
+
+# %% ../../nbs/package/00_schema.ipynb #edited-column
+_EDITABLE = {
+    "minimum": ("integer", "number", "datetime"),
+    "maximum": ("integer", "number", "datetime"),
+    "bounded": ("integer", "number", "datetime"),
+    "nullable": ("integer", "number", "boolean", "string", "category", "datetime"),
+    "categories": ("string",),
+    "allow_unseen": ("string",),
+}
+
+
+def edited_column(column: Column, changes: Mapping[str, Any]) -> Column:
+    "A column with other facts; raises `DataError` on what cannot be changed, or not to that."
+    where = f"schema.edit('{column.name}')"
+    values = {field: _edited_value(column, field, value, where) for field, value in changes.items()}
+    ends = {"minimum", "maximum"} & values.keys()
+    if ends:
+        opened = {} if column.bounded else {"minimum": None, "maximum": None}  # an end that nobody has named is no bound
+        values = opened | {"bounded": True} | values
+    found = replace(column, **values, edited=tuple(sorted({*column.edited, *changes})))
+    low, high = found.minimum, found.maximum
+    if low is not None and high is not None and _comparable(found.kind, low) > _comparable(found.kind, high):
+        raise DataError(f"the minimum {low} is above the maximum {high}", where=where, remedy="give both ends, the smaller one as the minimum")
+    if found.kind == "string" and not found.allow_unseen and not found.categories:
+        raise DataError("nothing would be allowed", where=where, remedy="give the categories that are, or allow_unseen=True")
+    return found
+
+
+def _edited_value(column: Column, field: str, value: Any, where: str) -> Any:
+    if field not in _EDITABLE:
+        known = {each.name for each in fields(Column)}
+        what = f"'{field}' is a fact of the training table, and cannot be edited" if field in known else f"there is no field '{field}'"
+        raise DataError(what, where=where, remedy=f"edit {', '.join(_EDITABLE)}; change the table for the rest")
+    if column.kind not in _EDITABLE[field]:
+        remedy = "its categories are its type: change the table" if column.kind == "category" else f"only columns of kind {' or '.join(_EDITABLE[field])} have it"
+        raise DataError(f"a column of kind {column.kind} has no '{field}' to edit", where=where, remedy=remedy)
+    if field in ("bounded", "nullable", "allow_unseen"):
+        if isinstance(value, bool):
+            return value
+        raise DataError(f"'{field}' is True or False, not {value!r}", where=where, remedy=f"write {field}=True or {field}=False")
+    return _edited_categories(value, where) if field == "categories" else _edited_end(column, field, value, where)
+
+
+def _edited_categories(value: Any, where: str) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, list | tuple | set | frozenset) and value and all(isinstance(each, str) for each in value):
+        return tuple(sorted(set(value)))
+    raise DataError(f"categories are texts, not {value!r}", where=where, remedy='write categories=("one", "two"), or None for free text')
+
+
+def _edited_end(column: Column, field: str, value: Any, where: str) -> Any:
+    if value is None:
+        return None
+    if column.kind == "datetime":
+        return _edited_moment(column, field, value, where)
+    number = _json_value(value)
+    if isinstance(number, bool) or not isinstance(number, int if column.kind == "integer" else int | float) or not math.isfinite(number):
+        raise DataError(f"'{field}' of a column of kind {column.kind} cannot be {value!r}", where=where, remedy="give a number, whole for integers, or None")
+    return number if column.kind == "integer" else float(number)
+
+
+
+def _edited_moment(column: Column, field: str, value: Any, where: str) -> Any:
+    text, zoned = value if isinstance(value, str) else value.isoformat() if hasattr(value, "isoformat") else "", "," in column.dtype
+    try:
+        moment = _comparable("datetime", text)
+        if _is_missing(moment):
+            raise ValueError("missing")
+        if (moment.tzinfo is not None) == zoned:
+            return _json_value(_series(column, [text])[0])
+    except (ValueError, TypeError) as error:
+        raise DataError(f"'{field}' is no moment: {value!r}", where=where, remedy='write a date as in "2013-01-31"') from error
+    what = f"'{field}' must be a moment {'with' if zoned else 'without'} an offset from UTC, not {value!r}"
+    raise DataError(what, where=where, remedy="write it as the column has it")
+
+# %% ../../nbs/package/00_schema.ipynb #check-schema
+_FACTS = ("kind", "dtype", "ordered", "missing")
+
+
+def check_schema(
+    schema: Schema,  # As the notebook has edited it
+    table: Any,  # The training table
+    inferred: Schema,  # Of that table
+) -> None:
+    "Whether an edited schema still tells of its table; raises `ExportError` naming the column that does not."
+    if not isinstance(schema, Schema):
+        raise ExportError(f"a {type(schema).__name__} is no schema", where="run.export", remedy="edit n2p.infer_schema(X_train)")
+    shapes = [replace(each, columns=tuple(Column(column.name, "", "") for column in each.columns)) for each in (schema, inferred)]
+    if shapes[0] != shapes[1]:
+        what = "the schema has other columns, or another order, type or kind of table, than X_train"
+        raise ExportError(what, where="run.export", remedy="infer it from the X_train that is exported, and edit that")
+    for position, (column, seen) in enumerate(zip(schema.columns, inferred.columns, strict=True)):
+        where = f"column '{column.name}' of the schema"
+        for fact in _FACTS:
+            if getattr(column, fact) != getattr(seen, fact):
+                what = f"{fact} is {getattr(column, fact)}, and {getattr(seen, fact)} in X_train"
+                raise ExportError(what, where=where, remedy="change the table, and infer the schema from it")
+        if seen.nullable and not column.nullable:
+            raise ExportError("X_train misses values, which the schema does not allow", where=where, remedy="leave nullable=True, or train without such rows")
+        lacking = _lacking(column, seen, table, position)
+        if lacking:
+            what = f"the categories miss what training has seen: {', '.join(lacking[:4])}"
+            raise ExportError(what, where=where, remedy="name every category of X_train, or train without such rows")
+
+
+def _lacking(column: Column, seen: Column, table: Any, position: int) -> list[str]:
+    "Texts of the training table that the edited categories do not have."
+    import numpy as np
+    import pandas as pd
+
+    if column.kind != "string" or column.categories is None:
+        return []
+    if seen.categories is not None:
+        return sorted({*seen.categories} - {*column.categories})
+    values = table.iloc[:, position] if isinstance(table, pd.DataFrame) else pd.Series(np.asarray(table)[:, position] if np.ndim(table) == 2 else table)
+    return sorted(set(map(str, values.dropna().unique())) - {*column.categories})
 
 # %% ../../nbs/package/00_schema.ipynb #infer-schema
 def infer_schema(

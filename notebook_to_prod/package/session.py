@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, ExportError
@@ -17,13 +18,15 @@ from .bundle import Bundle, remove_bundle, write_bundle
 from .code import collect_code, executed_sources
 from .contents import Tables, bundle_contents, check_pipeline
 from .proof import Prover, open_prover
+from .schema import Schema
 from ..project import open_store
 from ..train.data import loaded
 from ..train.environment import seed_everything
 from ..train.closure import imported_names
 from ..train.notebook import Notebook, read_notebook
 from ..train.parameters import known_secrets, spellings
-from ..train.scraps import glue
+from ..train.record import read_record
+from ..train.scraps import glue, plain
 
 # %% auto #0
 __all__ = ['Run', 'start']
@@ -56,14 +59,17 @@ class Run:
         glue(name, number, kind="metric", text=f"{name} = {number:.6g}")
         return number
 
-    def export(self, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any, *, sensitive: Any = None) -> Bundle:
+    def export(
+        self, pipeline: Any, X_train: Any, y_train: Any, X_test: Any, y_test: Any, *, sensitive: Any = None, schema: Schema | None = None
+    ) -> Bundle:
         """Make a bundle of a fitted pipeline, load it again, and prove that it predicts the same.
 
         `X_train` (rows, columns) gives the schema, evenly spaced rows of `X_test` the golden rows; `y_train` and `y_test`
         have one target a row. The store keeps the tables for the gates, and `sensitive`, a DataFrame of attributes of the
-        rows of `X_test` that the model does not see. Raises `ExportError` naming what would not work elsewhere.
+        rows of `X_test` that the model does not see. `schema` is `n2p.infer_schema(X_train)`, edited, where a service should
+        ask for more than training shows. Raises `ExportError` naming what would not work elsewhere.
         """
-        return _export(self, pipeline, Tables(X_train, y_train, X_test, y_test, sensitive))
+        return _export(self, pipeline, Tables(X_train, y_train, X_test, y_test, sensitive, schema))
 
     def _repr_markdown_(self) -> str:
         state = "draft: run the notebook with `n2p run` to record it" if self.is_draft else "recorded"
@@ -111,7 +117,16 @@ def _origin(run: Run, notebook: Notebook | None) -> dict[str, Any]:
         "notebook": notebook.digest if notebook else None,
         "datasets": [dataset.digest for dataset in loaded()],
         "draft": run.is_draft,
+        **_asked(),
     }
+
+
+def _asked() -> dict[str, Any]:
+    "What the run was asked: every parameter, a secret by the name of its variable, and the local modules."
+    if "N2P_NOTEBOOK" not in os.environ:
+        return {"parameters": None, "code": None}
+    record = read_record(Path(os.environ["N2P_NOTEBOOK"]).parent)
+    return {"parameters": plain(record.parameters), "code": record.spec.code}
 
 
 def _clean_process(pipeline: Any) -> Prover:

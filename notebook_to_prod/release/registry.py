@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError, StoreError
 from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
+from ..package.lineage import Lineage, find_lineage
 from ..package.keys import require_signature, trusted_keys
+from ..package.schema import Column
 from ..project import Store
 from .audit import Event, append_event, current_user, read_events
 from ..train.record import RunRecord, now
@@ -70,6 +72,8 @@ class ModelVersion:
     run_id: str
     aliases: tuple[str, ...] = ()
     source: str = ""  # Where MLflow keeps the bundle
+    notebook: str = ""  # Path, as the run was given it; empty for a version that is older than the tag
+    commit: str = ""  # Of the project, if it is in git
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
@@ -166,6 +170,12 @@ class Registry:
                     return {}
                 raise
 
+    def lineage(self, version: ModelVersion) -> Lineage:
+        "Where a version comes from: from the record of its run, or, where another store has that, from what MLflow and the bundle keep."
+        found = find_lineage(self.store, version.bundle)
+        loaded = tuple(("", digest) for digest in self.bundle(version).metadata.get("datasets", ())) if found is None else ()
+        return found or Lineage(version.notebook, version.run_id, version.commit, loaded)
+
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
         return _register(self, record, check_name(name))
@@ -173,7 +183,7 @@ class Registry:
     def changed_columns(self, version: ModelVersion) -> list[str]:
         "Names of the columns that differ from those of the version before, or that one of the two lacks; what was seen in them may differ."
         before = [each for each in self.versions(version.name) if each.version < version.version][-1:]
-        shapes = [{column.name: (column.kind, column.nullable) for column in self.bundle(each).schema.columns} for each in (*before, version)]
+        shapes = [{column.name: _asked(column) for column in self.bundle(each).schema.columns} for each in (*before, version)]
         return [name for name in {**shapes[0], **shapes[-1]} if shapes[0].get(name) != shapes[-1].get(name)]
 
     def promote(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
@@ -204,10 +214,17 @@ class Registry:
         return self.store.tracking_uri != f"sqlite:///{self.store.home / 'mlflow.db'}" or (self.store.home / "mlflow.db").exists()
 
 
+def _asked(column: Column) -> tuple[Any, ...]:
+    "What a column asks of callers, whatever training happened to see."
+    set_by_hand = [getattr(column, name) for name in column.edited if name in ("categories", "allow_unseen")]
+    bounds = (column.minimum, column.maximum) if column.bounded else None
+    return column.kind, column.nullable, bounds, set_by_hand
+
+
 def _model_version(found: Any) -> ModelVersion:
     tags = found.tags
     aliases = tuple(sorted(found.aliases or ()))
-    return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source)
+    return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source, tags.get("n2p.notebook", ""), tags.get("n2p.commit", ""))
 
 # %% ../../nbs/release/01_registry.ipynb #events
 _EVENT = "n2p.event."
@@ -286,7 +303,8 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
                 copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
                 client.log_artifacts(run_id, folder, "bundle")
             source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
-            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key}
+            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}
+            tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)
         share_event(registry, "register", name, int(created.version), bundle=bundle.digest)
     return registry._read(name, int(created.version))

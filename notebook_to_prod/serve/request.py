@@ -28,7 +28,15 @@ def _integer(column: Column) -> Any:
     dtype = column.dtype.lower()
     bits = _INTEGER_BOUNDS.get(dtype, 64)
     low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    if column.bounded:
+        low = low if column.minimum is None else max(low, column.minimum)
+        high = high if column.maximum is None else min(high, column.maximum)
     return Annotated[StrictInt, Field(ge=low, le=high), BeforeValidator(_whole)]
+
+
+def _number(column: Column) -> Any:
+    ends = {"ge": column.minimum, "le": column.maximum} if column.bounded else {}
+    return Annotated[StrictFloat, Field(allow_inf_nan=False, **{name: end for name, end in ends.items() if end is not None})]
 
 
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?( ?(Z|[+-]\d\d:?\d\d))?)?")
@@ -47,6 +55,8 @@ def _datetime(column: Column) -> Any:
         moment = pd.Timestamp(text).as_unit(unit[1] if unit else "ns")
         if (moment.tzinfo is not None) != zoned:
             raise ValueError(f"must be {'with' if zoned else 'without'} an offset from UTC")
+        if column.outside(text):
+            raise ValueError(f"must lie between {column.minimum or 'any moment'} and {column.maximum or 'any other'}")
         return text
 
     return Annotated[StrictStr, AfterValidator(check), Field(json_schema_extra={"format": "date-time"})]
@@ -77,7 +87,7 @@ def column_type(column: Column) -> Any:
         case "integer":
             kind = _integer(column)
         case "number":
-            kind = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+            kind = _number(column)
         case "boolean":
             kind = StrictBool
         case "datetime":

@@ -46,6 +46,11 @@ class Answers:
             return None
         return self.probabilities[:, 1] if self.probabilities is not None else self.decisions
 
+    def at(self, positions: Any) -> Answers:
+        "The answers to the rows at some positions, an array or a slice."
+        parts = (self.predictions, self.probabilities, self.decisions)
+        return Answers(*(None if part is None else part[positions] for part in parts), self.classes)
+
 
 def ask(pipeline: Any, table: Any) -> Answers:
     "Ask a pipeline about a table."
@@ -58,6 +63,7 @@ def ask(pipeline: Any, table: Any) -> Answers:
         decisions = pipeline.decision_function(table) if probabilities is None and hasattr(pipeline, "decision_function") else None
     probabilities = None if probabilities is None or isinstance(probabilities, list) else np.asarray(probabilities)
     classes = getattr(pipeline, "classes_", None)
+    classes = None if isinstance(classes, list) else classes  # of several outputs
     return Answers(predictions, probabilities, None if decisions is None else np.asarray(decisions), None if classes is None else np.asarray(classes))
 
 # %% ../../../nbs/package/gates/04_case.ipynb #case
@@ -71,6 +77,7 @@ class Case:
     X_test: Any
     y_test: Any
     bundle: Bundle | None = None  # None in a notebook, before the export
+    inputs: Schema | None = None  # Of a model without a bundle; inferred if it is not given
     champion: Any = None  # The pipeline to compare with
     against: str = ""  # Digest of the champion's bundle
     sensitive: pd.DataFrame | None = None  # Of the test rows
@@ -92,7 +99,7 @@ class Case:
     @cached_property
     def schema(self) -> Schema:
         "The model's inputs."
-        return self.bundle.schema if self.bundle else infer_schema(self.X_train)
+        return self.bundle.schema if self.bundle else self.inputs or infer_schema(self.X_train)
 
     @cached_property
     def task(self) -> str:
@@ -135,6 +142,10 @@ class Case:
         "What the model, or the champion, says about rows; asked once."
         pipeline = self.champion if champion else self.pipeline
         return self.once(("answers", champion, id(rows)), lambda: (rows, ask(pipeline, rebuild(self.schema, rows.X))))[1]
+
+    def tell(self, rows: Rows, answers: Answers) -> None:
+        "Take what the model has said about rows before, so that it is not asked again."
+        self._known["answers", False, id(rows)] = rows, answers
 
     def ask(self, frame: pd.DataFrame) -> Answers:
         "What the model says about a table that a gate has changed."

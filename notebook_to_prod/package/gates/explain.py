@@ -9,14 +9,14 @@ import fnmatch
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from .case import Case, Rows, gate, kinds
+from .case import Answers, Case, Rows, gate, kinds
 from .leakage import column_codes, single_score
-from .metrics import primary_metric
+from .metrics import Metric, primary_metric
 from .policy import Policy
 from .statistics import Estimate
 from .verdict import Verdict, shown, skipped
@@ -26,35 +26,63 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['permutation_importance', 'importance', 'Proxy', 'find_proxies', 'forbidden', 'shap_importance', 'shap_values']
+__all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'Proxy', 'find_proxies', 'forbidden',
+           'shap_importance', 'shap_values']
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #importance
-_REPEATS = 5
+REPEATS = 5
 _MOST_COLUMNS = 100
+_ASKED_ROWS = 50_000  # At once
 
 
 def permutation_importance(case: Case, policy: Policy) -> dict[str, Estimate]:  # Largest first
     "Loss of the primary metric when a feature is shuffled, with the interval of its mean over the shuffles (Student's t)."
+    return case.once(("importance", policy.digest), lambda: _importance(case, policy))
+
+
+def _importance(case: Case, policy: Policy) -> dict[str, Estimate]:
+    rows, metric = case.test_sample(policy, policy.explain.rows), primary_metric(case, policy)
+    found = shuffled_losses(rows, case.answers(rows), case.ask, metric, list(rows.X.columns)[:_MOST_COLUMNS], policy)
+    return dict(sorted(found.items(), key=lambda item: -item[1].number))
+
+
+def shuffled_losses(
+    rows: Rows,
+    answers: Answers,  # To the rows
+    ask: Callable[[pd.DataFrame], Answers],
+    metric: Metric,
+    columns: Sequence[str],  # To shuffle, one after the other
+    policy: Policy,
+) -> dict[str, Estimate]:  # By column
+    "How much worse a metric gets when a column is shuffled; the model is asked about many shuffled tables at once."
     import numpy as np
     from scipy.stats import t
 
-    return case.once(("importance", policy.digest), lambda: _importance(case, policy, np, t))
+    clean, count = metric.score(answers, rows.y), len(rows.y)
+    random = np.random.default_rng(policy.seed)
+    blocks = [(name, random.permutation(count)) for name in columns for _ in range(REPEATS)]
+    losses: dict[str, list[float]] = {}
+    size = max(1, _ASKED_ROWS // count)
+    for some in (blocks[start : start + size] for start in range(0, len(blocks), size)):
+        said = ask(_shuffled(rows.X, some))
+        for position, (name, _) in enumerate(some):
+            score = metric.score(said.at(slice(position * count, (position + 1) * count)), rows.y)
+            losses.setdefault(name, []).append(metric.sign * (clean - score))
+    half = float(t.ppf((1 + policy.confidence) / 2, REPEATS - 1)) / REPEATS**0.5
+    means = {name: (float(np.mean(each)), half * float(np.std(each, ddof=1))) for name, each in losses.items()}
+    return {name: Estimate(mean, (mean - width, mean + width), f"{REPEATS} permutations") for name, (mean, width) in means.items()}
 
 
-def _importance(case: Case, policy: Policy, np: Any, t: Any) -> dict[str, Estimate]:
-    rows, metric = case.test_sample(policy, policy.explain.rows), primary_metric(case, policy)
-    clean = metric.score(case.answers(rows), rows.y)
-    random, found = np.random.default_rng(policy.seed), {}
-    half = float(t.ppf((1 + policy.confidence) / 2, _REPEATS - 1)) / _REPEATS**0.5
-    for name in list(rows.X.columns)[:_MOST_COLUMNS]:
-        losses = []
-        for _ in range(_REPEATS):
-            shuffled = rows.X[name].iloc[random.permutation(len(rows.y))].set_axis(rows.X.index)
-            disturbed = metric.score(case.ask(rows.X.assign(**{name: shuffled})), rows.y)
-            losses.append(metric.sign * (clean - disturbed))
-        mean, width = float(np.mean(losses)), half * float(np.std(losses, ddof=1))
-        found[name] = Estimate(mean, (mean - width, mean + width), f"{_REPEATS} permutations")
-    return dict(sorted(found.items(), key=lambda item: -item[1].number))
+def _shuffled(frame: pd.DataFrame, blocks: Sequence[tuple[str, np.ndarray]]) -> pd.DataFrame:
+    "A table for each block, one below the other: the rows, with one column in another order."
+    import numpy as np
+    import pandas as pd
+
+    count, usual = len(frame), np.tile(np.arange(len(frame)), len(blocks))
+    orders: dict[str, np.ndarray] = {}
+    for position, (name, order) in enumerate(blocks):
+        orders.setdefault(name, usual.copy())[position * count : (position + 1) * count] = order
+    return pd.DataFrame({name: frame[name].iloc[orders.get(name, usual)].reset_index(drop=True) for name in frame.columns})
 
 
 @gate("explain.importance")

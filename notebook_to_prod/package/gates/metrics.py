@@ -72,6 +72,7 @@ class Metric:
     name: str
     scorer: Any
     sign: int  # -1 if the scorer negates the metric of that name
+    plain: bool = True  # Whether it has no options
 
     def statistic(self, answers: Answers, y: np.ndarray) -> Callable[[np.ndarray], float]:  # Of positions, (n,)
         "What computes the metric of some rows; it raises `ValueError` where scikit-learn does."
@@ -84,6 +85,9 @@ class Metric:
             return _fast_r2(answers.predictions.astype("float64"), y.astype("float64"))
         if self.name in ("average_precision", "average_precision_score") and answers.scores is not None:
             return _fast_average_precision(answers.scores, y == answers.classes[1])
+        fast = _fast(self.name, answers, y) if self.plain and answers.predictions.shape == y.shape else None
+        if fast is not None:
+            return fast
         classifier, regressor = _replaying()
         replay = (regressor if answers.classes is None else classifier)(answers)
 
@@ -108,8 +112,8 @@ class Metric:
         "Whether a larger number is better."
         return self.sign > 0
 
-    def estimate(self, answers: Answers, y: np.ndarray, policy: Policy) -> Estimate:
-        "The metric with its interval: exact for accuracy, Newcombe's for ROC AUC, else a bootstrap."
+    def estimate(self, answers: Answers, y: np.ndarray, policy: Policy, *, correct: bool = True) -> Estimate:
+        "The metric with its interval: exact for accuracy, Newcombe's for ROC AUC, else a bootstrap, see there for `correct`."
         import numpy as np
 
         value = self.statistic(answers, y)
@@ -119,7 +123,7 @@ class Metric:
         if self.name in ("roc_auc", "roc_auc_score") and answers.scores is not None and 0 < (positives := int((y == answers.classes[1]).sum())) < len(y):
             auc = value(np.arange(len(y)))
             return Estimate(auc, auc_interval(auc, positives, len(y) - positives, policy.confidence), "Newcombe's method 5")
-        return bootstrap(value, len(y), confidence=policy.confidence, resamples=policy.resamples, seed=policy.seed)
+        return bootstrap(value, len(y), confidence=policy.confidence, resamples=policy.resamples, seed=policy.seed, correct=correct)
 
     def difference(self, one: Answers, other: Answers, y: np.ndarray, policy: Policy) -> Estimate:
         "How much better `one` is than `other` on the same rows, by a paired bootstrap; positive is better, also of an error."
@@ -153,6 +157,8 @@ def _fast_auc(scores: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray]
         return float((of_positive * (below + 0.5 * of_negative)).sum() / pairs)
 
     return value
+
+
 def _fast_average_precision(scores: np.ndarray, positive: np.ndarray) -> Callable[[np.ndarray], float]:
     "The average precision of resampled rows, sorted once: the mean of the precision over the steps of the recall."
     import numpy as np
@@ -181,6 +187,49 @@ def _fast_r2(predictions: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], f
         if not total:
             raise ValueError("the target is constant")
         return 1.0 - float(error[at].sum()) / total
+
+    return value
+
+
+def _fast(name: str, answers: Answers, y: np.ndarray) -> Callable[[np.ndarray], float] | None:
+    "Metrics that are a mean over rows, or that counts of true and predicted classes decide; None for others."
+    import numpy as np
+
+    if name in ("mean_absolute_error", "mean_squared_error", "root_mean_squared_error") and answers.classes is None:
+        error = answers.predictions.astype("float64") - y.astype("float64")
+        loss = np.abs(error) if name == "mean_absolute_error" else error**2
+        root = np.sqrt if name == "root_mean_squared_error" else np.asarray
+        return lambda at: float(root(loss[at].mean(axis=0)).mean())  # the mean of the outputs
+    if y.ndim > 1:
+        return None
+    if name in ("balanced_accuracy", "f1_macro") and answers.classes is not None and y.dtype.kind == answers.predictions.dtype.kind:
+        return _fast_counted(name, answers.predictions, y)
+    if name in ("log_loss", "brier_score_loss") and answers.probabilities is not None and np.isin(y, answers.classes).all():
+        right = y[:, None] == answers.classes
+        if name == "log_loss":
+            least = np.finfo(answers.probabilities.dtype).eps
+            loss = -np.log(np.clip(answers.probabilities[right], least, 1 - least))
+            return lambda at: float(loss[at].mean())
+        if len(answers.classes) == 2:
+            loss = (answers.probabilities[:, 1] - right[:, 1]) ** 2
+            return lambda at: float(loss[at].mean())
+    return None
+
+
+def _fast_counted(name: str, predictions: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], float]:
+    import numpy as np
+
+    classes, codes = np.unique(np.concatenate([y, predictions]), return_inverse=True)
+    size = len(classes)
+    pairs = codes[: len(y)] * size + codes[len(y) :]
+
+    def value(at: np.ndarray) -> float:
+        counts = np.bincount(pairs[at], minlength=size * size).reshape(size, size)
+        right, true, said = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+        if name == "balanced_accuracy":
+            return float((right[true > 0] / true[true > 0]).mean())
+        found = true + said > 0
+        return float((2 * right[found] / (true + said)[found]).mean())
 
     return value
 
@@ -214,7 +263,7 @@ def find_metric(
     better = not name.endswith(_LOSSES)
     proba = parameters[1] in _OF_PROBABILITIES or name in _ALSO_OF_PROBABILITIES
     response = ("decision_function", "predict_proba") if "roc_auc" in name or "average_precision" in name else "predict_proba" if proba else "predict"
-    return Metric(name, metrics.make_scorer(function, response_method=response, greater_is_better=better, **options or {}), 1 if better else -1)
+    return Metric(name, metrics.make_scorer(function, response_method=response, greater_is_better=better, **options or {}), 1 if better else -1, not options)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['row_merit', 'merit_name', 'cut_columns', 'Slice', 'search_slices', 'found_slices', 'named_slices']
+__all__ = ['row_merit', 'merit_name', 'cut_columns', 'Slice', 'search_slices', 'try_slices', 'found_slices', 'named_slices']
 
 # %% ../../../nbs/package/gates/07_slices.ipynb #merit
 def row_merit(answers: Answers, y: np.ndarray, task: str) -> np.ndarray:  # (rows,)
@@ -149,6 +149,13 @@ def _slice_name(columns: dict[str, tuple[np.ndarray, list[str]]], one: tuple[str
     return " and ".join(reversed(parts))
 
 # %% ../../../nbs/package/gates/07_slices.ipynb #found-gate
+def try_slices(case: Case, policy: Policy) -> list[Slice]:  # Worst first
+    "Every slice of the test rows that has enough of them."
+    rows = case.test_sample(policy)
+    columns = cut_columns(rows.X, case.train_sample(policy).X, kinds(case.schema))
+    return search_slices(columns, row_merit(case.answers(rows), rows.y, case.task), policy.quality.slice_rows)
+
+
 @gate("quality.found_slices")
 def found_slices(case: Case, policy: Policy) -> Iterator[Verdict]:
     "Is there a slice that is much worse than the rest, by more than chance?"
@@ -156,10 +163,7 @@ def found_slices(case: Case, policy: Policy) -> Iterator[Verdict]:
     if case.task == "other" or case.test.y.ndim > 1:
         yield skipped(name, "the model has no single target")
         return
-    rows = case.test_sample(policy)
-    columns = cut_columns(rows.X, case.train_sample(policy).X, kinds(case.schema))
-    merit = row_merit(case.answers(rows), rows.y, case.task)
-    tried = search_slices(columns, merit, settings.slice_rows)
+    rows, tried = case.test_sample(policy), try_slices(case, policy)
     if not tried:
         yield skipped(name, f"no slice has {settings.slice_rows} rows")
         return
