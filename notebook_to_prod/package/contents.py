@@ -16,7 +16,7 @@ from ..errors import DataError, ExportError
 from .bundle import Prediction, largest_difference, predict, unusable_row
 from .code import PipelineCode
 from .gates.evaluation import keep_evaluation
-from .lock import lock_for
+from .lock import known_hashes, lock_for
 from .profile import Profile, profile_predictions, profile_table
 from .sbom import bill_of_materials
 from .schema import Schema, infer_schema, jsonable, to_rows, to_table
@@ -239,7 +239,7 @@ def bundle_contents(
     "The files of a bundle; raises `ExportError` naming what would not work elsewhere."
     golden = _golden(pipeline, infer_schema(tables.X_train), tables.X_test)
     said = golden.said
-    lock = lock_for(code.imports | {"numpy", "pandas"})
+    lock = lock_for(code.imports | {"numpy", "pandas"}, known_hashes())
     metadata = {**_about(pipeline, tables), **origin, "uses": code.names, "evaluation": _evaluation(tables)}
     return {
         "model.pkl": code.pickled,

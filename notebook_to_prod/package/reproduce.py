@@ -28,6 +28,7 @@ from .bundle import largest_difference, load_pipeline, open_bundle, replay_golde
 from ..project import Store, digest_json, write_json
 from ..train.attempt import Attempt
 from ..train.environment import local_distributions
+from ..train.lockfile import hashes_path
 from ..train.notebook import read_notebook
 from ..train.question import Question
 from ..train.reads import restore_reads
@@ -102,6 +103,9 @@ def recorded_question(record: RunRecord) -> Question:
     question = Question(notebook, given, closure, record.threads or 1, {})
     if question.code != record.code:
         raise InputError("the stored modules are not those that ran", where=str(record.code_folder), remedy="restore the store from a backup")
+    hashes = hashes_path(Store(Path(record.folder).resolve().parents[1]), record.spec.hashes)
+    if record.spec.hashes and not hashes.is_file():
+        raise InputError("the store has lost the hashes of the project's lock", where=str(hashes), remedy="restore the store from a backup")
     return question
 
 
