@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -182,8 +183,7 @@ def _made(bundle: Bundle, lock: str, rows: int, said: dict[str, Any], seconds: f
 
 def _others(lock: str) -> str:
     "A lock without notebook_to_prod, which is copied from here."
-    lines = lock.replace("\\\n", "\\\0").splitlines()
-    return "\n".join(line for line in lines if not line.startswith("notebook-to-prod==")).replace("\\\0", "\\\n") + "\n"
+    return re.sub(r"^notebook-to-prod==(?:[^\n]*\\\n)*[^\n]*\n", "", lock, flags=re.MULTILINE)
 
 # %% ../../nbs/package/03e_seal.ipynb #seal-required
 def seal_required() -> bool:

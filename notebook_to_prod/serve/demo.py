@@ -90,7 +90,7 @@ def run_demo(
     registry = Registry(store)
     version = registry.register(record, "flights")
     tell(f"register  flights version {version.version}, bundle {version.bundle[:19]}")
-    registry.promote("flights", version.version, "production", "the demo's model")
+    registry.promote("flights", version.version, "production", "the demo's model", progress=lambda text: tell(f"seal      {text}"))
     tell(f"promote   flights@production → version {version.version}")
     predictor = load_predictor(registry.bundle(version).path, version.bundle, "flights", str(version.version), record.metrics)
     service = _export(predictor, root / "service", tell)
