@@ -2077,6 +2077,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                              'notebook_to_prod.serve.demo._ask': ('serve/demo.html#_ask', 'notebook_to_prod/serve/demo.py'),
                                              'notebook_to_prod.serve.demo._export': ( 'serve/demo.html#_export',
                                                                                       'notebook_to_prod/serve/demo.py'),
+                                             'notebook_to_prod.serve.demo._promote': ( 'serve/demo.html#_promote',
+                                                                                       'notebook_to_prod/serve/demo.py'),
                                              'notebook_to_prod.serve.demo.run_demo': ( 'serve/demo.html#run_demo',
                                                                                        'notebook_to_prod/serve/demo.py'),
                                              'notebook_to_prod.serve.demo.running_service': ( 'serve/demo.html#running_service',

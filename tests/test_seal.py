@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -242,17 +242,31 @@ def test_a_version_that_no_index_has(trained: Project, tmp_path: Path) -> None:
         seal(store, other)
 
 
+BUILD = """
+import sys
+from pathlib import Path
+from notebook_to_prod.package.elsewhere import environment_for
+from notebook_to_prod.project import Store
+environment_for(Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]).read_text())
+"""
+
+
 def test_a_build_that_is_killed_is_built_again(trained: Project, tmp_path: Path) -> None:
-    home, path = tmp_path / "store", bundle_of(trained, "one").path
-    process = trained.start("n2p", "bundle", "seal", path, "--json", N2P_HOME=str(home))
-    while not list((home / "environments").glob("*/lib/python*/site-packages/*")) and process.poll() is None:
+    store, bundle = Store(tmp_path / "store"), bundle_of(trained, "one")
+    python, lock = bundle.metadata["python"], bundle.path / "requirements.lock"
+    process = subprocess.Popen([sys.executable, "-c", BUILD, store.home, python, lock])
+    built = store.home / "environments"
+    while not list(built.glob(".*.tmp/lib/python*/site-packages/*")) and process.poll() is None:
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not list((home / "environments").glob("[!.]*")), "killed too late"
-    done = trained.n2p("bundle", "seal", path, "--json", N2P_HOME=str(home))
-    assert done.code == 0 and not done.json["environment_reused"], done
-    assert len(list((home / "environments").glob("[!.]*"))) == 1
+    process.kill()
+    process.wait()
+    assert environments(store.home) and not list(built.glob("[!.]*")), "killed too late"
+    again = environment_for(store, python, lock.read_text())
+    assert not again.reused
+    look = "import importlib.metadata as metadata; print(*[each.name for each in metadata.distributions()])"
+    inside = subprocess.run([again.interpreter, "-I", "-c", look], capture_output=True, text=True, check=True).stdout
+    assert set(inside.split()) == read_lock(bundle.lock).keys()
+    assert environment_for(store, python, lock.read_text()).reused
 
 
 def test_an_environment_whose_interpreter_is_gone_is_built_again(tmp_path: Path) -> None:
@@ -265,13 +279,12 @@ def test_an_environment_whose_interpreter_is_gone_is_built_again(tmp_path: Path)
     assert told == ["build the environment: 1 distributions"] * 2
 
 
-def test_two_processes_build_and_seal_once(trained: Project, tmp_path: Path) -> None:
-    home, paths = tmp_path / "store", [bundle_of(trained, name).path for name in ("one", "one", "two")]
+def test_two_processes_build_what_both_need_once(trained: Project, tmp_path: Path) -> None:
+    home, paths = tmp_path / "store", [bundle_of(trained, name).path for name in ("one", "two")]
     started = [trained.start("n2p", "bundle", "seal", path, "--json", N2P_HOME=str(home)) for path in paths]
-    one, same, other = (finish(process) for process in started)
-    assert [done.code for done in (one, same, other)] == [0, 0, 0], (one, same, other)
-    assert one.json == same.json
-    assert [one.json["environment_reused"], other.json["environment_reused"]].count(True) == 1
+    done = [finish(process) for process in started]
+    assert [each.code for each in done] == [0, 0], done
+    assert sorted(each.json["environment_reused"] for each in done) == [False, True]
     assert len(environments(home)) == 1
 
 
@@ -410,7 +423,7 @@ def hashed(tmp_path_factory: pytest.TempPathFactory) -> Project:
     (project.folder / "requirements.in").write_text("scikit-learn\npandas\n")
     assert project.n2p("lock").code == 0
     project.notebook("train.ipynb", TRAIN)
-    (project.folder / "runs.json").write_text(json.dumps({"one": project.run("train.ipynb").json}))
+    (project.folder / "runs.json").write_text(json.dumps({"one": project.run("train.ipynb", *RUNS["one"]).json}))
     return project
 
 

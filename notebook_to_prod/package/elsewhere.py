@@ -79,7 +79,7 @@ def _uv(requirements: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "uv", *arguments, "--quiet"], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join(done.stderr.split())[:400] or f"exit code {done.returncode}"
-        remedy = "check that the index answers and has these versions, and that this Python can be had; UV_INDEX names another index"
+        remedy = "check that the index answers and has these versions, and that this Python can be had; UV_DEFAULT_INDEX names another index"
         local = sorted(read_lock(requirements).keys() & local_distributions().keys())
         if local:
             remedy = f"publish '{local[0]}', which was installed from a folder or an address, to an index; or keep it in the project, beside the notebook"
