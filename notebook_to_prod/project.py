@@ -15,17 +15,18 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import StoreError
+from .errors import InputError, StoreError
 
 # %% auto #0
-__all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'temporary_prefix',
-           'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store',
-           'shipped_file', 'stop_process']
+__all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'project_settings',
+           'temporary_prefix', 'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store',
+           'open_store', 'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -69,6 +70,22 @@ def find_project(
         if any((folder / marker).exists() for marker in _MARKERS):
             return folder
     return start
+
+# %% ../nbs/01_project.ipynb #settings
+def project_settings(
+    project: Path | None = None,  # Its root, that of the current folder by default
+) -> dict[str, Any]:
+    "`[tool.n2p]` of a project, empty if it has none; raises `InputError` if the file cannot be read."
+    path = (project or find_project()) / "pyproject.toml"
+    if not path.is_file():
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("n2p", {})
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
+    if not isinstance(table, dict):
+        raise InputError("[tool.n2p] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
+    return table
 
 # %% ../nbs/01_project.ipynb #temporary
 def temporary_prefix(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from notebooks import Project, make_project
+from notebooks import UNSEALED, Project, make_project
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("n2p", deadline=None, derandomize=True, database=None)
@@ -20,11 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.dist = "loadfile"
 
 
+# To build an environment for every model that a test promotes would take the time of the suite: tests/test_seal.py does it.
+# Set here and not by a fixture alone, since fixtures of a whole session promote too.
+os.environ |= UNSEALED
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the developer reaches a test that calls the package in this process."""
+    """No setting of the developer reaches a test that calls the package in this process; what sizes the tests does."""
     for name in os.environ:
-        if name.startswith(("N2P_", "MLFLOW_")) and not name.startswith("N2P_TEST_"):
+        if name.startswith(("N2P_", "MLFLOW_")) and not name.startswith("N2P_TEST_") and name not in UNSEALED:
             monkeypatch.delenv(name)
 
 

@@ -172,9 +172,23 @@ def test_the_journey_of_a_model_on_the_command_line(trained: Project, registry: 
     register(trained, "journey", "six")
 
     first = trained.n2p("promote", "journey", "1", "--json")
-    assert first.json == {"name": "journey", "version": 1, "alias": "production", "changed": True, "previous": None}
+    assert first.json == {
+        "name": "journey",
+        "version": 1,
+        "alias": "production",
+        "changed": True,
+        "previous": None,
+        "unsealed": True,
+    }
     second = trained.n2p("promote", "journey", "2", "--to", "production", "--reason", "meilleur à l’épreuve", "--json")
-    assert second.json == {"name": "journey", "version": 2, "alias": "production", "changed": True, "previous": 1}
+    assert second.json == {
+        "name": "journey",
+        "version": 2,
+        "alias": "production",
+        "changed": True,
+        "previous": 1,
+        "unsealed": True,
+    }
     back = trained.n2p("rollback", "journey", "--reason", "it's late", "--json")
     assert back.json == {"name": "journey", "version": 1, "alias": "production", "previous": 2}
     assert registry.aliased("journey", "production") == 1

@@ -52,17 +52,22 @@ def register(terminal: Terminal, run: str, name: str) -> Result:
 @click.argument("version", type=click.IntRange(min=1))
 @click.option("--to", "alias", default="production", show_default=True, help="The alias to point to the version.")
 @click.option("--reason", help="Why, for the history.")
-def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str | None) -> Result:
+@click.option("--unsealed", is_flag=True, help="Do not ask for a seal; needs a --reason.")
+def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str | None, unsealed: bool) -> Result:
     """Point an alias, such as production, to a version.
+
+    A bundle that is not sealed is sealed first: its lock is installed in an environment of its own, and its golden rows are
+    replayed there. Exit code 3 if that cannot be built, 2 if the bundle fails in it.
 
     Example: n2p promote flights 2 --to production
     """
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
 
-    event = Registry(open_store()).promote(name, version, alias, reason)
-    was = "it pointed there already" if event is None else f"was {_version(event.previous)}"
+    event = Registry(open_store()).promote(name, version, alias, reason, unsealed, lambda text: terminal.note(f"seal: {text}"))
+    was = "it pointed there already" if event is None else f"was {_version(event.previous)}{', unsealed' if event.unsealed else ''}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
+    data["unsealed"] = event.unsealed if event else None
     return Result(data, [("promoted", f"{name}@{alias} → version {version} ({was})"), ("next", f"n2p serve {shlex.quote(f'{name}@{alias}')}")])
 
 
@@ -99,7 +104,7 @@ def history(terminal: Terminal, name: str) -> Result:
 
     events = Registry(open_store()).history(name)
     lines = [
-        (event.action, " ".join(filter(None, (event.time[:19], f"version {event.version}", _move(event), f"by {event.user}", event.reason))))
+        (event.action, " ".join(filter(None, (event.time[:19], f"version {event.version}", _move(event), f"by {event.user}", event.unsealed and "unsealed:", event.reason))))
         for event in events
     ]
     return Result({"name": name, "events": [event.to_dict() for event in events]}, lines)

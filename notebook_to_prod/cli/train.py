@@ -17,7 +17,9 @@ from .output import Result, Terminal, command, shown_path
 from ..errors import N2PError
 
 if TYPE_CHECKING:
+    from notebook_to_prod.package.seal import Seal
     from notebook_to_prod.train.check.findings import Finding, Report
+    from notebook_to_prod.train.record import RunRecord
 
 # %% ../../nbs/cli/01_train.ipynb #check-report
 def _checked(notebook: str, fix: bool, allow: tuple[str, ...]) -> tuple["Report", tuple["Finding", ...]]:
@@ -102,10 +104,12 @@ def _warn(terminal: Terminal, report: "Report") -> None:
 @click.option("--force", is_flag=True, help="Run even if the same question has been answered.")
 @click.option("--allow", multiple=True, metavar="CODE", help="Run in spite of this finding of n2p check; repeatable.")
 @click.option("--allow-unlocked", is_flag=True, help="Run even if the environment differs from the project's lock.")
+@click.option("--seal", is_flag=True, help="Seal the bundle: replay it where its lock is installed and nothing else.")
 def run(terminal: Terminal, notebook: str, more: tuple[str, ...], typed: tuple[tuple[str, str], ...], files: tuple[Path, ...], **options: Any) -> Result:
     """Run a notebook reproducibly and record the run.
 
-    A question that has been answered is answered from the record, as long as what was read is unchanged.
+    A question that has been answered is answered from the record, as long as what was read is unchanged. With --seal the exit
+    code is that of n2p bundle seal, and the run is recorded and printed whether or not its bundle can be sealed.
 
     Example: n2p run train.ipynb -p n_trees 200 -p password @env:DB_PASSWORD
     """
@@ -124,6 +128,7 @@ def run(terminal: Terminal, notebook: str, more: tuple[str, ...], typed: tuple[t
 def _run(terminal: Terminal, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Result:
     from notebook_to_prod.train.run import run_notebook
 
+    sealing = options.pop("seal")
     with terminal.progress(Path(notebook).name) as progress:
         record = run_notebook(notebook, parameters, progress=progress, checked=partial(_warn, terminal), **options)
     metrics = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items()) or "none recorded"
@@ -136,13 +141,36 @@ def _run(terminal: Terminal, notebook: str, parameters: dict[str, Any], options:
         ("notebook", shown_path(options["output"] or record.output_notebook)),
         ("next", following),
     ]
-    return Result(record.to_dict(), lines)
+    if not sealing:
+        return Result(record.to_dict(), lines)
+    sealed = _sealed(terminal, record)
+    if isinstance(sealed, N2PError):
+        return Result(record.to_dict() | {"seal": None, "seal_error": sealed.to_dict()}, [*lines[:-1], ("sealed", f"no: {sealed.what}")], sealed.exit_code)
+    return Result(record.to_dict() | {"seal": sealed.to_dict()}, [*lines[:-1], ("sealed", sealed.told), lines[-1]])
+
+
+def _sealed(terminal: Terminal, record: "RunRecord") -> "Seal | N2PError":
+    "The seal of a finished run's bundle, or what was in its way, told to a person."
+    from notebook_to_prod.errors import InputError
+    from notebook_to_prod.package.bundle import open_bundle
+    from notebook_to_prod.package.seal import seal
+    from notebook_to_prod.project import open_store
+
+    try:
+        if record.bundle is None or record.bundle_path is None:
+            raise InputError("the run made no bundle to seal", where=f"run {record.run_id}", remedy="end the notebook with run.export(...)")
+        return seal(open_store(), open_bundle(record.bundle_path, record.bundle), progress=lambda text: terminal.note(f"seal: {text}"))
+    except N2PError as error:
+        terminal.note(f"the run has finished, its bundle is not sealed: {error}")
+        return error
 
 
 def _sweep(terminal: Terminal, notebook: str, sets: list[dict[str, Any]], several: dict[str, Any], options: dict[str, Any]) -> Result:
     from notebook_to_prod.project import open_store
     from notebook_to_prod.train.sweep import plot_path, run_sweep
 
+    if options.pop("seal"):
+        raise click.UsageError("--seal is for one run; n2p bundle seal RUN seals the one that is chosen")
     if options.pop("output"):
         raise click.UsageError("--output is for one run; the notebooks of a grid are in the folders of its runs")
     store = open_store()

@@ -19,7 +19,7 @@ from .compile.choose import Compiled, compile_exact
 from .gates.case import Answers, ask
 from .gates.evaluation import keep_evaluation
 from .gates.summary import nothing_known, summarise
-from .lock import lock_for
+from .lock import known_hashes, lock_for
 from .profile import Profile, profile_predictions, profile_table
 from .sbom import bill_of_materials
 from .schema import Column, Schema, check_schema, infer_schema, jsonable, to_rows, to_table
@@ -299,7 +299,7 @@ def bundle_contents(
     "The files of a bundle; raises `ExportError` naming what would not work elsewhere."
     golden = _golden(pipeline, tables)
     said, held = golden.said, _ask_held(pipeline, tables)
-    lock = lock_for(code.imports | {"numpy", "pandas"})
+    lock = lock_for(code.imports | {"numpy", "pandas"}, known_hashes())
     compiled = _compiled(pipeline, golden.schema, tables.X_test)
     metadata = {**_about(pipeline, tables), **origin, "uses": code.names, "evaluation": _evaluation(tables), "plan": compiled.record()}
     return {

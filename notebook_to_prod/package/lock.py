@@ -5,10 +5,13 @@
 # %% ../../nbs/package/02_lock.ipynb #imports
 from __future__ import annotations
 
+import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
 # %% auto #0
-__all__ = ['distributions_of', 'lock_text', 'lock_for', 'read_lock', 'hash_lock']
+__all__ = ['distributions_of', 'lock_text', 'lock_for', 'known_hashes', 'read_lock', 'read_hashes', 'hash_lock']
 
 # %% ../../nbs/package/02_lock.ipynb #distributions-of
 def _providers(modules: set[str]) -> dict[str, set[str]]:
@@ -56,21 +59,39 @@ def distributions_of(modules: Iterable[str]) -> list[str]:
     return sorted({name for names in provided.values() for name in names})
 
 
-def lock_text(versions: Mapping[str, str]) -> str:
-    "A requirements file of exact versions."
-    header = "# The versions that the model was trained with, and what they need.\n"
-    return header + "".join(f"{name}=={version}\n" for name, version in sorted(versions.items()))
+def lock_text(
+    versions: Mapping[str, str],
+    hashes: Mapping[str, Sequence[str]] | None = None,  # By `name==version`
+) -> str:
+    "A requirements file of exact versions; with hashes if there are some for every line, as pip wants all or none."
+    pins, known = [f"{name}=={version}" for name, version in sorted(versions.items())], hashes or {}
+    whole = all(known.get(pin) for pin in pins)
+    lines = [" \\\n    ".join([pin, *(f"--hash={each}" for each in known[pin])]) if whole else pin for pin in pins]
+    return "\n".join(["# The versions that the model was trained with, and what they need.", *lines, ""])
 
 
-def lock_for(modules: Iterable[str]) -> str:
+def lock_for(modules: Iterable[str], hashes: Mapping[str, Sequence[str]] | None = None) -> str:
     "The lock of a model that imports `modules`."
-    return lock_text(requirement_closure(distributions_of(modules)))
+    return lock_text(requirement_closure(distributions_of(modules)), hashes)
+
+
+def known_hashes() -> dict[str, list[str]]:
+    "The hashes in the lock of the project whose run this kernel executes, by `name==version`; empty in a draft."
+    path = os.environ.get("N2P_HASHES")
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
 
 
 def read_lock(text: str) -> dict[str, str]:
     "Version by name of the pinned requirements in `text`, hashes and comments left out."
     pins = (line.split(";")[0].split("\\")[0].strip() for line in text.splitlines() if "==" in line and not line.lstrip().startswith(("#", "-")))
     return {name.strip(): version.strip() for name, _, version in (pin.partition("==") for pin in pins)}
+
+
+def read_hashes(text: str) -> dict[str, list[str]]:
+    "The hashes of each requirement in `text` that has some, by name."
+    lines = (line for line in text.replace("\\\n", " ").splitlines() if "==" in line and not line.lstrip().startswith(("#", "-")))
+    found = {line.partition("==")[0].strip(): re.findall(r"--hash=(\w+:[0-9a-f]+)", line) for line in lines}
+    return {name: hashes for name, hashes in found.items() if hashes}
 
 # %% ../../nbs/package/02_lock.ipynb #hash-lock
 def hash_lock(text: str, python: str) -> str:

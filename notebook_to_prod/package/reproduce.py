@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import inspect
 import io
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, DependencyError, InputError, N2PError, NotFoundError, RunError, RunInterruptedError
+from ..errors import BundleError, InputError, N2PError, NotFoundError, RunError, RunInterruptedError
 from .bundle import largest_difference, load_pipeline, open_bundle, replay_golden
-from ..project import Store, digest_json, write_json
+from .elsewhere import clean_variables, copy_package, environment_for
+from ..project import Store, write_json
 from ..train.attempt import Attempt
 from ..train.environment import local_distributions
+from ..train.lockfile import hashes_path
 from ..train.notebook import read_notebook
 from ..train.question import Question
 from ..train.reads import restore_reads
@@ -102,6 +101,9 @@ def recorded_question(record: RunRecord) -> Question:
     question = Question(notebook, given, closure, record.threads or 1, {})
     if question.code != record.code:
         raise InputError("the stored modules are not those that ran", where=str(record.code_folder), remedy="restore the store from a backup")
+    hashes = hashes_path(Store(Path(record.folder).resolve().parents[1]), record.spec.hashes)
+    if record.spec.hashes and not hashes.is_file():
+        raise InputError("the store has lost the hashes of the project's lock", where=str(hashes), remedy="restore the store from a backup")
     return question
 
 
@@ -135,42 +137,18 @@ def replay(
         return work(attempt, folder, None, None, progress)
 
 # %% ../../nbs/package/05_reproduce.ipynb #fresh-environment
-def _uv(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "uv", *arguments, "--quiet"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = " ".join(done.stderr.split())[:400]
-        raise DependencyError(f"the recorded environment cannot be built: {reason}", where="uv " + arguments[0], remedy="check the network and the Python that the run used")
-
-
-def _copy_this_package(site_packages: Path) -> None:
-    from importlib.metadata import distribution
-
-    shutil.copytree(Path(inspect.getfile(Store)).parent, site_packages / "notebook_to_prod", ignore=shutil.ignore_patterns("__pycache__"))
-    for source in Path(str(distribution("notebook-to-prod").locate_file(""))).glob("notebook_to_prod-*.dist-info"):
-        shutil.copytree(source, site_packages / source.name, ignore=shutil.ignore_patterns("direct_url.json"))
-
-
 def fresh_environment(store: Store, record: RunRecord) -> Path:
     "The interpreter of a virtual environment with the recorded distributions, built if need be; raises `DependencyError`."
     recorded = record.environment
     local = {"notebook-to-prod", *local_distributions()}
     pins = [f"{name}=={version}" for name, version in recorded["distributions"].items() if name not in local]
-    target = store.home / "environments" / digest_json([recorded["python"], pins])[7:31]
-    interpreter = target / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    with store.lock(f"environment-{target.name}", timeout=1800):
-        if not (target / "complete").exists():
-            shutil.rmtree(target, ignore_errors=True)
-            _uv("venv", "--python", recorded["python"], str(target))
-            with tempfile.TemporaryDirectory() as folder:
-                requirements = Path(folder) / "requirements.txt"
-                requirements.write_text("\n".join(pins))
-                _uv("pip", "install", "--python", str(interpreter), "--no-deps", "-r", str(requirements))
-            (target / "complete").touch()
+    interpreter = environment_for(store, recorded["python"], "\n".join(pins)).interpreter
+    with store.lock(f"environment-{interpreter.parents[1].name}", timeout=1800):
         where = [str(interpreter), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
         site_packages = Path(subprocess.run(where, capture_output=True, text=True, check=True).stdout.strip())
         for old in site_packages.glob("notebook_to_prod*"):
             shutil.rmtree(old)
-        _copy_this_package(site_packages)
+        copy_package(site_packages, installed=True)
     return interpreter
 
 
@@ -180,8 +158,7 @@ def _replay_elsewhere(store: Store, record: RunRecord, interpreter: Path) -> Run
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [str(interpreter), "-c", code, str(store.home), record.run_id, str(answer)]
-        clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
-        done = subprocess.run(command, env=clean, cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=clean_variables(), cwd=folder, capture_output=True, text=True, check=False)
         said = json.loads(answer.read_text()) if answer.exists() else {"what": " ".join(done.stderr.split())[-400:]}
     if "run_id" not in said or "error" in said:
         raise RunError(said.get("error", said)["what"], where=f"run {record.run_id} in its own environment", run_id=said.get("run_id", ""))

@@ -5,10 +5,10 @@
 # %% ../../nbs/package/03_sbom.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .lock import read_lock
+from .lock import read_hashes, read_lock
 
 # %% auto #0
 __all__ = ['bill_of_materials', 'installed_licences']
@@ -22,7 +22,8 @@ def bill_of_materials(
     "The CycloneDX document of a lock."
     versions = read_lock(lock)
     found = installed_licences(versions) if licences is None else licences
-    components = [_component(package, version, found.get(package)) for package, version in sorted(versions.items())]
+    hashes = read_hashes(lock)
+    components = [_component(package, version, found.get(package), hashes.get(package, ())) for package, version in sorted(versions.items())]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -34,9 +35,11 @@ def bill_of_materials(
     }
 
 
-def _component(name: str, version: str, licence: str | None) -> dict[str, Any]:
+def _component(name: str, version: str, licence: str | None, hashes: Sequence[str]) -> dict[str, Any]:
     address = f"pkg:pypi/{name}@{version}"
-    known = {"licenses": [{"license": {"name": licence}}]} if licence else {}
+    known: dict[str, Any] = {"licenses": [{"license": {"name": licence}}]} if licence else {}
+    if hashes:  # of every file of that version that the project's lock allows
+        known["hashes"] = [{"alg": f"SHA-{each[3:6]}", "content": each.partition(":")[2]} for each in hashes]
     return {"type": "library", "bom-ref": address, "name": name, "version": version, "purl": address, **known}
 
 

@@ -10,15 +10,14 @@ import os
 import pickle
 import pickletools
 import sys
-import tomllib
 import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from ..errors import BundleError
-from ..project import find_project
+from ..errors import BundleError, InputError
+from ..project import project_settings
 
 # %% auto #0
 __all__ = ['pickle_globals', 'trusted_libraries', 'refusal', 'Allowed', 'load_pickle']
@@ -79,10 +78,9 @@ _REFUSED_NAMES = ("fromfile", "fromregex", "genfromtxt", "load", "load_library",
 def trusted_libraries() -> frozenset[str]:
     "Top-level modules that the user trusts besides the known ones: `N2P_TRUSTED`, separated by commas, and `[tool.n2p] trusted` of the project."
     named = {name.strip() for name in os.environ.get("N2P_TRUSTED", "").split(",") if name.strip()}
-    path = find_project() / "pyproject.toml"
     try:
-        listed = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("n2p", {}).get("trusted", [])
-    except (OSError, ValueError, AttributeError):
+        listed = project_settings().get("trusted", [])
+    except InputError:
         listed = []
     return frozenset(named | {str(name) for name in listed if isinstance(listed, list)})
 

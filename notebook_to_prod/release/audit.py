@@ -32,6 +32,7 @@ class Event:
     previous: int | None = None  # The version that the alias pointed to before
     reason: str | None = None
     bundle: str | None = None
+    unsealed: bool = False  # Whether it was promoted without a seal
 
     def to_dict(self) -> dict[str, object]:
         "As the log keeps it."

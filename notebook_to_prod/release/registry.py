@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import tempfile
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -21,6 +22,7 @@ from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write
 from ..package.lineage import Lineage, find_lineage
 from ..package.keys import require_signature, trusted_keys
 from ..package.schema import Column
+from ..package.seal import lock_digest, read_seal, seal, seal_required
 from ..project import Store
 from .audit import Event, append_event, current_user, read_events
 from ..train.record import RunRecord, now
@@ -74,6 +76,7 @@ class ModelVersion:
     source: str = ""  # Where MLflow keeps the bundle
     notebook: str = ""  # Path, as the run was given it; empty for a version that is older than the tag
     commit: str = ""  # Of the project, if it is in git
+    sealed: str = ""  # Digest of the lock that it was sealed with, by whichever store
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
@@ -186,9 +189,17 @@ class Registry:
         shapes = [{column.name: _asked(column) for column in self.bundle(each).schema.columns} for each in (*before, version)]
         return [name for name in {**shapes[0], **shapes[-1]} if shapes[0].get(name) != shapes[-1].get(name)]
 
-    def promote(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
-        "Point an alias to a version; returns the event, or None if it points there already."
-        return _promote(self, check_name(name), version, check_alias(to), reason)
+    def promote(
+        self,
+        name: str,
+        version: int,
+        to: str = "production",
+        reason: str | None = None,
+        unsealed: bool = False,  # Do not ask for a seal; needs a reason
+        progress: Callable[[str], None] | None = None,  # Told what takes time: sealing
+    ) -> Event | None:
+        "Point an alias to a version, sealed before if it is not; returns the event, or None if it points there already. Raises what `seal` raises."
+        return _promote(self, check_name(name), version, check_alias(to), reason, unsealed, progress)
 
     def rollback(self, name: str, alias: str = "production", reason: str | None = None) -> Event:
         "Point an alias to the version it pointed to before; raises `NotFoundError` if there is none."
@@ -219,12 +230,14 @@ def _asked(column: Column) -> tuple[Any, ...]:
     set_by_hand = [getattr(column, name) for name in column.edited if name in ("categories", "allow_unseen")]
     bounds = (column.minimum, column.maximum) if column.bounded else None
     return column.kind, column.nullable, bounds, set_by_hand
+_SEALED = "n2p.sealed"
 
 
 def _model_version(found: Any) -> ModelVersion:
     tags = found.tags
     aliases = tuple(sorted(found.aliases or ()))
-    return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source, tags.get("n2p.notebook", ""), tags.get("n2p.commit", ""))
+    told = (tags.get(tag, "") for tag in ("n2p.notebook", "n2p.commit", _SEALED))
+    return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source, *told)
 
 # %% ../../nbs/release/01_registry.ipynb #events
 _EVENT = "n2p.event."
@@ -305,6 +318,8 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
             source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}
             tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
+            known_seal = read_seal(registry.store, bundle.digest)
+            tags |= {_SEALED: known_seal.lock} if known_seal else {}
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)
         share_event(registry, "register", name, int(created.version), bundle=bundle.digest)
     return registry._read(name, int(created.version))
@@ -320,19 +335,42 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 # %% ../../nbs/release/01_registry.ipynb #move
-def _move(registry: Registry, action: str, version: ModelVersion, alias: str, previous: int | None, reason: str | None) -> Event:
+def _move(registry: Registry, action: str, version: ModelVersion, alias: str, previous: int | None, reason: str | None, unsealed: bool = False) -> Event:
     bundle = registry.bundle(version)
     require_signature(bundle.path, bundle.digest, trusted_keys(registry.store))  # what no service would load
     with tracking_errors(registry.store):
         registry._client.set_registered_model_alias(version.name, alias, str(version.version))
-    details = {"alias": alias, "previous": previous, "reason": reason, "bundle": version.bundle}
+    details = {"alias": alias, "previous": previous, "reason": reason, "bundle": version.bundle, "unsealed": unsealed}
     return share_event(registry, action, version.name, version.version, **details)
 
 
-def _promote(registry: Registry, name: str, version: int, alias: str, reason: str | None) -> Event | None:
+def _promote(
+    registry: Registry, name: str, version: int, alias: str, reason: str | None, unsealed: bool, progress: Callable[[str], None] | None
+) -> Event | None:
+    if unsealed and not (reason or "").strip():
+        raise InputError("a promotion without a seal needs a reason", where="--unsealed", remedy="say for the history why: --reason TEXT")
+    target = registry._read(name, version)
+    if registry.aliased(name, alias) == version:
+        return None
+    sealed = _sealed(registry, target, not unsealed and seal_required(), progress)  # which takes time, so nobody waits for it
     with _locked(registry.store):
-        target, previous = registry._read(name, version), registry.aliased(name, alias)
-        return None if previous == version else _move(registry, "promote", target, alias, previous, reason)
+        previous = registry.aliased(name, alias)
+        return None if previous == version else _move(registry, "promote", target, alias, previous, reason, unsealed=not sealed)
+
+
+def _sealed(registry: Registry, version: ModelVersion, wanted: bool, progress: Callable[[str], None] | None) -> bool:
+    "Whether a version is sealed, by this store or another; sealed now if that is wanted. The registry knows of it from now on."
+    bundle = registry.bundle(version)
+    require_signature(bundle.path, bundle.digest, trusted_keys(registry.store))
+    found = read_seal(registry.store, bundle.digest)
+    if found is None and version.sealed and version.sealed == lock_digest(bundle):
+        return True
+    if found is None and wanted:
+        found = seal(registry.store, bundle, progress=progress)
+    if found is not None and version.sealed != found.lock:
+        with tracking_errors(registry.store):
+            registry._client.set_model_version_tag(version.name, str(version.version), _SEALED, found.lock)
+    return found is not None
 
 
 def alias_path(events: list[Event], alias: str) -> list[int]:

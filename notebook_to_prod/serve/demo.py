@@ -90,7 +90,7 @@ def run_demo(
     registry = Registry(store)
     version = registry.register(record, "flights")
     tell(f"register  flights version {version.version}, bundle {version.bundle[:19]}")
-    registry.promote("flights", version.version, "production", "the demo's model")
+    _promote(registry, version.version, tell)
     tell(f"promote   flights@production → version {version.version}")
     predictor = load_predictor(registry.bundle(version).path, version.bundle, "flights", str(version.version), record.metrics)
     service = _export(predictor, root / "service", tell)
@@ -102,6 +102,14 @@ def run_demo(
     return DemoResult(
         str(root), record.run_id, record.metrics, "flights", version.version, version.bundle, str(service), request, answer
     )
+
+
+def _promote(registry: Registry, version: int, tell: Callable[[str], None]) -> None:
+    try:
+        registry.promote("flights", version, "production", "the demo's model", progress=lambda text: tell(f"seal      {text}"))
+    except DependencyError as error:  # without an index the rest of the road is worth seeing too
+        registry.promote("flights", version, "production", f"the demo's model, not sealed: {error.what}", unsealed=True)
+        tell(f"          not sealed: {error.what}")
 
 
 def _export(predictor: Any, folder: Path, tell: Callable[[str], None]) -> Path:

@@ -19,7 +19,7 @@ from ..project import Store, digest_file, digest_json, find_project, write_atomi
 from .answers import remember
 from .closure import git_state
 from .environment import describe_environment, kernel_environment
-from .lockfile import Lockfile
+from .lockfile import Lockfile, hashes_path, keep_hashes
 from .notebook import Parameter
 from .question import Question
 from .reads import settle_reads
@@ -58,7 +58,7 @@ class Attempt:
         self.record = RunRecord(
             run_id,
             self.notebook_path,
-            RunSpec(question.notebook.digest, question.parameters, digest_json(question.code)),
+            RunSpec(question.notebook.digest, question.parameters, digest_json(question.code), hashes=self._kept_hashes()),
             "running",
             now(),
             str(folder),
@@ -79,10 +79,17 @@ class Attempt:
             write_atomic(folder / "changes.patch", git.patch.encode(errors="surrogateescape"))
         save_record(self.record)
 
+    def _kept_hashes(self) -> str:
+        if self.reproduces is not None:
+            return self.reproduces.spec.hashes
+        return keep_hashes(self.store, self.lock) if self.lock is not None else ""
+
     @property
     def variables(self) -> dict[str, str]:
         "What the kernel finds in its environment, besides what this process has."
+        hashes = self.record.spec.hashes
         return kernel_environment(self.question.threads) | self._replay | {
+            "N2P_HASHES": str(hashes_path(self.store, hashes)) if hashes else "",
             "N2P_HOME": str(self.store.home),
             "N2P_RUN_ID": self.record.run_id,
             "N2P_NOTEBOOK": str(self.record.input_notebook),

@@ -12,16 +12,20 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DependencyError, InputError, LockMismatchError
-from ..project import write_atomic
+from ..project import Store, canonical_json, digest_json, write_atomic
 from .environment import installed_distributions, local_distributions, normalized
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 # %% auto #0
-__all__ = ['LOCK_NAME', 'Lockfile', 'find_lockfile', 'require_locked', 'compile_requirements', 'lock_project']
+__all__ = ['LOCK_NAME', 'Lockfile', 'find_lockfile', 'require_locked', 'hashes_path', 'keep_hashes', 'compile_requirements',
+           'lock_project']
 
 # %% ../../nbs/train/04_lockfile.ipynb #lockfile
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Lockfile:
     demands: dict[str, str]  # PEP 440 specifiers by normalized name, alternatives separated by `||`
     complete: bool  # Whether everything in it must be installed
     optional: frozenset[str] = frozenset()  # Names of what need not be, as Python does not see it
+    hashes: dict[str, list[str]] = field(default_factory=dict)  # Of the files of `name==version`, sorted, where the lock has them
 
     def differences(self, installed: Mapping[str, str]) -> list[str]:
         "How `installed` (version by normalized name) differs from the lock, one sentence a distribution."
@@ -56,47 +61,75 @@ _INCLUDE = re.compile(r"(?:-r|--requirement)[\s=]*(.+)")
 
 
 def _requirement_lines(path: Path, around: tuple[Path, ...] = ()) -> Iterable[str]:
-    "Logical lines of a requirements file, included files too, options and hashes left out."
+    "Logical lines of a requirements file, included files and hashes too, options left out."
     if path in around:
         return
     data = path.read_bytes()
     # PowerShell writes UTF-16, with a mark in front that says so.
     text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig").replace("\r\n", "\n").replace("\\\n", " ")
     for line in text.splitlines():
-        words = re.split(r"(?:^|\s)#", line)[0].split(" --hash")[0].strip()
+        words = re.split(r"(?:^|\s)#", line)[0].strip()
         if include := _INCLUDE.fullmatch(words):
             yield from _requirement_lines(path.parent / include[1].strip(), (*around, path))
         elif words and not words.startswith("-"):
             yield words
 
 
-def _demands(lines: Iterable[str]) -> dict[str, str]:
+def _requirement(line: str) -> Requirement | None:
+    "None for a path or an address: there is nothing to compare."
     from packaging.requirements import InvalidRequirement, Requirement
 
-    found: dict[str, str] = {}
-    for line in lines:
-        try:
-            requirement = Requirement(line)
-        except InvalidRequirement:
-            continue  # a path or an address: nothing to compare
-        if requirement.marker is None or requirement.marker.evaluate():
-            found[normalized(requirement.name)] = str(requirement.specifier)
-    return found
+    try:
+        return Requirement(re.split(r"\s--hash", line)[0])
+    except InvalidRequirement:
+        return None
+
+
+def _demands(lines: Iterable[str]) -> dict[str, str]:
+    here = (each for each in map(_requirement, lines) if each is not None and (each.marker is None or each.marker.evaluate()))
+    return {normalized(each.name): str(each.specifier) for each in here}
+
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
+
+
+def _sorted_hashes(found: Iterable[tuple[str, str, Iterable[str]]]) -> dict[str, list[str]]:
+    "Hashes by `name==version`, of names, versions and hashes; an alternative version of a name is one of its own."
+    hashes: dict[str, set[str]] = {}
+    for name, version, each in found:
+        hashes.setdefault(f"{normalized(name)}=={version}", set()).update(each)
+    return {pin: sorted(each) for pin, each in sorted(hashes.items()) if each}
+
+
+def _hashes(lines: Iterable[str]) -> dict[str, list[str]]:
+    pairs = [(requirement, _HASH.findall(line)) for line in lines if (requirement := _requirement(line)) is not None]
+    return _sorted_hashes((each.name, str(each.specifier)[2:], found) for each, found in pairs if re.fullmatch(r"==[^,*]+", str(each.specifier)))
 
 
 def _read_requirements(path: Path) -> Lockfile:
-    return Lockfile(path, _demands(_requirement_lines(path)), complete=True)
+    lines = [*_requirement_lines(path)]
+    return Lockfile(path, _demands(lines), complete=True, hashes=_hashes(lines))
 
 # %% ../../nbs/train/04_lockfile.ipynb #read-toml
 def _read_toml(path: Path) -> Lockfile:
     content = tomllib.loads(path.read_text(encoding="utf-8"))
     demands: dict[str, str] = {}
-    for package in content.get("packages") or content.get("package") or []:
+    packages = content.get("packages") or content.get("package") or []
+    for package in packages:
         local = {"editable", "virtual", "directory", "path"} & dict(package.get("source") or {}).keys()
         if "version" in package and not local:
             name, demand = normalized(package["name"]), f"=={package['version']}"
             demands[name] = f"{demands[name]}||{demand}" if name in demands else demand
-    return Lockfile(path, demands, complete=False)
+    hashes = _sorted_hashes((each["name"], each["version"], _file_hashes(each)) for each in packages if "version" in each)
+    return Lockfile(path, demands, complete=False, hashes=hashes)
+
+
+def _file_hashes(package: Mapping[str, Any]) -> list[str]:
+    "The hashes of the files of a package, as uv, poetry and pylock.toml write them."
+    files = [*(package.get("wheels") or ()), *(package.get("files") or ()), package.get("sdist") or {}, package.get("archive") or {}]
+    each = [str(file.get("hash") or "") for file in files]
+    each += [f"{algorithm}:{digest}" for file in files for algorithm, digest in (file.get("hashes") or {}).items()]
+    return [text for text in each if _HASH.fullmatch(text)]
 
 
 def _read_conda(path: Path) -> Lockfile:
@@ -163,6 +196,22 @@ def _install(path: Path) -> str:
     conda, uv = f"conda env update -f {path.name}", f"uv pip sync {path.name}"
     how = {"uv.lock": "uv sync", "poetry.lock": "poetry install", "pylock.toml": uv, "environment.yml": conda, "environment.yaml": conda}
     return f"{how.get(path.name, f'pip install -r {path.name}')}, or go on with --allow-unlocked"
+
+# %% ../../nbs/train/04_lockfile.ipynb #keep-hashes
+def hashes_path(store: Store, digest: str) -> Path:
+    "Where the hashes of that digest are."
+    return store.home / "hashes" / f"{digest.removeprefix('sha256:')}.json"
+
+
+def keep_hashes(store: Store, lock: Lockfile) -> str:
+    "Keep the hashes of a lock; returns their digest, empty if it has none."
+    if not lock.hashes:
+        return ""
+    digest = digest_json(lock.hashes)
+    path = hashes_path(store, digest)
+    if not path.is_file():
+        write_atomic(path, canonical_json(lock.hashes))
+    return digest
 
 # %% ../../nbs/train/04_lockfile.ipynb #compile
 def compile_requirements(

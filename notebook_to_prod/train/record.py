@@ -33,11 +33,12 @@ class RunSpec:
     files: tuple[str, ...] = ()  # Digests of what was read by other means, in the order of the paths; empty for what the run has changed
     environment: str = ""  # Digest of interpreter, distributions, pinned variables
     seed: int | None = None
+    hashes: str = ""  # Digest of the hashes in the project's lock, which a bundle takes over; empty if it has none
 
     @property
     def run_key(self) -> str:
         "Identity of the spec."
-        return digest_json(asdict(self))
+        return digest_json({name: value for name, value in asdict(self).items() if name != "hashes" or value})
 
 # %% ../../nbs/train/12_record.ipynb #run-record
 @dataclass(frozen=True)

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import fnmatch
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
-from ...project import find_project
+from ...project import find_project, project_settings
 from .findings import RULES, Severity, known_codes
 
 # %% auto #0
@@ -52,13 +51,7 @@ def read_config(notebook: Path) -> CheckConfig:
     "What the project around `notebook` configures for it; raises `InputError` on unknown keys or codes."
     root = find_project(notebook.parent)
     path = root / "pyproject.toml"
-    if not path.is_file():
-        return CheckConfig()
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
-    table = content.get("tool", {}).get("n2p", {}).get("check", {})
+    table = project_settings(root).get("check", {})
     where = f"{path}, [tool.n2p.check]"
     config = _updated(CheckConfig(), table, where, ("notebooks",))
     relative = notebook.resolve().relative_to(root).as_posix() if root in notebook.resolve().parents else notebook.name
