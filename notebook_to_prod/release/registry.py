@@ -230,6 +230,8 @@ def _asked(column: Column) -> tuple[Any, ...]:
     set_by_hand = [getattr(column, name) for name in column.edited if name in ("categories", "allow_unseen")]
     bounds = (column.minimum, column.maximum) if column.bounded else None
     return column.kind, column.nullable, bounds, set_by_hand
+
+
 _SEALED = "n2p.sealed"
 
 
