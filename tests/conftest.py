@@ -18,6 +18,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let `-n` give a file to one process, so that what its tests share is made once."""
     if config.getoption("dist", "no") == "load":
         config.option.dist = "loadfile"
+        config.option.loadscopereorder = False  # as ordered below
+
+
+# The files that take minutes, so that they begin first and no process is left alone with one at the end.
+LONGEST = ("reproducibility", "gates", "seal", "run", "bundle", "certificate", "compile", "registry", "check", "engine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the order within a file stays."""
+    rank = {f"test_{name}.py": position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 # To build an environment for every model that a test promotes would take the time of the suite: tests/test_seal.py does it.
