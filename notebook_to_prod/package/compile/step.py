@@ -37,6 +37,13 @@ def not_compiled(what: str, path: str) -> NotCompiled:
 STEPS: dict[str, type[Step]] = {}  # Every kind of step by name
 
 
+def _register(known: dict[str, Any], name: str, made: Any) -> None:
+    "Make a step or converter known; one of a module stays when a notebook that is executed in the same process defines it again."
+    present = known.get(name)
+    if present is None or present.__module__ == "__main__" or made.__module__ != "__main__":
+        known[name] = made
+
+
 class Step:
     "One operation of a plan. Subclasses are dataclasses of arrays, numbers, texts and lists of them."
 
@@ -45,7 +52,7 @@ class Step:
     takes_sparse: ClassVar[bool] = False  # Whether inputs may be scipy's csr matrices
 
     def __init_subclass__(cls) -> None:
-        STEPS[cls.__name__] = cls
+        _register(STEPS, cls.__name__, cls)
 
     def __call__(self, *inputs: Any) -> Any:
         raise NotImplementedError(type(self).__name__)
@@ -254,12 +261,12 @@ def known_as(part: Any) -> str:
 
 def transformer(*names: str) -> Callable[[Any], Any]:
     "Register a converter of transformers."
-    return lambda function: [TRANSFORMERS.__setitem__(name, function) for name in names] and function
+    return lambda function: [_register(TRANSFORMERS, name, function) for name in names] and function
 
 
 def model(*names: str) -> Callable[[Any], Any]:
     "Register a converter of models."
-    return lambda function: [MODELS.__setitem__(name, function) for name in names] and function
+    return lambda function: [_register(MODELS, name, function) for name in names] and function
 
 # %% ../../../nbs/package/compile/00_step.ipynb #builder
 class Builder:
