@@ -5,6 +5,7 @@
 # %% ../../nbs/package/02_elsewhere.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import platform
@@ -12,9 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from ..errors import DependencyError
 from .lock import read_lock
@@ -22,7 +24,7 @@ from ..project import Store, digest_json, remove_orphans, store_errors, temporar
 from ..train.environment import local_distributions
 
 # %% auto #0
-__all__ = ['Environment', 'environment_for', 'copy_package', 'clean_variables']
+__all__ = ['Environment', 'environment_for', 'copy_package', 'clean_variables', 'answering']
 
 # %% ../../nbs/package/02_elsewhere.ipynb #environment
 @dataclass(frozen=True)
@@ -102,3 +104,14 @@ def copy_package(
 def clean_variables() -> dict[str, str]:
     "The environment variables of this process without those that lead Python to other modules."
     return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[TextIO]:
+    "What a process writes its answer to, which then ends: whatever else prints goes to standard error, and threads of a pipeline may go on."
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    yield answers
+    answers.close()
+    sys.stderr.flush()
+    os._exit(0)

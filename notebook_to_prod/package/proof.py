@@ -20,6 +20,7 @@ from typing import Any
 
 from ..errors import BundleError, ExportError, N2PError
 from .bundle import Bundle, load_pipeline, open_bundle, replay_golden
+from .elsewhere import answering
 from ..project import find_project
 from .trust import trusted_libraries
 from ..train.closure import is_local, local_folders
@@ -64,19 +65,15 @@ def _tried(task: dict[str, Any]) -> dict[str, Any] | None:
 
 def answer_proof(modules: str) -> None:
     "Import `modules`, separated by blanks, then wait on standard input for a bundle and answer on standard output; the clean process calls it."
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever the pipeline prints is no answer
-    if hasattr(os, "nice"):
-        os.nice(5)  # the notebook goes first
-    for name in modules.split():
-        with contextlib.suppress(Exception):
-            __import__(name)
-    line = sys.stdin.readline()
-    if line:
-        answers.write(json.dumps({"error": _tried(json.loads(line))}))
-    answers.close()
-    sys.stderr.flush()
-    os._exit(0)  # threads of the pipeline may go on
+    with answering() as answers:
+        if hasattr(os, "nice"):
+            os.nice(5)  # the notebook goes first
+        for name in modules.split():
+            with contextlib.suppress(Exception):
+                __import__(name)
+        line = sys.stdin.readline()
+        if line:
+            answers.write(json.dumps({"error": _tried(json.loads(line))}))
 
 # %% ../../nbs/package/03b_proof.ipynb #prover
 _CODE = """

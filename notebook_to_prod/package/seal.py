@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import BundleError, InputError, N2PError
 from .bundle import Bundle, copy_bundle, load_pipeline, open_bundle, replay_golden
-from .elsewhere import Environment, clean_variables, copy_package, environment_for
+from .elsewhere import Environment, answering, clean_variables, copy_package, environment_for
 from .trust import trusted_libraries
 from ..project import Store, digest_text, project_settings, write_json
 
@@ -101,12 +101,8 @@ def _replayed(task: dict[str, Any]) -> dict[str, Any]:
 
 def answer_seal() -> None:
     "Replay the bundle that standard input names and answer on standard output; `seal` has it called in another interpreter."
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever the pipeline prints is no answer
-    answers.write(json.dumps(_replayed(json.loads(sys.stdin.readline()))))
-    answers.close()
-    sys.stderr.flush()
-    os._exit(0)  # threads of the pipeline may go on
+    with answering() as answers:
+        answers.write(json.dumps(_replayed(json.loads(sys.stdin.readline()))))
 
 
 _CODE = """
