@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle
-    from notebook_to_prod.package.lineage import Lineage
     from notebook_to_prod.project import Store
 
 # %% ../../nbs/cli/01_find.ipynb #find-bundle
@@ -23,7 +22,6 @@ class Found:
     bundle: "Bundle"
     model: str  # Name in the registry, else of the notebook or the digest
     version: int = 0  # 0 if it was not named by its version
-    lineage: "Lineage | None" = None  # None if no run of the store has made it
 
 
 _SHORTEST = 8  # Characters of a digest
@@ -46,7 +44,7 @@ def find_bundle(
 
         registry = Registry(store)
         version = registry.resolve(name)
-        return Found(registry.bundle(version), version.name, version.version, registry.lineage(version))
+        return Found(registry.bundle(version), version.name, version.version)
     start = name.removeprefix("sha256:")  # run ids hold a hyphen
     folders = [path for path in store.bundles.glob(f"{start}*") if path.is_dir()] if len(start) >= _SHORTEST and start.isalnum() else []
     if len(folders) == 1:

@@ -34,10 +34,12 @@ def show(terminal: Terminal, bundle: str) -> Result:
     from notebook_to_prod.package.lineage import find_lineage
     from notebook_to_prod.package.seal import read_seal
     from notebook_to_prod.project import open_store
+    from notebook_to_prod.release.registry import Registry
 
     store = open_store()
     found = find_bundle(store, bundle)
-    opened, lineage = found.bundle, found.lineage or find_lineage(store, found.bundle.digest)
+    opened, registry = found.bundle, Registry(store)
+    lineage = registry.lineage(registry.resolve(f"{found.model}@{found.version}")) if found.version else find_lineage(store, opened.digest)
     known_seal = read_seal(store, opened.digest)
     metadata, schema = opened.metadata, opened.schema
     signatures = read_signatures(opened.path)
