@@ -160,8 +160,7 @@ def _has_survived(store: Store, digest: str, path: Path) -> bool:
         written = None if not note.exists() else ""
     if written is None or (written and written == _boot()):
         return True
-    with path.open("rb", buffering=0) as file:
-        whole = _copy(_unpacked(file, path), None)[0].digest == digest
+    whole = _content(path) == digest
     if not whole:
         path.unlink(missing_ok=True)
     note.unlink(missing_ok=True)
@@ -295,6 +294,10 @@ def keep_file(
 # %% ../../nbs/train/06_snapshot.ipynb #open-blob
 def open_blob(store: Store, digest: str) -> Any:  # A binary file; compressed blobs cannot seek
     "Open the content of that digest; raises `StoreError` if the store does not have it."
+    return _opened(_held(store, digest))
+
+
+def _held(store: Store, digest: str) -> Path:
     path = find_blob(store, digest)
     if path is None:
         raise StoreError(
@@ -302,26 +305,30 @@ def open_blob(store: Store, digest: str) -> Any:  # A binary file; compressed bl
             where=f"{digest}, {store.data}",
             remedy="use the store that it was recorded in; a snapshot that `n2p data gc` removed is gone",
         )
+    return path
+
+
+def _opened(path: Path) -> Any:
     import pyarrow as pa
 
-    return _unpacked(pa.OSFile(str(path), "rb"), path)
-
-
-def _unpacked(file: Any, path: Path) -> Any:
-    import pyarrow as pa
-
+    file = pa.OSFile(str(path), "rb")
     return pa.CompressedInputStream(file, "zstd") if path.suffix == ".zst" else file
+
+
+def _content(path: Path) -> str:
+    "The digest of what a blob holds, or why it cannot be read."
+    with _opened(path) as file:
+        try:
+            return _copy(file, None)[0].digest
+        except OSError as error:
+            return str(error)
 
 
 def verify_blob(store: Store, digest: str) -> None:
     "Hash the content of a blob; raises `StoreError` if it is not what its name says."
-    with open_blob(store, digest) as file:
-        try:
-            found = _copy(file, None)[0].digest
-        except OSError as error:
-            found = str(error)
-    if found != digest:
-        raise StoreError("a snapshot is damaged", where=str(find_blob(store, digest)), remedy="restore the store from a backup, or add the original again")
+    path = _held(store, digest)
+    if _content(path) != digest:
+        raise StoreError("a snapshot is damaged", where=str(path), remedy="restore the store from a backup, or add the original again")
 
 # %% ../../nbs/train/06_snapshot.ipynb #export-blob
 def write_blob(store: Store, digest: str, path: Path) -> None:
