@@ -152,16 +152,24 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
 Try = tuple[int, Any]  # The place of a column, and a special value for it
 
 
+def _together(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]]) -> Parity | None:
+    "Compare rows asked at once; None if one is refused."
+    try:
+        expected = _expected(plan, pipeline, table_of(plan.schema, rows))
+        return compare(plan, pipeline, expected, rows) + Parity(adversarial=len(rows[0]))
+    except Exception:  # noqa: BLE001
+        return None
+
+
 def _each(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], tries: Sequence[Try]) -> tuple[Parity, list[Try]]:
     "Compare rows with one special value each, or halves of them where one is refused; returns the values taken."
     if len(tries) == 1:
         verdict, accepted = _alone(plan, pipeline, rows)
         return verdict, list(tries) if accepted else []
-    try:
-        expected = _expected(plan, pipeline, table_of(plan.schema, rows))
-        return compare(plan, pipeline, expected, rows) + Parity(adversarial=len(tries)), list(tries)
-    except Exception:  # noqa: BLE001
-        half = len(tries) // 2
+    verdict = _together(plan, pipeline, rows)
+    if verdict is not None:
+        return verdict, list(tries)
+    half = len(tries) // 2
     one = _each(plan, pipeline, [cells[:half] for cells in rows], tries[:half])
     other = _each(plan, pipeline, [cells[half:] for cells in rows], tries[half:])
     return one[0] + other[0], one[1] + other[1]
@@ -170,11 +178,10 @@ def _each(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], tries: Seque
 def _group(plan: Plan, pipeline: Any, rows: Sequence[Sequence[Any]], tries: Sequence[Try], few: Sequence[int]) -> tuple[Parity, list[Try]]:
     "As `_each`, but where the pipeline refuses the rows together, only the `few` are tried, unless some of them pass and others stand for what is missing or unseen."
     if 0 < len(few) < len(tries):
-        try:
-            expected = _expected(plan, pipeline, table_of(plan.schema, rows))
-            return compare(plan, pipeline, expected, rows) + Parity(adversarial=len(tries)), list(tries)
-        except Exception:  # noqa: BLE001
-            verdict, taken = _each(plan, pipeline, pick(rows, few), [tries[at] for at in few])
+        together = _together(plan, pipeline, rows)
+        if together is not None:
+            return together, list(tries)
+        verdict, taken = _each(plan, pipeline, pick(rows, few), [tries[at] for at in few])
         if not taken or isinstance(tries[0][1], float):
             return verdict, taken
     return _each(plan, pipeline, rows, tries)
@@ -212,14 +219,13 @@ def _in_portions(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]], de
     if rows > 20_000:
         starts = range(0, rows, 20_000)
         return sum((_in_portions(plan, pipeline, [cells[at : at + 20_000] for cells in columns]) for at in starts), Parity())
-    try:
-        expected = _expected(plan, pipeline, table_of(plan.schema, columns))
-        return compare(plan, pipeline, expected, columns) + Parity(adversarial=rows)
-    except Exception:  # noqa: BLE001
-        if rows == 1:
-            return _alone(plan, pipeline, columns)[0]
-        if depth > 16:
-            return Parity()
+    verdict = _together(plan, pipeline, columns)
+    if verdict is not None:
+        return verdict
+    if rows == 1:
+        return _alone(plan, pipeline, columns)[0]
+    if depth > 16:
+        return Parity()
     half = rows // 2
     return _in_portions(plan, pipeline, [cells[:half] for cells in columns], depth + 1) + _in_portions(plan, pipeline, [cells[half:] for cells in columns], depth + 1)
 
