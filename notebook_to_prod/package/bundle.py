@@ -29,8 +29,9 @@ from .schema import Schema, jsonable, to_table
 from .trust import Allowed, load_pickle, trusted_libraries
 
 # %% auto #0
-__all__ = ['MANIFEST', 'PLAN', 'Bundle', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle', 'open_bundle',
-           'load_pipeline', 'Prediction', 'predict', 'unusable_row', 'replay_golden', 'largest_difference']
+__all__ = ['MANIFEST', 'PLAN', 'Bundle', 'shown_estimate', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle',
+           'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'unusable_row', 'replay_golden',
+           'largest_difference']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
@@ -124,8 +125,12 @@ def _primary(evaluation: dict[str, Any] | None) -> dict[str, str]:
     found = evaluation["metrics"].get(name, {}) if evaluation and name else {}
     if found.get("number") is None:
         return {}
-    interval = f" ({found['interval'][0]:.4g} to {found['interval'][1]:.4g})" if found["interval"] else ""
-    return {name: f"{found['number']:.4g}{interval} on {evaluation['rows']} held-out rows"}
+    return {name: f"{shown_estimate(found)} on {evaluation['rows']} held-out rows"}
+
+
+def shown_estimate(estimate: Mapping[str, Any]) -> str:
+    "A number of `evaluation.json` with its interval."
+    return f"{estimate['number']:.4g}" + (f" ({estimate['interval'][0]:.4g} to {estimate['interval'][1]:.4g})" if estimate["interval"] else "")
 
 # %% ../../nbs/package/03_bundle.ipynb #write-bundle
 def write_bundle(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .bundle import Bundle
+from .bundle import Bundle, shown_estimate
 from .lock import read_lock
 from ..project import canonical_json
 
@@ -63,7 +63,7 @@ def _told(column: Mapping[str, Any] | None) -> str:
 def _number(estimate: Mapping[str, Any] | None) -> str:
     if estimate is None or estimate["number"] is None:
         return "nothing"
-    return f"{estimate['number']:.4g}" + (f" ({estimate['interval'][0]:.4g} to {estimate['interval'][1]:.4g})" if estimate["interval"] else "")
+    return shown_estimate(estimate)
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -253,18 +253,14 @@ class _Held:
 
 
 def _ask_held(pipeline: Any, tables: Tables) -> _Held:
+    import numpy as np
+
     at = _sample_at(tables.X_test, _PROFILED_ROWS)
-    table, y = _taken(tables.X_test, at), _targets(tables.y_test)[at]
+    table, y = _taken(tables.X_test, at), np.asarray(tables.y_test)[at]
     try:
         return _Held(table, y, ask(pipeline, table))
     except Exception as error:  # noqa: BLE001 - a category that training has not seen, say
         return _Held(table, y, None, f"the pipeline refuses rows of X_test: {type(error).__name__}")
-
-
-def _targets(y: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(y)
 
 
 def _profile(pipeline: Any, golden: _Golden, held: _Held, tables: Tables) -> Profile:

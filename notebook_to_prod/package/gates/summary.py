@@ -18,6 +18,7 @@ from .metrics import Metric, find_metric, primary_metric
 from .policy import Policy
 from .slices import merit_name, try_slices
 from .statistics import Estimate
+from ..bundle import shown_estimate
 from ..schema import Schema
 
 if TYPE_CHECKING:
@@ -208,9 +209,7 @@ def _primary_first(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, A
 
 
 def _with_interval(each: Mapping[str, Any]) -> str:
-    if each["number"] is None:
-        return "has no value"
-    return f"{each['number']:.4g}" + (f" ({each['interval'][0]:.4g} to {each['interval'][1]:.4g})" if each["interval"] else "")
+    return "has no value" if each["number"] is None else shown_estimate(each)
 
 
 def nothing_known(why: str) -> dict[str, Any]:
