@@ -25,7 +25,6 @@ from .question import Question
 from .reads import settle_reads
 from .record import RunRecord, RunSpec, new_run_id, now, save_record
 from .scraps import encode, read_scraps
-from .snapshot import settle_blobs
 from .tracking import Tracker
 
 # %% auto #0
@@ -118,7 +117,6 @@ class Attempt:
     def finish(self, nb: Any, error: RunError | None) -> None:
         "Write what came of it: the record first, then MLflow, whose failure is raised as `TrackingError`."
         self.record = self._result(nb, error)
-        settle_blobs(self.store)
         save_record(self.record)
         if self._tracker is not None:
             self.record = self._tracker.close(self.record)

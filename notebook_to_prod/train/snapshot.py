@@ -8,23 +8,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import DataError, StoreError
-from ..project import Store, digest_file, digest_json, store_errors, temporary_prefix, write_atomic
+from ..project import Store, digest_file, digest_json, store_errors, temporary_prefix
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['Blob', 'blob_path', 'find_blob', 'settle_blobs', 'keep_stream', 'keep_file', 'open_blob', 'verify_blob', 'write_blob']
+__all__ = ['Blob', 'blob_path', 'find_blob', 'keep_stream', 'keep_file', 'open_blob', 'verify_blob', 'write_blob']
 
 # %% ../../nbs/train/06_snapshot.ipynb #blob
 @dataclass(frozen=True)
@@ -47,8 +49,7 @@ def blob_path(
 
 def find_blob(store: Store, digest: str) -> Path | None:
     "The file that holds the content of that digest, or None."
-    path = next((path for path in (blob_path(store, digest), blob_path(store, digest, True)) if path.exists()), None)
-    return path if path is None or _has_survived(store, digest, path) else None
+    return next((path for path in (blob_path(store, digest), blob_path(store, digest, True)) if path.exists()), None)
 
 
 def _in_use(store: Store, digest: str) -> bool:
@@ -72,6 +73,9 @@ def _copy(file: Any, target: int | None) -> tuple[Blob, bool]:
         block = buffer[:count]
         if not size and target is not None:
             output.codec = _codec_for(block)
+            large = _copy_large(file, target) if output.codec is None else None
+            if large is not None:
+                return large, False
         size += count
         digest.update(block)
         output.write(block)
@@ -115,14 +119,21 @@ class _Reading:
     source: str
 
     def readinto(self, block: memoryview) -> int:
-        try:
+        with _blamed(self.source):
             if hasattr(self.file, "readinto"):
                 return self.file.readinto(block)
             data = self.file.read(len(block))
             block[: len(data)] = data
             return len(data)
-        except (OSError, EOFError) as error:
-            raise DataError(f"the file cannot be read: {error}", where=self.source, remedy="check the file and the disk it is on") from error
+
+
+@contextlib.contextmanager
+def _blamed(source: str) -> Iterator[None]:
+    "A failure to read is the file's."
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        raise DataError(f"the file cannot be read: {error}", where=source, remedy="check the file and the disk it is on") from error
 
 
 def _clone(file: Any, target: int) -> bool:
@@ -135,51 +146,73 @@ def _clone(file: Any, target: int) -> bool:
         return False
     return True
 
-# %% ../../nbs/train/06_snapshot.ipynb #settle-blobs
-_WAITED_FOR = 64 << 20  # Bytes of a blob up to which whoever keeps it waits for the disk
+# %% ../../nbs/train/06_snapshot.ipynb #large
+_LARGE = 64 << 20  # Bytes from which it is worth it
+_STEP = 8 << 20  # Bytes of a block; whole pages, as reading and writing past the cache asks for
 
 
-def _boot() -> str:
-    "Which start of this system this is; empty where it does not say."
+def _copy_large(file: _Reading, target: int) -> Blob | None:
+    "Copy a large file to the descriptor `target` past the page cache; None if it is not large, or where that cannot be done."
+    digest, position, busy = hashlib.sha256(), 0, list[Future[None]]()
+    with _past_cache(file.file, target) as (size, source, past), ThreadPoolExecutor(2) as threads:
+        blocks = [mmap.mmap(-1, _STEP), mmap.mmap(-1, _STEP)] if size else []
+        while position < size:
+            with _blamed(file.source):
+                count = os.preadv(source, blocks[:1], position)
+            for each in busy:
+                each.result()
+            if count != min(_STEP, size - position):
+                raise _Changed("the file became shorter while it was read", where=file.source, remedy="load it again when nothing writes to it")
+            block = memoryview(blocks[0])[:count]
+            busy = [threads.submit(digest.update, block), threads.submit(_write, past if count == _STEP else target, block, position)]
+            position += count
+            blocks.reverse()
+        for each in busy:
+            each.result()
+    return Blob(f"sha256:{digest.hexdigest()}", size) if size else None
+
+
+def _write(target: int, block: memoryview, position: int) -> None:
+    while block:
+        count = os.pwrite(target, block, position)
+        block, position = block[count:], position + count
+
+
+@contextlib.contextmanager
+def _past_cache(file: Any, target: int) -> Iterator[tuple[int, int, int]]:
+    "The size of a large file, and descriptors that read it and write to `target` past the page cache; zeros if it is not large, or where that cannot be done."
+    with contextlib.ExitStack() as opened:
+
+        def again(descriptor: int, flags: int) -> int:
+            opened.callback(os.close, past := os.open(f"/proc/self/fd/{descriptor}", flags | os.O_DIRECT))
+            return past
+
+        try:
+            source, page = file.fileno(), [mmap.mmap(-1, mmap.PAGESIZE)]
+            size = os.fstat(source).st_size
+            past = again(target, os.O_WRONLY) if size >= _LARGE and file.tell() == _BLOCK else 0
+            if past and not _is_cached(source, size):
+                source = again(source, os.O_RDONLY)
+            if past:
+                os.preadv(source, page, 0)
+                os.pwrite(past, page[0], 0)
+        except (AttributeError, OSError):  # not a file, not Linux, or a file system that cannot; the ordinary copy says what is wrong
+            size = source = past = 0
+        yield (size, source, past) if past else (0, 0, 0)
+
+
+def _is_cached(descriptor: int, size: int) -> bool:
+    "Whether the page cache holds pages from all over the file."
+    page = [bytearray(mmap.PAGESIZE)]
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
+        return all(os.preadv(descriptor, page, size // 16 * part, os.RWF_NOWAIT) for part in range(16))
+    except OSError:  # it would have to wait for the disk, or cannot tell
+        return False
 
-
-def _pending(store: Store, digest: str) -> Path:
-    return store.data / "pending" / digest.removeprefix("sha256:")
-
-
-def _has_survived(store: Store, digest: str, path: Path) -> bool:
-    "Whether a blob is whole that nobody has waited for: it is while the system runs that wrote it; after that it is hashed, once."
-    note = _pending(store, digest)
-    try:
-        written = note.read_text(encoding="ascii")
-    except (OSError, ValueError):
-        written = None if not note.exists() else ""
-    if written is None or (written and written == _boot()):
-        return True
-    whole = _content(path) == digest
-    if not whole:
-        path.unlink(missing_ok=True)
-    note.unlink(missing_ok=True)
-    return whole
-
-
-def settle_blobs(store: Store) -> None:
-    "Wait until every blob is on the disk; raises `StoreError`."
-    with store_errors(store.data):
-        for note in (store.data / "pending").glob("[0-9a-f]*"):
-            path = find_blob(store, f"sha256:{note.name}")
-            if path is not None:
-                with path.open("rb", buffering=0) as file:
-                    os.fsync(file.fileno())
-            note.unlink(missing_ok=True)
 
 # %% ../../nbs/train/06_snapshot.ipynb #keep-stream
 @contextlib.contextmanager
-def _nameless(folder: Path) -> Iterator[tuple[int, Callable[[Path, bool], None]]]:
+def _nameless(folder: Path) -> Iterator[tuple[int, Callable[[Path], None]]]:
     "A new file in `folder` without a name, and what gives it one; a name that is taken keeps its file."
     folder.mkdir(parents=True, exist_ok=True)
     name: str | None = None
@@ -188,10 +221,9 @@ def _nameless(folder: Path) -> Iterator[tuple[int, Callable[[Path, bool], None]]
     except (AttributeError, OSError):  # not Linux, or a file system that cannot
         target, name = tempfile.mkstemp(suffix=".tmp", dir=folder)
 
-    def publish(path: Path, waited_for: bool) -> None:
+    def publish(path: Path) -> None:
         os.fchmod(target, 0o444)
-        if waited_for:
-            os.fsync(target)
+        os.fsync(target)
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             if name is None:  # the descriptor of a folder makes Python follow the link of /proc
@@ -223,10 +255,7 @@ def keep_stream(
         if unchanged is not None and not unchanged():
             raise _Changed("the file changed while it was read", where=source, remedy="load it again when nothing writes to it")
         if not _in_use(store, blob.digest):
-            waited_for = blob.size <= _WAITED_FOR or not _boot()
-            if not waited_for:
-                write_atomic(_pending(store, blob.digest), _boot())
-            publish(blob_path(store, blob.digest, compressed), waited_for)
+            publish(blob_path(store, blob.digest, compressed))
     return blob
 
 # %% ../../nbs/train/06_snapshot.ipynb #index
