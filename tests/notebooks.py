@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
+import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +18,8 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from notebook_to_prod.cli.app import main
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -59,6 +66,27 @@ SCRIPTS = Path(sysconfig.get_path("scripts"))
 CLEARED = ("N2P_", "MLFLOW_", "JPY_", "JUPYTER_", "PYTEST_", "COVERAGE_", "PYTHONHASHSEED", "PYTHONPATH")
 
 UNSEALED = {"N2P_REQUIRE_SEAL": "0"}  # What tests promote need not be sealed
+
+
+LIMIT = 240  # Seconds; only keeps a command that hangs from blocking the suite
+AT_START = {"PYTHONHASHSEED"}  # Variables that only a new interpreter obeys
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["preloaded"])
+
+
+def forked(arguments: list[str], folder: Path, variables: dict[str, str], stdout: Path, stderr: Path) -> None:
+    """What a process of the fork server does: become `n2p` in that folder, with those variables and outputs."""
+    for path, descriptor in ((stdout, 1), (stderr, 2)):
+        with path.open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(folder)
+    sys.argv = ["n2p", *arguments]
+    try:
+        main()
+    finally:
+        atexit._run_exitfuncs()
 
 
 @dataclass(frozen=True)
@@ -124,12 +152,29 @@ class Project:
         return finish(self.start(command, *arguments, cwd=cwd, **variables))
 
     def n2p(self, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Done:
-        """Run `n2p` to its end."""
-        return self.command("n2p", *arguments, cwd=cwd, **variables)
+        """Run `n2p` to its end, in a process of its own that does not have to import what every command needs."""
+        if variables.keys() & AT_START:
+            return self.command("n2p", *arguments, cwd=cwd, **variables)
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = (Path(folder) / "stdout", Path(folder) / "stderr")
+            given = ([*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
+            process = FORKS.Process(target=forked, args=given)
+            process.start()
+            process.join(LIMIT)
+            if process.is_alive():
+                process.kill()
+                process.join()
+                pytest.fail(f"n2p {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
+            return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
 
     def run(self, notebook: str | Path, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Done:
         """Run `n2p run NOTEBOOK --json ...` to its end."""
         return self.n2p("run", notebook, "--json", *arguments, cwd=cwd, **variables)
+
+    def copy_to(self, other: Project) -> Project:
+        """Copy the project with its store into the empty project `other`, which is returned."""
+        shutil.copytree(self.folder, other.folder, symlinks=True, dirs_exist_ok=True)
+        return other
 
     @property
     def address(self) -> str:
@@ -150,8 +195,8 @@ class Project:
         return json.loads((self.home / "runs" / run_id / "record.json").read_text("utf-8"))
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> Done:
-    """Wait for a started command; `timeout` only keeps a hanging one from blocking the suite."""
+def finish(process: subprocess.Popen[str], timeout: float = LIMIT) -> Done:
+    """Wait for a started command."""
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

@@ -669,7 +669,19 @@ REFUSED_CELLS = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED_CELLS)
+REFUSED_OFTEN = {
+    "class-that-is-not-exported",
+    "lambda",
+    "helper-edited-while-the-notebook-trained",
+    "process-that-ends",
+    "predictions-that-are-drawn",
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in REFUSED_OFTEN else pytest.mark.slow) for case in REFUSED_CELLS],
+)
 def test_export_is_refused_with_the_cell_to_mend(case: str, project: Project) -> None:
     cells, said = REFUSED_CELLS[case]
     project.notebook("train.ipynb", {"head": HEAD, **cells})

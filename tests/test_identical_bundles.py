@@ -8,17 +8,12 @@ import pytest
 from estimators import NAMES, cells_of
 from notebooks import make_project
 
-# Every kind of model in every run; their relatives with `pytest -m slow`, and all twenty in benchmarks/reproducibility.py.
+# In every run; all twenty with `pytest -m slow` and in benchmarks/reproducibility.py.
 OFTEN = {
     "RandomForestClassifier, n_jobs=2",
     "HistGradientBoostingClassifier",
-    "GradientBoostingRegressor",
-    "LogisticRegression, classes as text",
     "MLPClassifier",
-    "SVC",
-    "stacking",
     "text, TF-IDF",
-    "mixed columns with missing values",
     "custom transformer",
 }
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from notebooks import Project
+from notebooks import Project, make_project
 
 ONE, OTHER = "flight,delay\n1,5\n2,40\n", "flight,delay\n1,5\n2,41\n"
 READERS = {
@@ -25,6 +25,7 @@ READERS = {
         "with mp.get_context('fork').Pool(1) as pool:\n    print(pool.map(read, [1]))"
     ),
 }
+OFTEN = {"built path", "helper", "listed folder", "the shell, its output kept", "a forked process"}
 HELPER = """
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def beside():
 
 @pytest.fixture
 def reading(project: Project) -> Project:
+    """A project with data beside its notebooks."""
+    return lay_out(project)
+
+
+def lay_out(project: Project) -> Project:
     for name, content in {
         "data/delays.csv": ONE,
         "notebooks/helper.py": HELPER,
@@ -60,7 +66,7 @@ def run(project: Project) -> dict:
     return done.json
 
 
-@pytest.mark.parametrize("how", READERS)
+@pytest.mark.parametrize("how", [pytest.param(how, marks=() if how in OFTEN else pytest.mark.slow) for how in READERS])
 def test_what_was_read_decides_whether_the_record_answers(reading: Project, how: str) -> None:
     reading.notebook("notebooks/train.ipynb", {"work": READERS[how]})
     first = run(reading)
@@ -152,14 +158,21 @@ class Shift(TransformerMixin, BaseEstimator):
 """
 
 
-@pytest.fixture
-def trained(reading: Project) -> Project:
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A run whose model uses a module beside the notebook, and which read a file by pandas alone."""
-    (reading.folder / "notebooks/transform.py").write_text(SHIFT)
-    (reading.folder / "notebooks/steps.py").write_text("BY = 2\n")
-    reading.notebook("notebooks/train.ipynb", TRAIN)
-    run(reading)
-    return reading
+    project = lay_out(make_project(tmp_path_factory.mktemp("trained-once") / "project"))
+    (project.folder / "notebooks/transform.py").write_text(SHIFT)
+    (project.folder / "notebooks/steps.py").write_text("BY = 2\n")
+    project.notebook("notebooks/train.ipynb", TRAIN)
+    run(project)
+    return project
+
+
+@pytest.fixture
+def trained(trained_once: Project, project: Project) -> Project:
+    """A copy of that project with its store."""
+    return trained_once.copy_to(project)
 
 
 def test_a_run_is_reproduced_when_its_files_and_modules_are_gone(trained: Project) -> None:
