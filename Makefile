@@ -37,6 +37,8 @@ demo: setup ## Run the whole journey, from a notebook to a served and watched mo
 	@echo "n2p is in $(BIN): source $(BIN)/activate"
 
 test: setup ## Run the notebooks, the linters and the tests
+	@# Hundreds of processes import the package, and would compile it each time where PYTHONDONTWRITEBYTECODE is set.
+	@$(BIN)/python -m compileall -q notebook_to_prod
 	$(say) "nbdev-test"
 	@$(RUN) nbdev-test
 	$(say) "ruff check"

@@ -301,6 +301,7 @@ def test_expectations_can_be_written_edited_and_asked(trained: Project, tmp_path
     assert after.json["verdicts"][0]["evidence"]["differences"][0]["column"] == "Age"
 
 
+@pytest.mark.slow
 def test_an_attribute_that_is_no_feature_can_be_asked_for(trained: Project, tmp_path: Path) -> None:
     policy = tmp_path / "policy.yaml"
     policy.write_text("fairness: {attributes: [Department, Shoes]}")
@@ -499,6 +500,7 @@ def test_a_service_that_does_not_start_is_a_no(trained: Project, tmp_path: Path)
     assert "the service did not start" in report.failed[0].why
 
 
+@pytest.mark.slow
 def test_bundles_with_modules_of_one_name_are_loaded_side_by_side(project: Project) -> None:
     notebook = {
         "parameters": "factor = 2",

@@ -12,7 +12,6 @@ from notebooks import make_project
 OFTEN = {
     "RandomForestClassifier, n_jobs=2",
     "HistGradientBoostingClassifier",
-    "MLPClassifier",
     "text, TF-IDF",
     "custom transformer",
 }

@@ -25,7 +25,7 @@ NOTEBOOK = {
 
 
 def test_killed_at_random_moments(project: Project) -> None:
-    kills = int(os.environ.get("N2P_TEST_KILLS", "3"))
+    kills = int(os.environ.get("N2P_TEST_KILLS", "2"))
     moments = random.Random(7)
     (project.folder / "table.csv").write_text("x,y\n" + "1,0\n2,1\n3,0\n4,1\n" * 10)
     project.notebook("train.ipynb", NOTEBOOK)

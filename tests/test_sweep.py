@@ -62,6 +62,7 @@ def test_one_failing_set_stops_no_other(done: Done) -> None:
     assert "train.ipynb: 6/6" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_set_is_the_run_that_it_would_be_alone(swept: Project, done: Done) -> None:
     first = done.json["runs"][0]["run"]
     parameters = ("-p", "trees", "2", "-p", "kind", "squared", "-p", "columns", '["a, b"]')
@@ -74,6 +75,7 @@ def test_a_set_is_the_run_that_it_would_be_alone(swept: Project, done: Done) -> 
     assert part["runs"][0]["run"]["reused"], "however many sets and workers there are"
 
 
+@pytest.mark.slow
 def test_options_of_a_run_reach_every_set(swept: Project) -> None:
     made = swept.run("train.ipynb", "--grid", "trees=2,4", "kind=slow", "--threads", "1", "--timeout", "5").json
     assert [each["error"]["type"] for each in made["runs"]] == ["RunTimeoutError"] * 2
