@@ -22,7 +22,7 @@ from .gates.policy import Policy
 from .gates.statistics import Estimate
 from .lock import read_hashes, read_lock
 from .proof import open_prover
-from .variants import Variant, make_variants
+from .variants import KINDS, Variant, make_variants
 from ..project import Store
 
 # %% auto #0
@@ -108,12 +108,20 @@ class Compression:
     @property
     def best(self) -> Contender | None:
         "The smallest variant that is smaller than the original and holds what that promises."
-        smaller = [each for each in self.variants if each.verdict == "holds" and each.size < self.original.size]
+        return self._best("")
+
+    def _best(self, kind: str) -> Contender | None:
+        smaller = [each for each in self.variants if each.name.startswith(kind) and each.verdict == "holds" and each.size < self.original.size]
         return min(smaller, key=lambda each: (each.size, each.microseconds), default=None)
 
-    def bundle(self, name: str) -> Bundle:
+    def bundle(
+        self,
+        name: str,  # Of a variant, or a kind: the best of that
+    ) -> Bundle:
         "The bundle of a variant; raises `InputError` that says which there are, or why it is not there."
-        found = next((each for each in self.variants if each.name == name), None)
+        found = self._best(name) if name in KINDS else next((each for each in self.variants if each.name == name), None)
+        if found is None and name in KINDS and any(each.name.startswith(name) for each in self.variants):
+            raise InputError(f"none of '{name}' is smaller and certainly as good", where="--keep", remedy="name a variant of the table, if its loss is worth it")
         if found is None:
             why = f": {self.left_out[name]}" if name in self.left_out else ""
             remedy = f"name one of {', '.join(each.name for each in self.variants)}" if self.variants else "this model cannot be made smaller"

@@ -349,7 +349,7 @@ def check_kinds(only: Sequence[str]) -> tuple[str, ...]:
     "The kinds to make, all if none is named; raises `InputError` on one that there is not."
     unknown = [name for name in only if name not in KINDS]
     if unknown:
-        raise InputError(f"there is no kind '{unknown[0]}' of variant", where="--only", remedy=f"name one of {', '.join(KINDS)}")
+        raise InputError(f"there is no kind '{unknown[0]}' of variant", where="--kind", remedy=f"name one of {', '.join(KINDS)}")
     return tuple(kind for kind in KINDS if not only or kind in only)
 
 
