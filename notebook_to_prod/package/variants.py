@@ -357,7 +357,7 @@ def make_variants(
     pipeline: Any,  # Fitted; stays as it is
     table: Any,  # Training rows, as the pipeline takes them
     only: Sequence[str] = (),  # Kinds
-    progress: Callable[[str], None] | None = None,  # Told each name
+    progress: Callable[[int, int, str], None] | None = None,  # Told position, number and name of each
 ) -> tuple[list[Variant], dict[str, str]]:  # And why others cannot be made, by name
     "Every variant that can be made of a pipeline; raises `InputError` on an unknown kind."
     from joblib import parallel_config
@@ -366,9 +366,10 @@ def make_variants(
     made, left_out = [], {}
     with parallel_config(backend="sequential"), threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, make in _recipes(pipeline, table, check_kinds(only)):
+        recipes = [*_recipes(pipeline, table, check_kinds(only))]
+        for place, (name, make) in enumerate(recipes, 1):
             if progress:
-                progress(name)
+                progress(place, len(recipes), name)
             try:
                 how, smaller = make()
             except Exception as error:  # noqa: BLE001 - one that cannot be made must not hide the others
