@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from notebooks import Done, Project
+from click.testing import CliRunner
+from notebooks import UNSEALED, Done, Project
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
@@ -34,15 +36,17 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 from test_bundle import once
 
+from notebook_to_prod.cli.app import app
 from notebook_to_prod.errors import InputError, NotFoundError
 from notebook_to_prod.package.bundle import open_bundle, remove_bundle
 from notebook_to_prod.package.compile.choose import compile_exact
 from notebook_to_prod.package.compress import Compression, Contender, judged
 from notebook_to_prod.package.gates.statistics import Estimate
 from notebook_to_prod.package.lineage import find_lineage
-from notebook_to_prod.package.variants import KINDS, make_variants
+from notebook_to_prod.package.variants import make_variants
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.train.record import find_run
 
 # Every kind of model, in this process
 
@@ -73,46 +77,65 @@ MODELS: dict[str, tuple[BaseEstimator, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_applies_is_made_and_answers(name: str) -> None:
+def fitted(name: str) -> tuple[Any, set[str]]:
+    """One of the models behind a scaler, and the kinds of variants that there are of it, besides students."""
     model, kinds = MODELS[name]
-    target = LABEL if is_classifier(model) else NUMBER
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipeline = make_pipeline(StandardScaler(), model).fit(X[:300], target[:300])
+        return make_pipeline(StandardScaler(), model).fit(
+            X[:300], (LABEL if is_classifier(model) else NUMBER)[:300]
+        ), kinds
+
+
+def agreement(one: Any, other: Any) -> float:
+    """Share of equal labels, or correlation of numbers, on rows that were held out."""
+    answers = one.predict(X[300:]), other.predict(X[300:])
+    return float((answers[0] == answers[1]).mean() if is_classifier(other) else np.corrcoef(*answers)[0, 1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_applies_is_made_and_answers(name: str) -> None:
+    pipeline, kinds = fitted(name)
     before = pickle.dumps(pipeline)
-    made, left_out = make_variants(pipeline, X[:300])
+    made, left_out = make_variants(pipeline, X[:300], ["fewer", "pruned", "quantised"])
     assert pickle.dumps(pipeline) == before
-    assert {each.kind for each in made} == kinds | {"distilled"}
-    assert {each.partition("-")[0] for each in left_out} >= set(KINDS) - kinds - {"distilled"}
-    assert all(not why.endswith(".") and "Error" not in why for why in left_out.values()), left_out
+    assert {each.kind for each in made} == kinds
+    assert {each.partition("-")[0] for each in left_out} >= {"fewer", "pruned", "quantised"} - kinds
+    assert all("Error" not in why for why in left_out.values()), left_out
     for each in made:
-        assert len(pickle.dumps(each.pipeline)) < len(before) or each.kind == "distilled", each.name
-        answers = each.pipeline.predict(X[300:])
-        if is_classifier(model):
-            assert [*each.pipeline.classes_] == [*pipeline.classes_]
-            assert (answers == pipeline.predict(X[300:])).mean() > 0.6, each.name
-        else:
-            assert np.corrcoef(answers, pipeline.predict(X[300:]))[0, 1] > 0.7, each.name
+        assert (
+            getattr(each.pipeline, "classes_", np.array([])).tolist()
+            == getattr(pipeline, "classes_", np.array([])).tolist()
+        )
+        assert agreement(each.pipeline, pipeline) > (
+            0.99 if each.kind == "quantised" else 0.75 if each.name.endswith("half") else 0.3
+        ), each.name
+        assert len(pickle.dumps(each.pipeline)) < len(before) or "logistic sgd, averaged".count(name), (
+            each.name
+        )  # of few weights the rest is all
+
+
+@pytest.mark.parametrize("name", ["forest", "histogram boosting", "neighbours", "calibrated"])
+def test_any_model_teaches_a_smaller_one(name: str) -> None:
+    pipeline, _ = fitted(name)
+    made, left_out = make_variants(pipeline, X[:300], ["distilled"])
+    assert left_out == {}
+    assert [each.name for each in made] == ["distilled-boosting", "distilled-tree", "distilled-linear"]
+    assert min(agreement(each.pipeline, pipeline) for each in made) > 0.7
 
 
 @pytest.mark.parametrize("name", ["forest", "histogram boosting", "logistic", "network"])
 def test_variants_have_an_exact_plan(name: str) -> None:
-    model, kinds = MODELS[name]
-    target = LABEL if is_classifier(model) else NUMBER
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipeline = make_pipeline(StandardScaler(), model).fit(X[:300], target[:300])
+    pipeline, kinds = fitted(name)
     made, _ = make_variants(pipeline, X[:300], sorted(kinds))
     reasons = {each.name: compile_exact(each.pipeline, X[300:], rows=300, alone=1, sizes=()).reason for each in made}
     assert set(reasons.values()) == {None}, reasons
 
 
 def test_weights_that_half_precision_cannot_hold_are_left_alone() -> None:
-    table = X * 1e-8
-    pipeline = make_pipeline(LogisticRegression(C=1e20, max_iter=500)).fit(table, NUMBER > 0)
-    pipeline[-1].coef_ *= 1e9
-    made, left_out = make_variants(pipeline, table, ["quantised"])
+    pipeline = make_pipeline(LogisticRegression()).fit(X, NUMBER > 0)
+    pipeline[-1].coef_ *= 1e6
+    made, left_out = make_variants(pipeline, X, ["quantised"])
     assert [each.name for each in made] == ["quantised-float32"]
     assert left_out == {"quantised-float16": "a weight is too large for float16"}
 
@@ -172,7 +195,7 @@ CELLS = {
         random = np.random.default_rng(seed)
         X = pd.DataFrame(random.normal(size=(1600, 3)), columns=["a", "b", "c"])
         y = np.where((X["a"] * X["b"] > 0) ^ (random.random(1600) < 0.1), "yes", "no")
-        model = make_pipeline(FunctionTransformer(longer), RandomForestClassifier(60, min_samples_leaf=3, random_state=0))
+        model = make_pipeline(FunctionTransformer(longer), RandomForestClassifier(24, min_samples_leaf=3, random_state=0))
         model.fit(X[:1000], y[:1000])
         run.metric("accuracy of the run", model.score(X[1000:], y[1000:]))
     """,
@@ -193,15 +216,21 @@ def train(project: Project) -> None:
     project.notebook("train.ipynb", CELLS)
     done = project.run("train.ipynb")
     assert done.code == 0, done
-    registered = project.n2p("register", "latest", "--name", "signs")
-    assert registered.code == 0, registered
+    Registry(Store(project.home)).register(find_run(Store(project.home), "latest"), "signs")
     before = contents(project)
-    table = project.n2p("compress", "signs", "--json")
+    table = project.n2p("compress", "signs", "--kind", "fewer", "--kind", "distilled", "--kind", "quantised", "--json")
     (project.folder / "table.json").write_text(
         json.dumps({"code": table.code, "said": table.stdout, "err": table.stderr, "same": contents(project) == before})
     )
     kept = project.n2p("compress", "signs@1", "--keep", "fewer-half", "--gate", "--json")
     (project.folder / "kept.json").write_text(json.dumps({"code": kept.code, "said": kept.stdout, "err": kept.stderr}))
+
+
+def n2p(project: Project, *arguments: str, **variables: str) -> Done:
+    """Run `n2p` in this process, which has imported everything."""
+    with contextlib.chdir(project.folder):
+        done = CliRunner().invoke(app, [*arguments], env=UNSEALED | variables)
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 def contents(project: Project) -> dict[str, int]:
@@ -235,9 +264,9 @@ def kept(made: Project) -> dict[str, Any]:
     return json.loads(told["said"])
 
 
-def test_the_table_has_every_kind_with_its_interval_and_its_price(made: Project, table: dict[str, Any]) -> None:
+def test_the_table_has_every_variant_with_its_interval_and_its_price(made: Project, table: dict[str, Any]) -> None:
     assert (table["metric"], table["rows"]) == ("accuracy", 600)
-    assert {each["name"].partition("-")[0] for each in table["variants"]} == {"fewer", "pruned", "distilled"}
+    assert {each["name"].partition("-")[0] for each in table["variants"]} == {"fewer", "distilled"}
     assert set(table["left_out"]) == {"quantised-float32", "quantised-float16"}
     for each in (table["original"], *table["variants"]):
         low, high = each["metric"]["interval"]
@@ -278,18 +307,18 @@ def test_a_variant_is_a_bundle_like_its_original(made: Project, table: dict[str,
     assert variant.metadata["derived_from"] == {
         "bundle": original.digest,
         "variant": "fewer-half",
-        "how": "the first 30 of 60 members",
+        "how": "the first 12 of 24 members",
     }
     assert "derived_from" not in original.metadata
-    verified = made.n2p("bundle", "verify", "signs@2", "--json")
+    verified = n2p(made, "bundle", "verify", "signs@2", "--json")
     assert (verified.code, verified.json["largest_difference"]) == (0, 0)
 
 
 def test_the_lineage_of_a_variant_names_the_run_and_says_that_it_made_the_original(
     made: Project, table: dict[str, Any], kept: dict[str, Any]
 ) -> None:
-    shown = made.n2p("bundle", "show", kept["kept"][7:19])
-    assert f"made from  {table['original']['bundle'][:19]}: the first 30 of 60 members (fewer-half)" in shown.stdout
+    shown = n2p(made, "bundle", "show", kept["kept"][7:19])
+    assert f"made from  {table['original']['bundle'][:19]}: the first 12 of 24 members (fewer-half)" in shown.stdout
     assert ", which made the original" in shown.stdout
     lineage = find_lineage(Store(made.home), kept["kept"])
     assert lineage and lineage.run_id == made.run_folders[0].name
@@ -310,9 +339,9 @@ def test_a_variant_is_gated_against_its_original_and_becomes_the_next_version(
     assert "accuracy of the run" not in measured and measured["accuracy"] == pytest.approx(
         kept["variants"][0]["metric"]["number"], abs=1e-6
     )
-    again = made.n2p("register", kept["kept"][7:19], "--name", "signs", "--json")
+    again = n2p(made, "register", kept["kept"][7:19], "--name", "signs", "--json")
     assert (again.code, again.json["version"]) == (0, 2)
-    promoted = made.n2p("promote", "signs", "2", "--to", "staging")
+    promoted = n2p(made, "promote", "signs", "2", "--to", "staging")
     assert promoted.code == 0, promoted
 
 
@@ -326,7 +355,7 @@ def test_original_and_variant_are_fetched_from_mlflow_each_as_it_was(made: Proje
 
 def test_a_variant_that_a_gate_refuses_is_kept_and_not_registered(made: Project, table: dict[str, Any]) -> None:
     versions = len(Registry(Store(made.home)).versions("signs"))
-    done = made.n2p("compress", "signs@1", "--keep", "distilled-linear", "--gate", "--json")
+    done = n2p(made, "compress", "signs@1", "--keep", "distilled-linear", "--gate", "--json")
     assert done.code == 1, done
     assert "quality.champion" in {each["gate"] for each in done.json["gates"]["verdicts"] if each["status"] == "fail"}
     assert done.json["registered"] is None and Store(made.home).bundle(done.json["kept"]).exists()
@@ -334,13 +363,13 @@ def test_a_variant_that_a_gate_refuses_is_kept_and_not_registered(made: Project,
 
 
 def test_the_certificate_of_a_variant_is_that_of_its_original(made: Project, kept: dict[str, Any]) -> None:
-    (made.folder / "policy.toml").write_text("[serving]\ncertificate = 'bytes'\n")
+    (made.folder / "policy.toml").write_text("[gates.serving]\ncertificate = 'bytes'\n")
     asked = ("gate", kept["kept"][7:19], "--only", "serving.certificate", "--policy", "policy.toml", "--json")
-    assert made.n2p(*asked).code == 1
+    assert n2p(made, *asked).code == 1
     certificate = made.run_folders[0] / "certificate.json"
     certificate.write_text('{"level": "bytes"}')
     try:
-        assert made.n2p(*asked).code == 0
+        assert n2p(made, *asked).code == 0
     finally:
         certificate.unlink()
 
@@ -350,21 +379,21 @@ def test_the_certificate_of_a_variant_is_that_of_its_original(made: Project, kep
     [
         (("signs", "--kind", "smaller"), "there is no kind 'smaller'"),
         (("signs", "--keep", "smaller-half"), "there is no kind 'smaller'"),
-        (("signs", "--keep", "pruned-tenth"), "there is no variant 'pruned-tenth'"),
+        (("signs", "--keep", "quantised-tenth"), "there is no variant 'quantised-tenth'"),
         (("signs", "--gate"), "nothing to gate"),
         (("signs", "--name", "other"), "nothing to gate or to register"),
         (("sings",), "there is no run 'sings'"),
     ],
 )
 def test_wrong_usage(made: Project, arguments: tuple[str, ...], what: str) -> None:
-    done: Done = made.n2p("compress", *arguments, "--json")
+    done: Done = n2p(made, "compress", *arguments, "--json")
     assert done.code == 2 and what in done.error["what"], done
 
 
 def test_lost_tables_are_told_by_exit_code(made: Project, tmp_path: Path) -> None:
     shutil.copytree(made.home, tmp_path / "lost")
     shutil.rmtree(tmp_path / "lost" / "data")
-    done = made.n2p("compress", "signs@1", "--json", N2P_HOME=str(tmp_path / "lost"))
+    done = n2p(made, "compress", "signs@1", "--json", N2P_HOME=str(tmp_path / "lost"))
     assert done.code == 3 and done.error["type"] == "StoreError", done
 
 
