@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # %% ../../nbs/cli/02b_compress.ipynb #compress
 @command("compress")
 @click.argument("bundle")
-@click.option("--kind", "kinds", multiple=True, help="fewer, pruned, quantised or distilled; can be given again.")
+@click.option("--kind", "kinds", multiple=True, help="fewer, pruned, quantised, distilled, or a variant; can be given again.")
 @click.option("--keep", metavar="VARIANT", help="Write this variant to the store, or the best of a kind.")
 @click.option("--gate", "gated", is_flag=True, help="Ask every gate about what is kept, with the original as champion.")
 @click.option("--name", help="Register what is kept under this name; by default that of BUNDLE.")
@@ -42,19 +42,18 @@ def compress(terminal: Terminal, bundle: str, kinds: tuple[str, ...], keep: str 
     from notebook_to_prod.package.compress import compress as make
     from notebook_to_prod.package.compress import keep_variant
     from notebook_to_prod.package.gates.policy import find_policy
-    from notebook_to_prod.package.variants import check_kinds
+    from notebook_to_prod.package.variants import check_variants
     from notebook_to_prod.project import find_project, open_store
     from notebook_to_prod.release.registry import check_name
 
     if (gated or name) and not keep:
         raise InputError("there is nothing to gate or to register", where="--gate, --name", remedy="say which variant: --keep VARIANT")
-    check_kinds(kinds)
+    only = check_variants((*kinds, *filter(None, [keep])))
     check_name(name or "model")
     store = open_store()
     found = _found(store, bundle)
-    only = (keep.partition("-")[0],) if keep and not kinds else kinds
     with tempfile.TemporaryDirectory(prefix="n2p-compress-") as folder, terminal.progress("compress") as progress:
-        made = make(store, found.bundle, Path(folder), check_kinds(only), find_policy(find_project()), progress)
+        made = make(store, found.bundle, Path(folder), only, find_policy(find_project()), progress)
         kept = keep_variant(store, made, keep) if keep else None
     if not terminal.json:
         _print(made)

@@ -194,7 +194,7 @@ def compress(
     store: Store,
     bundle: Bundle,
     folder: Path,  # Where the bundles of the variants are written
-    only: Sequence[str] = (),  # Kinds of `KINDS`
+    only: Sequence[str] = (),  # Of `KINDS` or `VARIANTS`
     policy: Policy | None = None,  # By which metric, on how many rows, with what margin
     progress: Callable[[int, int, str], None] | None = None,  # Told position, number and name
 ) -> Compression:

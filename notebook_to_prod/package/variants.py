@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['KINDS', 'NoVariant', 'Variant', 'check_kinds', 'make_variants']
+__all__ = ['KINDS', 'VARIANTS', 'NoVariant', 'Variant', 'check_variants', 'make_variants']
 
 # %% ../../nbs/package/08_variants.ipynb #ends
 KINDS = ("fewer", "pruned", "quantised", "distilled")
@@ -339,24 +339,27 @@ def _recipes(pipeline: Any, table: Any, only: Sequence[str]) -> Iterator[tuple[s
     changes += [(f"pruned-{name}", _prune, _SHARES[name]) for name in ("half", "quarter")]
     changes += [(f"quantised-{width}", _quantise, width) for width in _WIDTHS]
     for name, change, by in changes:
-        if name.partition("-")[0] in only:
+        if {name, name.partition("-")[0]} & {*only}:
             yield name, lambda change=change, by=by: _changed(pipeline, change, by)
-    if "distilled" in only:
-        yield from _distilled(pipeline, table)
+    if any(name.startswith("distilled") for name in only):
+        yield from ((name, make) for name, make in _distilled(pipeline, table) if {name, "distilled"} & {*only})
 
 
-def check_kinds(only: Sequence[str]) -> tuple[str, ...]:
-    "The kinds to make, all if none is named; raises `InputError` on one that there is not."
-    unknown = [name for name in only if name not in KINDS]
+VARIANTS = (*(f"fewer-{name}" for name in _SHARES), "pruned-half", "pruned-quarter", *(f"quantised-{width}" for width in _WIDTHS), "distilled-boosting", "distilled-tree", "distilled-linear")
+
+
+def check_variants(only: Sequence[str]) -> tuple[str, ...]:
+    "The kinds and variants to make, all kinds if none is named; raises `InputError` on one that there is not."
+    unknown = [name for name in only if name not in KINDS + VARIANTS]
     if unknown:
-        raise InputError(f"there is no kind '{unknown[0]}' of variant", where="--kind", remedy=f"name one of {', '.join(KINDS)}")
-    return tuple(kind for kind in KINDS if not only or kind in only)
+        raise InputError(f"there is no kind '{unknown[0]}' of variant", where="--kind, --keep", remedy=f"name one of {', '.join(KINDS + VARIANTS)}")
+    return tuple(only) or KINDS
 
 
 def make_variants(
     pipeline: Any,  # Fitted; stays as it is
     table: Any,  # Training rows, as the pipeline takes them
-    only: Sequence[str] = (),  # Kinds
+    only: Sequence[str] = (),  # Kinds, or names of `VARIANTS`
     progress: Callable[[int, int, str], None] | None = None,  # Told position, number and name of each
 ) -> tuple[list[Variant], dict[str, str]]:  # And why others cannot be made, by name
     "Every variant that can be made of a pipeline; raises `InputError` on an unknown kind."
@@ -366,7 +369,7 @@ def make_variants(
     made, left_out = [], {}
     with parallel_config(backend="sequential"), threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        recipes = [*_recipes(pipeline, table, check_kinds(only))]
+        recipes = [*_recipes(pipeline, table, check_variants(only))]
         for place, (name, make) in enumerate(recipes, 1):
             if progress:
                 progress(place, len(recipes), name)
