@@ -218,7 +218,7 @@ def train(project: Project) -> None:
     assert done.code == 0, done
     Registry(Store(project.home)).register(find_run(Store(project.home), "latest"), "signs")
     before = contents(project)
-    table = n2p(project, "compress", "signs", "--kind", "fewer", "--kind", "distilled", "--kind", "quantised", "--json")
+    table = project.n2p("compress", "signs", "--kind", "fewer", "--kind", "distilled", "--kind", "quantised", "--json")
     (project.folder / "table.json").write_text(
         json.dumps({"code": table.code, "said": table.stdout, "err": table.stderr, "same": contents(project) == before})
     )
@@ -378,8 +378,11 @@ def test_the_certificate_of_a_variant_is_that_of_its_original(made: Project, kep
     ("arguments", "what"),
     [
         (("signs", "--kind", "smaller"), "there is no kind 'smaller'"),
-        (("signs", "--keep", "smaller-half"), "there is no kind 'smaller'"),
-        (("signs", "--keep", "quantised-float16"), "there is no variant 'quantised-float16': RandomForestClassifier has no weights"),
+        (("signs", "--keep", "smaller-half"), "there is no kind 'smaller-half' of variant"),
+        (
+            ("signs", "--keep", "quantised-float16"),
+            "there is no variant 'quantised-float16': RandomForestClassifier has no weights",
+        ),
         (("signs", "--gate"), "nothing to gate"),
         (("signs", "--name", "other"), "nothing to gate or to register"),
         (("sings",), "there is no run 'sings'"),
