@@ -18,12 +18,12 @@ import notebook_to_prod
 # %% ../../nbs/cli/06_app.ipynb #rooms
 ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
-    "package": ("bundle", "gate", "keys"),
+    "package": ("bundle", "gate", "compress", "keys"),
     "release": ("register", "promote", "rollback", "history"),
     "serve": ("serve", "export-service"),
     "project": ("demo",),
 }
-_MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | {"reproduce": "release", "why": "release", "data": "data", "gate": "gate"}
+_MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress"}
 
 
 class Rooms(click.Group):

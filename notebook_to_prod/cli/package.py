@@ -71,7 +71,7 @@ def _plan(about: dict[str, object]) -> str:
     tried = about.get("tried")
     if not about.get("compiled"):
         return f"none: {about.get('reason') or 'the bundle is older than plans'}"
-    rows = " and ".join(f"{count:,} {what}" for what, count in zip(("held-out", "adversarial rows"), tried.values(), strict=True)) if isinstance(tried, dict) else "its rows"
+    rows = f"{tried['rows']:,} held-out and {tried['adversarial']:,} adversarial rows" if isinstance(tried, dict) else "its rows"
     return f"exact on {rows}" + (f"; {', '.join(map(str, outside))} stays Python" if (outside := about.get("outside")) and isinstance(outside, list) else "")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .find import bundle_of_digest
 from .output import Result, Terminal, command
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def register(terminal: Terminal, run: str, name: str) -> Result:
     """Make a numbered version of a run's bundle.
 
-    RUN is a run id, a part of one, or `latest`.
+    RUN is a run id, a part of one, or `latest`; or 8 or more letters of the digest of a bundle, such as a variant that n2p compress has kept.
 
     Example: n2p register latest --name flights
     """
@@ -32,16 +33,22 @@ def register(terminal: Terminal, run: str, name: str) -> Result:
     from notebook_to_prod.train.record import find_run
 
     store = open_store()
-    registry, record = Registry(store), find_run(store, run)
-    version = registry.register(record, name)
+    registry, named = Registry(store), bundle_of_digest(store, run)
+    if named is None:
+        record = find_run(store, run)
+        version = registry.register(record, name)
+    else:
+        version, record = registry.register_bundle(named, name)
     changed = registry.changed_columns(version)
     if changed:
         terminal.note(f"warning: columns differ from those of the version before, so clients must change: {', '.join(changed)}")
+    metrics = registry.metrics(version) if version.derived_from else record.metrics
     lines = [
         ("model", f"{version.name} version {version.version}"),
         ("run", f"{record.run_id} of {record.notebook_path}"),
-        ("metrics", ", ".join(f"{each} {value:.6g}" for each, value in record.metrics.items()) or "none recorded"),
+        ("metrics", ", ".join(f"{each} {value:.6g}" for each, value in metrics.items()) or "none recorded"),
         ("bundle", version.bundle),
+        *([("made from", version.derived_from)] if version.derived_from else []),
         ("next", f"n2p promote {shlex.quote(version.name)} {version.version} --to production"),
     ]
     return Result(version.to_dict() | {"notebook_path": record.notebook_path, "changed_columns": changed}, lines)

@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import types
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -26,7 +26,8 @@ from ..train.notebook import Notebook, directives
 from .trust import pickle_globals, refusal, trusted_libraries
 
 # %% auto #0
-__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'pickle_pipeline', 'PipelineCode', 'collect_code']
+__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'pickle_pipeline', 'PipelineCode', 'collect_code',
+           'recollect_code']
 
 # %% ../../nbs/package/01_code.ipynb #exported-module
 @dataclass(frozen=True)
@@ -276,13 +277,29 @@ def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
         files[f"{module.name}.py"] = module.source.encode()
         needed |= imported_names(files[f"{module.name}.py"], folders)
     files |= local_files(needed, folders)
+    place = next((source.place for source in sources if source.is_exported and "notebook_to_prod" in source.text), "run.export")
+    return _gathered(pickled, names, needed, files, folders, place)
+
+
+def recollect_code(
+    pipeline: Any,
+    files: Mapping[str, bytes],  # Content by path below `code/`, of the bundle that it was made from
+) -> PipelineCode:
+    "Pickle a pipeline that was made from the loaded one of a bundle, with the code that came with that; raises `ExportError`."
+    pickled = pickle_pipeline(pipeline)
+    names = pickle_globals(pickled)
+    needed = {name for name, _ in names}
+    carries = not _top_level(needed).isdisjoint(Path(path).parts[0].removesuffix(".py") for path in files)
+    return _gathered(pickled, names, needed, dict(files) if carries else {}, (), "the bundle")
+
+
+def _gathered(pickled: bytes, names: set[tuple[str, str]], needed: set[str], files: dict[str, bytes], folders: Sequence[Path], place: str) -> PipelineCode:
     carried = {Path(path).parts[0].removesuffix(".py") for path in files}
     for path, content in files.items():
         needed |= imported_names(content, folders, ".".join(Path(path).parent.parts)) if path.endswith(".py") else set()
     imports = _top_level(needed) - carried - set(sys.stdlib_module_names)
     if "notebook_to_prod" in imports:
         remedy = "import it in a cell that is not exported: a service does without it"
-        place = next((source.place for source in sources if source.is_exported and "notebook_to_prod" in source.text), "run.export")
         raise ExportError("an exported cell or a module that it imports needs notebook_to_prod", where=place, remedy=remedy)
     _refuse_untrusted(names, carried)
     return PipelineCode(pickled, files, frozenset(imports), tuple(sorted(f"{module}.{name}" for module, name in names)))

@@ -39,6 +39,7 @@ class Tables:
     y_test: Any
     sensitive: Any = None  # Attributes of the rows of `X_test` that the model does not see
     schema: Schema | None = None  # Of `X_train`, edited; inferred if it is not given
+    kept: Mapping[str, Any] | None = None  # Where the store has them, as the metadata of another bundle say: that bundle's schema is not looked at again
 
 # %% ../../nbs/package/03d_contents.ipynb #check-pipeline
 def check_pipeline(pipeline: Any, tables: Tables) -> None:
@@ -158,7 +159,8 @@ def _golden(pipeline: Any, tables: Tables) -> _Golden:
     rows = _rows_of(inferred, sample)
     schema = inferred if tables.schema is None else tables.schema
     if tables.schema is not None:
-        check_schema(tables.schema, tables.X_train, inferred)
+        if tables.kept is None:
+            check_schema(tables.schema, tables.X_train, inferred)
         _keep_promises(pipeline, schema, inferred, rows)
     schema = _with_unseen(pipeline, schema, rows)
     kept = [position for position, row in enumerate(rows) if _fits(schema, row)]
@@ -229,7 +231,7 @@ def _about(pipeline: Any, tables: Tables) -> dict[str, Any]:
         "task": task,
         "classes": None if classes is None else jsonable(classes),
         "estimator": _estimator_name(pipeline),
-        "rows": {"train": _length(tables.X_train), "test": _length(tables.X_test)},
+        "rows": dict(tables.kept["of"]) if tables.kept else {"train": _length(tables.X_train), "test": _length(tables.X_test)},
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
     }
 
@@ -279,6 +281,8 @@ def _summary(pipeline: Any, golden: _Golden, held: _Held, tables: Tables, weight
 
 def _evaluation(tables: Tables) -> dict[str, Any] | None:
     "Keep what the gates look at; None, with a warning, if a table cannot be kept."
+    if tables.kept is not None:
+        return dict(tables.kept)
     try:
         return keep_evaluation(open_store(), tables.X_train, tables.y_train, tables.X_test, tables.y_test, sensitive=tables.sensitive).to_dict()
     except DataError as error:
@@ -291,11 +295,12 @@ def bundle_contents(
     tables: Tables,
     code: PipelineCode,  # The pickle, and what it is defined by
     origin: Mapping[str, Any],  # Where it comes from, for the metadata
+    hashes: Mapping[str, Sequence[str]] | None = None,  # For the lock, by `name==version`; those of the run by default
 ) -> dict[str, bytes]:  # By path inside the bundle
     "The files of a bundle; raises `ExportError` naming what would not work elsewhere."
     golden = _golden(pipeline, tables)
     said, held = golden.said, _ask_held(pipeline, tables)
-    lock = lock_for(code.imports | {"numpy", "pandas"}, known_hashes())
+    lock = lock_for(code.imports | {"numpy", "pandas"}, known_hashes() if hashes is None else hashes)
     compiled = _compiled(pipeline, golden.schema, tables.X_test)
     metadata = {**_about(pipeline, tables), **origin, "uses": code.names, "evaluation": _evaluation(tables), "plan": compiled.record()}
     return {

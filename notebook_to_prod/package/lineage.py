@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import N2PError, StoreError
+from .bundle import Bundle, open_bundle
 from ..project import Store
 from ..train.record import RunRecord, read_record
 
 # %% auto #0
-__all__ = ['Lineage', 'lineage_of', 'find_lineage']
+__all__ = ['Lineage', 'lineage_of', 'find_lineage', 'derivation', 'find_origin']
 
 # %% ../../nbs/package/08_lineage.ipynb #lineage
 @dataclass(frozen=True)
@@ -27,16 +28,20 @@ class Lineage:
     commit: str = ""  # Of the project, empty outside of git
     datasets: tuple[tuple[str, str], ...] = ()  # Source and digest of what was loaded; the source is empty where nobody knows it
     files: tuple[str, ...] = ()  # Read by other means than `load`
+    derived: tuple[tuple[str, str], ...] = ()  # Of a variant: the bundle that it was made from and how, the last step first; the run made the last of them
 
     def lines(self) -> list[tuple[str, str]]:
         "As a terminal shows it."
-        found = [("notebook", self.notebook), ("run", self.run_id), ("commit", self.commit or "none: the project is not in git")]
+        found = [("made from", f"{digest[:19]}: {how}") for digest, how in self.derived]
+        of = ", which made the original" if self.derived else ""
+        found += [("notebook", self.notebook), ("run", f"{self.run_id}{of}"), ("commit", self.commit or "none: the project is not in git")]
         found += [("data", f"{source} {digest[:19]}".strip()) for source, digest in self.datasets]
         return found + [("read", ", ".join(self.files))] * bool(self.files)
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        return asdict(self) | {"datasets": [{"source": source, "digest": digest} for source, digest in self.datasets], "files": list(self.files)}
+        derived = [{"bundle": digest, "how": how} for digest, how in self.derived]
+        return asdict(self) | {"derived": derived, "datasets": [{"source": source, "digest": digest} for source, digest in self.datasets], "files": list(self.files)}
 
     def _repr_markdown_(self) -> str:
         return "**lineage**\n\n|  |  |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in self.lines())
@@ -56,7 +61,31 @@ def _records(store: Store, digest: str) -> Iterator[RunRecord]:
                 yield read_record(path.parent)
 
 
+def _made(store: Store, digest: str) -> RunRecord | None:
+    return next((record for record in _records(store, digest) if record.bundle == digest and record.reproduces is None), None)
+
+
 def find_lineage(store: Store, digest: str) -> Lineage | None:
-    "The lineage of a bundle by the first run of the store that made it, or None if none did."
-    made = (record for record in _records(store, digest) if record.bundle == digest and record.reproduces is None)
-    return next(map(lineage_of, made), None)
+    "The lineage of a bundle by the first run of the store that made it, or what it was made from; None if no run did."
+    derived, record = find_origin(store, digest)
+    return None if record is None else replace(lineage_of(record), derived=derived)
+
+# %% ../../nbs/package/08_lineage.ipynb #derived
+def derivation(bundle: Bundle) -> tuple[str, str] | None:
+    "The digest of the bundle that a variant was made from, and how; None for what a run has made."
+    found = bundle.metadata.get("derived_from")
+    return (found["bundle"], f"{found['how']} ({found['variant']})") if found else None
+
+
+def find_origin(store: Store, digest: str) -> tuple[tuple[tuple[str, str], ...], RunRecord | None]:
+    "The steps that led to a bundle, as `Lineage.derived` has them, and the first run that made what they began with, if the store knows it."
+    steps: list[tuple[str, str]] = []
+    while (record := _made(store, digest)) is None:
+        step = None
+        with contextlib.suppress(N2PError, OSError):  # a bundle that is not here, or damaged
+            step = derivation(open_bundle(store.bundle(digest), digest))
+        if step is None:
+            break
+        steps.append(step)
+        digest = step[0]
+    return tuple(steps), record

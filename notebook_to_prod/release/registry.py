@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, NotFoundError, StoreError
 from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
-from ..package.lineage import Lineage, find_lineage
+from ..package.lineage import Lineage, derivation, find_lineage, find_origin
 from ..package.keys import require_signature, trusted_keys
 from ..package.schema import Column
 from ..package.seal import lock_digest, read_seal, seal, seal_required
@@ -77,6 +77,7 @@ class ModelVersion:
     notebook: str = ""  # Path, as the run was given it; empty for a version that is older than the tag
     commit: str = ""  # Of the project, if it is in git
     sealed: str = ""  # Digest of the lock that it was sealed with, by whichever store
+    derived_from: str = ""  # Of a variant: digest of the bundle that it was made from
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
@@ -161,9 +162,12 @@ class Registry:
             return write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
 
     def metrics(self, version: ModelVersion) -> dict[str, float]:
-        "The metrics of the run that made a version, as MLflow keeps them; empty if MLflow has lost the run."
+        "The metrics of the run that made a version, as MLflow keeps them, empty if MLflow has lost the run; of a variant, which no run has measured, those of its bundle."
         from mlflow.exceptions import MlflowException
 
+        if version.derived_from:
+            known = (self.bundle(version).evaluation or {}).get("metrics") or {}
+            return {name: each["number"] for name, each in known.items() if each["number"] is not None}
         with tracking_errors(self.store):
             try:
                 run_id = self._client.get_model_version(version.name, str(version.version)).run_id
@@ -177,11 +181,19 @@ class Registry:
         "Where a version comes from: from the record of its run, or, where another store has that, from what MLflow and the bundle keep."
         found = find_lineage(self.store, version.bundle)
         loaded = tuple(("", digest) for digest in self.bundle(version).metadata.get("datasets", ())) if found is None else ()
-        return found or Lineage(version.notebook, version.run_id, version.commit, loaded)
+        step = derivation(self.bundle(version)) if found is None else None
+        return found or Lineage(version.notebook, version.run_id, version.commit, loaded, derived=(step,) if step else ())
 
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
         return _register(self, record, check_name(name))
+
+    def register_bundle(self, bundle: Bundle, name: str) -> tuple[ModelVersion, RunRecord]:
+        "Make a version of a bundle that a run of this store has made, or of a variant of one; returns the run, too. Raises `NotFoundError` if no run has."
+        _, record = find_origin(self.store, bundle.digest)
+        if record is None:
+            raise NotFoundError("no run of this store made the bundle, or what it was made from", where=str(bundle.path), remedy="register it where its notebook ran")
+        return _register(self, record, check_name(name), bundle), record
 
     def changed_columns(self, version: ModelVersion) -> list[str]:
         "Names of the columns that differ from those of the version before, or that one of the two lacks; what was seen in them may differ."
@@ -209,12 +221,13 @@ class Registry:
         "Every event of a model, oldest first, whichever store it was made from; raises `NotFoundError` if there is none."
         events = shared_events(self, check_name(name)) or list(read_events(self.store, name))
         if not events:
-            known = sorted({event.name for event in read_events(self.store)} | self._names())
+            known = sorted({event.name for event in read_events(self.store)} | self.names())
             remedy = f"the registry knows {', '.join(known)}" if known else f"register a run first: n2p register RUN --name {name}"
             raise NotFoundError(f"there is no model '{name}'", where=str(self.store.home), remedy=remedy)
         return events
 
-    def _names(self) -> set[str]:
+    def names(self) -> set[str]:
+        "The names of all models."
         if not self._exists():
             return set()
         with tracking_errors(self.store):
@@ -232,13 +245,13 @@ def _asked(column: Column) -> tuple[Any, ...]:
     return column.kind, column.nullable, bounds, set_by_hand
 
 
-_SEALED = "n2p.sealed"
+_SEALED, _DERIVED = "n2p.sealed", "n2p.derived_from"
 
 
 def _model_version(found: Any) -> ModelVersion:
     tags = found.tags
     aliases = tuple(sorted(found.aliases or ()))
-    told = (tags.get(tag, "") for tag in ("n2p.notebook", "n2p.commit", _SEALED))
+    told = (tags.get(tag, "") for tag in ("n2p.notebook", "n2p.commit", _SEALED, _DERIVED))
     return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source, *told)
 
 # %% ../../nbs/release/01_registry.ipynb #events
@@ -297,13 +310,15 @@ def _locked(store: Store) -> AbstractContextManager[None]:
     return shared_lock(store, "registry", os.environ.get("MLFLOW_REGISTRY_URI"))
 
 
-def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
+def _register(registry: Registry, record: RunRecord, name: str, variant: Bundle | None = None) -> ModelVersion:
     if record.status != "finished" or not record.bundle or not record.bundle_path:
         what, remedy = "the run exported no bundle", "end the notebook with run.export(pipeline, X_train, y_train, X_test, y_test) and run it again"
         if record.status != "finished":
             what, remedy = f"the run is {record.status}: {(record.error or {}).get('what', 'it has not ended')}", "register a run that has finished"
         raise InputError(what, where=f"run {record.run_id}", remedy=remedy)
-    bundle = open_bundle(record.bundle_path, record.bundle)
+    bundle = variant or open_bundle(record.bundle_path, record.bundle)
+    step = derivation(bundle) if bundle.digest != record.bundle else None
+    place = f"variants/{bundle.digest[7:19]}" if step else "bundle"
     if bundle.is_draft:
         raise InputError("the bundle is a draft", where=f"run {record.run_id}", remedy="run the notebook with n2p run")
     client = registry._client
@@ -316,10 +331,11 @@ def _register(registry: Registry, record: RunRecord, name: str) -> ModelVersion:
             run_id = track_late(registry.store, record).mlflow_run_id or ""
             with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
                 copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
-                client.log_artifacts(run_id, folder, "bundle")
-            source = f"{client.get_run(run_id).info.artifact_uri}/bundle"
+                client.log_artifacts(run_id, folder, place)
+            source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}
             tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
+            tags |= {_DERIVED: step[0]} if step else {}
             known_seal = read_seal(registry.store, bundle.digest)
             tags |= {_SEALED: known_seal.lock} if known_seal else {}
             created = client.create_model_version(name, source, run_id=run_id, tags=tags)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Judge', 'GATES', 'Answers', 'ask', 'Case', 'Rows', 'as_frame', 'rebuild', 'kinds', 'open_case', 'load_apart', 'Gate',
-           'gate']
+__all__ = ['Judge', 'GATES', 'Answers', 'ask', 'Case', 'Rows', 'as_frame', 'rebuild', 'kinds', 'open_tables', 'open_case',
+           'load_apart', 'Gate', 'gate']
 
 # %% ../../../nbs/package/gates/04_case.ipynb #answers
 @dataclass(frozen=True, eq=False)
@@ -213,14 +213,19 @@ def kinds(schema: Schema) -> dict[str, str]:
     return {column.name: same.get(column.kind, column.kind) for column in schema.columns}
 
 # %% ../../../nbs/package/gates/04_case.ipynb #open-case
-def open_case(store: Store, bundle: Bundle, champion: Bundle | None = None) -> Case:
-    "The case of a bundle, against a champion if given; raises `NotFoundError` if the bundle names no tables, `StoreError` if the store has lost them."
+def open_tables(store: Store, bundle: Bundle) -> tuple[Evaluation, dict[str, Any]]:
+    "The tables that a bundle was fitted and judged on, by name; raises `NotFoundError` if it names none, `StoreError` if the store has lost them."
     named = bundle.metadata.get("evaluation")
     if not named:
         remedy = "run the notebook again: run.export keeps the tables that gates look at"
         raise NotFoundError("the bundle names no tables to judge it by", where=str(bundle.path), remedy=remedy)
     evaluation = Evaluation.from_dict(named)
-    tables = load_evaluation(store, evaluation)
+    return evaluation, load_evaluation(store, evaluation)
+
+
+def open_case(store: Store, bundle: Bundle, champion: Bundle | None = None) -> Case:
+    "The case of a bundle, against a champion if given; raises what `open_tables` raises."
+    evaluation, tables = open_tables(store, bundle)
     sensitive = tables.pop("sensitive", None)
     rival = load_apart(champion) if champion else None
     against = champion.digest if champion else ""

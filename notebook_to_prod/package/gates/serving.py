@@ -26,6 +26,7 @@ from .policy import Policy
 from .statistics import quantile_interval
 from .verdict import Verdict, judge, skipped
 from ..reproduce import LEVELS
+from ..lineage import find_origin
 from ..schema import to_table
 from ...train.record import list_runs
 
@@ -211,7 +212,7 @@ def memory(case: Case, policy: Policy) -> Iterator[Verdict]:
 # %% ../../../nbs/package/gates/13_serving.ipynb #certificate
 @gate("serving.certificate")
 def certificate(case: Case, policy: Policy) -> Iterator[Verdict]:
-    "Has the run been reproduced, to the level that is asked for?"
+    "Has the run been reproduced, of a variant that of its original, to the level that is asked for?"
     name, asked = "serving.certificate", policy.serving.certificate
     if not asked:
         yield skipped(name, "the policy asks for no level: [tool.n2p.gates.serving] certificate = 'bytes'")
@@ -221,7 +222,9 @@ def certificate(case: Case, policy: Policy) -> Iterator[Verdict]:
     if case.bundle is None or case.store is None:
         yield skipped(name, _NO_BUNDLE)
         return
-    runs = [record for record in list_runs(case.store) if record.bundle == case.digest]
+    steps, _ = find_origin(case.store, case.digest)  # a variant is made from what a run has made, the same every time
+    made = steps[-1][0] if steps else case.digest
+    runs = [record for record in list_runs(case.store) if record.bundle == made]
     levels = {record.run_id: found for record in runs if (found := _level(Path(record.folder)))}
     reached = min(levels.values(), key=LEVELS.index, default=None)
     if reached is None:
