@@ -27,12 +27,13 @@ from notebook_to_prod.package.gates.case import open_case
 from notebook_to_prod.package.gates.policy import find_policy
 from notebook_to_prod.package.gates.run import run_gates
 from notebook_to_prod.package.gates.verdict import save_report
+from notebook_to_prod.package.lineage import Lineage, lineage_of
 from notebook_to_prod.project import Store, digest_file
 from notebook_to_prod.release.card import ModelCard, model_card
 from notebook_to_prod.release.compare import ModelComparison, compare_models
 from notebook_to_prod.release.graph import LineageGraph, find_version, lineage_graph, openlineage_events, prov_document
 from notebook_to_prod.release.records import Records, card_settings, gather
-from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.release.registry import ModelVersion, Registry
 from notebook_to_prod.release.score import MLTestScore, TestScore, declared_evidence, ml_test_score
 from notebook_to_prod.train.record import find_run
 
@@ -262,6 +263,27 @@ def test_predictions_that_a_service_keeps_are_in_the_graph(registry: Registry) -
     (node,) = found.of("predictions")
     assert node.facts["files"] == ["predictions/attrition/requests.jsonl"]
     assert [nodes.what for nodes in found.edges if nodes.target == "predictions"] == ["answered"]
+
+
+def test_a_variant_comes_from_its_original(registry: Registry) -> None:
+    version = registry.resolve("attrition@2")
+    record = find_run(registry.store, version.run_id)
+
+    class Compressed(Registry):
+        def lineage(self, version: ModelVersion) -> Lineage:
+            return replace(lineage_of(record), derived=(("sha256:2" * 8, "fewer trees"), ("sha256:1" * 8, "float32")))
+
+    found = lineage_graph(Compressed(registry.store), version)
+    ways = [(edge.source, edge.what, edge.target) for edge in found.edges if edge.what in ("made", "derived")]
+    assert ways == [
+        ("run", "made", "original:0"),
+        ("original:0", "derived", "original:1"),
+        ("original:1", "derived", "bundle"),
+    ]
+    assert found.of("original")[0].facts["digest"].startswith("sha256:1")
+    trained = openlineage_events(found)[1]
+    assert trained["outputs"][0]["facets"]["version"]["datasetVersion"].startswith("sha256:1"), "what the run made"
+    valid(prov_document(found), PROV)
 
 
 # What the specifications require: OpenLineage 2-0-2, and the W3C submission PROV-JSON

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -25,7 +26,7 @@ __all__ = ['KINDS', 'Node', 'Edge', 'LineageGraph', 'Deployment', 'deployments',
            'openlineage_events', 'prov_document']
 
 # %% ../../nbs/release/07_graph.ipynb #graph
-KINDS = ("data", "notebook", "run", "bundle", "version", "deployment", "predictions")
+KINDS = ("data", "notebook", "run", "original", "bundle", "version", "deployment", "predictions")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Edge:
 
     source: str  # Id of a node
     target: str
-    what: str  # `used`, `made`, `register`, `promote`, `rollback`, `answered`
+    what: str  # `used`, `made`, `derived`, `register`, `promote`, `rollback`, `answered`
     time: str = ""  # ISO 8601, UTC
     by: str = ""
     why: str = ""
@@ -156,16 +157,20 @@ def lineage_graph(registry: Registry, version: ModelVersion) -> LineageGraph:
     size = sum(file["size"] for file in bundle.files.values())
     made = Node("bundle", "bundle", bundle.digest[:19], f"{len(bundle.files)} files, {size / 1e6:.2f} MB", {"digest": bundle.digest})
     registered = Node("version", "version", f"{version.name} version {version.version}", facts={"name": version.name, "version": version.version})
-    edges = [Edge(node.id, "run", "used") for node in nodes] + [Edge("run", "bundle", "made", run.facts.get("finished", ""))]
+    edges = [Edge(node.id, "run", "used") for node in nodes]
+    originals = [Node(f"original:{at}", "original", digest[:19], how, {"digest": digest}) for at, (digest, how) in enumerate(reversed(lineage.derived))]
+    steps = ["run", *(node.id for node in originals), "bundle"]
+    edges.append(Edge("run", steps[1], "made", run.facts.get("finished", "")))
+    edges += [Edge(one, other, "derived") for one, other in pairwise(steps[1:])]
     edges += [Edge("bundle", "version", "register", each.time, each.user, each.reason or "") for each in events if each.action == "register" and each.version == version.version][:1] or [
         Edge("bundle", "version", "register")
     ]
-    nodes, missing = [*nodes, run, made, registered], []
+    nodes, missing = [*nodes, run, *originals, made, registered], []
     for node, edge in _deployed(version, events):
         nodes.append(node)
         edges.append(edge)
     kept = sorted(_answers(registry.store, version.name))
-    if kept and len(nodes) > len(lineage.datasets) + len(lineage.files) + 4:
+    if kept and any(node.kind == "deployment" for node in nodes):
         nodes.append(Node("predictions", "predictions", f"{len(kept)} files", kept[0], {"files": kept}))
         edges += [Edge(node.id, "predictions", "answered") for node in nodes if node.kind == "deployment"]
     missing += [] if record else [f"the record of run {lineage.run_id or 'unknown'}: it is in the store that made the bundle"]
@@ -206,7 +211,7 @@ def _answers(store: Store, name: str) -> list[str]:
 
 # %% ../../nbs/release/07_graph.ipynb #svg
 _BOX, _GAP, _HIGH, _DOWN = 168, 52, 50, 16
-_FILL = {"data": "#e8f0fa", "notebook": "#e8f0fa", "run": "#fdf1e4", "bundle": "#e9f5ec", "version": "#e9f5ec", "deployment": "#f3ecf8", "predictions": "#f2f2f2"}
+_FILL = {"data": "#e8f0fa", "notebook": "#e8f0fa", "run": "#fdf1e4", "original": "#e9f5ec", "bundle": "#e9f5ec", "version": "#e9f5ec", "deployment": "#f3ecf8", "predictions": "#f2f2f2"}
 
 
 def _draw(graph: LineageGraph) -> str:
@@ -257,7 +262,7 @@ def openlineage_events(graph: LineageGraph) -> list[dict[str, Any]]:
     if run.facts.get("started"):
         inputs = [_dataset(nodes[edge.source], graph) for edge in graph.edges if edge.target == "run" and nodes[edge.source].kind == "data"]
         ends = (run.facts["started"], run.facts["finished"])
-        found += _run_events(ends, run.label, nodes["notebook"].label, "NOTEBOOK", inputs, [_dataset(nodes["bundle"], graph)])
+        found += _run_events(ends, run.label, nodes["notebook"].label, "NOTEBOOK", inputs, [_dataset(nodes[edge.target], graph) for edge in graph.edges if edge.source == "run"])
     for edge in graph.edges:
         if edge.time and edge.what in ("register", "promote", "rollback"):
             job, identity = f"{edge.what} {graph.name}", f"{graph.name}@{graph.version} {edge.what} {edge.time}"
