@@ -2485,6 +2485,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'notebook_to_prod/release/records.py'),
                                                   'notebook_to_prod.release.records.Records.certificate_path': ( 'release/records.html#records.certificate_path',
                                                                                                                  'notebook_to_prod/release/records.py'),
+                                                  'notebook_to_prod.release.records.Records.is_variant': ( 'release/records.html#records.is_variant',
+                                                                                                           'notebook_to_prod/release/records.py'),
                                                   'notebook_to_prod.release.records.Records.notebook': ( 'release/records.html#records.notebook',
                                                                                                          'notebook_to_prod/release/records.py'),
                                                   'notebook_to_prod.release.records.Records.previous': ( 'release/records.html#records.previous',

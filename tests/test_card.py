@@ -577,6 +577,22 @@ def test_events_of_the_history_are_evidence(registry: Registry, trained: Project
     assert all(last.time[:19] in each.evidence[0].where for each in found.values())
 
 
+def test_a_certificate_of_the_original_counts_half_for_a_variant(registry: Registry, trained: Project) -> None:
+    known = records(registry, trained)
+    assert known.record is not None
+    path = Path(known.record.folder) / "certificate.json"
+    path.write_text(json.dumps({"level": "bytes", "fresh_environment": True}))
+    try:
+        told = [
+            by_key(ml_test_score(replace(known, record=replace(known.record, bundle=made)), []))["reproducible"]
+            for made in (known.bundle.digest, "sha256:1")
+        ]
+    finally:
+        path.unlink()
+    assert [each.points for each in told] == [1.0, 0.5]
+    assert told[1].evidence[0].what.startswith("the original was executed again")
+
+
 def test_a_declaration_needs_its_file_and_the_name_of_a_test(tmp_path: Path) -> None:
     path = tmp_path / "pyproject.toml"
     path.write_text('[tool.n2p.score.cost]\nby = "Ada"\nevidence = "gone.md"\n')

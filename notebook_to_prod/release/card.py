@@ -186,7 +186,7 @@ def _environment(records: Records) -> Section:
         missing.append(f"a seal: n2p bundle seal {records.reference}")
     if records.certificate:
         fresh = "in a fresh environment" if records.certificate.get("fresh_environment") else "in the same environment"
-        text.append(f"Reproduced to the level of {records.certificate.get('level') or 'nothing'}, {fresh}.")
+        text.append(f"{'The original of this variant was reproduced' if records.is_variant else 'Reproduced'} to the level of {records.certificate.get('level') or 'nothing'}, {fresh}.")
     else:
         missing.append(f"a certificate of reproduction: n2p reproduce {records.reference}")
     source = ("requirements.lock and sbom.json of the bundle",) if lock else ()

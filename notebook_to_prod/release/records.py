@@ -116,6 +116,11 @@ class Records:
         "NAME@VERSION."
         return f"{self.version.name}@{self.version.version}"
 
+    @property
+    def is_variant(self) -> bool:
+        "Whether the run made another bundle, which this one was derived from."
+        return self.record is not None and self.record.bundle != self.bundle.digest
+
     @cached_property
     def notebook(self) -> Notebook | None:
         "The notebook as it ran."

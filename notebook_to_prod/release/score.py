@@ -160,8 +160,8 @@ _MODEL: tuple[tuple[str, str, Check, str], ...] = (
 def _reproducible(records: Records) -> list[Evidence]:
     found, path = records.certificate, records.certificate_path
     if found and path:
-        points = 1.0 if found.get("level") in ("bytes", "predictions") else 0.5 if found.get("level") else 0.0
-        return [Evidence(f"executed again, the same to the level of {found.get('level') or 'nothing'}", records.where(path.resolve()), f"n2p reproduce {records.reference}", points)]
+        points = 1.0 if found.get("level") in ("bytes", "predictions") and not records.is_variant else 0.5 if found.get("level") else 0.0
+        return [Evidence(f"{'the original was ' if records.is_variant else ''}executed again, the same to the level of {found.get('level') or 'nothing'}", records.where(path.resolve()), f"n2p reproduce {records.reference}", points)]
     return _record(records, "record.json", "notebook, parameters, data, code, environment and seed are recorded", 0.5)
 
 
