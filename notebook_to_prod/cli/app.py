@@ -19,11 +19,12 @@ import notebook_to_prod
 ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
     "package": ("bundle", "gate", "compress", "keys"),
-    "release": ("register", "promote", "rollback", "history"),
+    "release": ("register", "promote", "rollback", "history", "compare", "lineage", "card", "score"),
     "serve": ("serve", "export-service"),
     "project": ("demo",),
 }
-_MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress"}
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 
 class Rooms(click.Group):
