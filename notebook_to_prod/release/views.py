@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from ..errors import InputError, NotFoundError, StoreError
+from ..errors import InputError, StoreError
 from ..package.keys import Signature, is_valid, sign, trusted_keys
 from ..project import Store, digest_bytes, digest_json, store_errors
 from .audit import Damage, Event, read_events, read_head, store_id, verify_log
 from .change import is_pending, recover, registry_lock
-from .registry import ModelVersion, Registry, check_alias, check_name, parse_reference
+from .registry import ModelVersion, Registry, check_alias, check_name
 from .rows import version_counts
 from ..train.record import now
 from ..train.tracking import tracking_errors
@@ -162,9 +162,12 @@ def _experiment(registry: Registry) -> str:
 
 def read_checkpoints(registry: Registry) -> list[Checkpoint]:
     "The checkpoints of this store's log that MLflow keeps, oldest first."
-    with tracking_errors(registry.store):
-        tags = registry._client.get_experiment(_experiment(registry)).tags if registry._exists() else {}
-    prefix = f"{_ANCHOR}{store_id(registry.store)}."
+    store = registry.store
+    if store.tracking_uri == f"sqlite:///{store.home / 'mlflow.db'}" and not (store.home / "mlflow.db").exists():
+        return []  # a question makes no database
+    with tracking_errors(store):
+        tags = registry._client.get_experiment(_experiment(registry)).tags
+    prefix = f"{_ANCHOR}{store_id(store)}."
     return [Checkpoint(**json.loads(value)) for key, value in sorted(tags.items()) if key.startswith(prefix)]
 
 
