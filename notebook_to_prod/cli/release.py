@@ -78,7 +78,7 @@ def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
 
-    event = Registry(open_store()).promote(name, version, alias, reason, unsealed, terminal.note, override)
+    event = Registry(open_store()).promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate ") else f"seal: {text}"), override)
     was = "it pointed there already" if event is None else f"was {_version(event.previous)}{', unsealed' if event.unsealed else ''}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
     data |= {key: getattr(event, key, None) for key in ("unsealed", "gates", "verdicts")}
