@@ -46,7 +46,8 @@ def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Pa
     numbers = [str(version.json["version"]) for version in versions]
     started = [project.start("n2p", "promote", "ridge", number, "--json") for number in numbers]
     promoted = [finish(process) for process in started]
-    assert all(done.code == 0 for done in promoted), promoted
+    assert {done.code for done in promoted} <= {0, 1} and any(done.code == 0 for done in promoted), promoted
+    assert all("has moved meanwhile" in done.error["what"] for done in promoted if done.code), promoted
 
     from mlflow import MlflowClient
 

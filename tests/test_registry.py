@@ -563,7 +563,7 @@ def test_the_order_of_events_that_know_of_each_other_is_not_the_clocks(
 ) -> None:
     register(trained, "clocks", "five", "six")
     registry.promote("clocks", 1)
-    monkeypatch.setattr("notebook_to_prod.release.registry.now", lambda: "2001-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("notebook_to_prod.release.moves.now", lambda: "2001-01-01T00:00:00.000+00:00")
     elsewhere.promote("clocks", 2)
     assert [event.version for event in registry.history("clocks")] == [1, 2, 1, 2]
 

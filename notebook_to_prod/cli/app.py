@@ -19,7 +19,7 @@ import notebook_to_prod
 ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
     "package": ("bundle", "gate", "compress", "keys"),
-    "release": ("register", "promote", "rollback", "history", "compare", "lineage", "card", "score"),
+    "release": ("register", "promote", "rollback", "history", "list", "show", "live", "archive", "audit", "compare", "lineage", "card", "score"),
     "serve": ("serve", "export-service"),
     "project": ("demo",),
 }
@@ -37,7 +37,8 @@ class Rooms(click.Group):
         if cmd_name not in _MODULE_OF:
             return None
         module = importlib.import_module(f"notebook_to_prod.cli.{_MODULE_OF[cmd_name]}")
-        return getattr(module, cmd_name.replace("-", "_"))
+        name = cmd_name.replace("-", "_")
+        return getattr(module, "list_" if name == "list" else name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for room, names in ROOMS.items():

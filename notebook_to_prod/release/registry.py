@@ -5,201 +5,37 @@
 # %% ../../nbs/release/01_registry.ipynb #imports
 from __future__ import annotations
 
-import json
-import os
-import re
-import secrets
-import tempfile
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from ..errors import InputError, NotFoundError, StoreError
-from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle, write_bundle
-from ..package.lineage import Lineage, derivation, find_lineage, find_origin
-from ..package.keys import require_signature, trusted_keys
-from ..package.schema import Column
-from ..package.seal import lock_digest, read_seal, seal, seal_required
-from ..project import Store
-from .audit import Event, append_event, current_user, read_events
+from ..errors import NotFoundError
+from ..package.bundle import Bundle
+from ..package.lineage import find_origin
+from .audit import Event, current_user
+from .change import make_change, recover, registry_lock
+from .moves import Drill, alias_path as alias_path, archive, drill_rollback, promote, register, rollback
+from .versions import ModelVersion, Versions, check_alias, check_name, parse_reference as parse_reference
 from ..train.record import RunRecord, now
-from ..train.tracking import open_client, shared_lock, track_late, tracking_errors
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['check_name', 'check_alias', 'parse_reference', 'ModelVersion', 'Registry', 'shared_events', 'share_event',
-           'alias_path']
-
-# %% ../../nbs/release/01_registry.ipynb #reference
-_NAME = re.compile(r"[A-Za-z0-9][\w.\- ]{0,99}")
-_ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,49}")
-
-
-def check_name(name: str) -> str:
-    "A model's name, or `InputError`: letters, digits, `_`, `-`, `.` and blanks, starting with a letter or digit."
-    if not _NAME.fullmatch(name):
-        raise InputError(f"'{name}' cannot be a model's name", where="NAME", remedy="use letters, digits, '_', '-' and '.'")
-    return name
-
-
-def check_alias(alias: str) -> str:
-    "An alias, or `InputError`: lower-case letters, digits, `_` and `-`; MLflow keeps `latest` and `v1` for itself."
-    if not _ALIAS.fullmatch(alias) or alias == "latest" or re.fullmatch(r"v\d+", alias):
-        raise InputError(f"'{alias}' cannot be an alias", where="--to", remedy="use a word such as production, staging, canary or shadow")
-    return alias
-
-
-def parse_reference(reference: str) -> tuple[str, str]:
-    "Split `NAME@ALIAS` or `NAME@VERSION`; raises `InputError`."
-    name, separator, target = reference.rpartition("@")
-    if not separator or not target:
-        raise InputError(
-            f"'{reference}' does not say which version", where="NAME@VERSION", remedy=f"write {reference.strip('@') or 'NAME'}@production or @1"
-        )
-    return check_name(name), target
-
-# %% ../../nbs/release/01_registry.ipynb #model-version
-@dataclass(frozen=True)
-class ModelVersion:
-    "A bundle in the registry."
-
-    name: str
-    version: int
-    bundle: str  # Digest
-    run_id: str
-    aliases: tuple[str, ...] = ()
-    source: str = ""  # Where MLflow keeps the bundle
-    notebook: str = ""  # Path, as the run was given it; empty for a version that is older than the tag
-    commit: str = ""  # Of the project, if it is in git
-    sealed: str = ""  # Digest of the lock that it was sealed with, by whichever store
-    derived_from: str = ""  # Of a variant: digest of the bundle that it was made from
-
-    def to_dict(self) -> dict[str, Any]:
-        "As `--json` prints it."
-        return asdict(self) | {"aliases": list(self.aliases)}
-
-    def _repr_markdown_(self) -> str:
-        return f"**{self.name}** version {self.version} {' '.join(f'`@{alias}`' for alias in self.aliases)} of bundle `{self.bundle[:19]}`"
+__all__ = ['Registry', 'share_event']
 
 # %% ../../nbs/release/01_registry.ipynb #registry
 @dataclass(frozen=True)
-class Registry:
+class Registry(Versions):
     "Versions and aliases of the models of one store."
-
-    store: Store
-
-    @cached_property
-    def _client(self) -> MlflowClient:
-        return open_client(self.store)
-
-    def _read(self, name: str, version: int) -> ModelVersion:
-        from mlflow.exceptions import MlflowException
-
-        with tracking_errors(self.store):
-            try:
-                found = self._client.get_model_version(name, str(min(version, 2**31 - 1)))
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    known = [each.version for each in self.versions(name)]
-                    remedy = f"there are {', '.join(map(str, known))}" if known else f"register a run first: n2p register RUN --name {name}"
-                    raise NotFoundError(f"there is no version {version} of '{name}'", where=name, remedy=remedy) from error
-                raise
-        return _model_version(found)
-
-    def versions(self, name: str) -> list[ModelVersion]:
-        "Every version of a model, oldest first."
-        from mlflow.exceptions import MlflowException
-
-        with tracking_errors(self.store):
-            found = self._client.search_model_versions(f"name='{name}'")
-            try:
-                aliases = self._client.get_registered_model(name).aliases if found else {}
-            except MlflowException:
-                aliases = {}
-        named = {int(version): tuple(sorted(alias for alias, other in aliases.items() if other == version)) for version in aliases.values()}
-        versions = [replace(each, aliases=named.get(each.version, ())) for each in map(_model_version, found)]
-        return sorted(versions, key=lambda each: each.version)
-
-    def aliased(self, name: str, alias: str) -> int | None:
-        "The version that an alias points to, or None."
-        from mlflow.exceptions import MlflowException
-
-        with tracking_errors(self.store):
-            try:
-                return int(self._client.get_model_version_by_alias(name, alias).version)
-            except MlflowException as error:
-                if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                    return None
-                raise
-
-    def resolve(self, reference: str) -> ModelVersion:
-        "The version that `NAME@ALIAS` or `NAME@VERSION` means; raises `NotFoundError` that says what there is."
-        name, target = parse_reference(reference)
-        version = int(target) if target.isdecimal() else self.aliased(name, target)
-        if version is None:
-            known = self.versions(name)
-            remedy = f"n2p promote {name} {known[-1].version} --to {target}" if known else f"n2p register RUN --name {name}"
-            raise NotFoundError(f"no version of '{name}' is '{target}'", where=reference, remedy=remedy)
-        return self._read(name, version)
-
-    def bundle(self, version: ModelVersion) -> Bundle:
-        "The verified bundle of a version: from the store, else, or if it is damaged there, fetched from MLflow into it."
-        path = self.store.bundle(version.bundle)
-        return self._fetch(version) if is_damaged(path, version.bundle) else open_bundle(path, version.bundle)
-
-    def _fetch(self, version: ModelVersion) -> Bundle:
-        from mlflow.artifacts import download_artifacts
-
-        with tempfile.TemporaryDirectory(prefix="n2p-fetch-") as folder:
-            with tracking_errors(self.store):
-                fetched = download_artifacts(version.source, dst_path=folder, tracking_uri=self.store.tracking_uri)
-            bundle = open_bundle(fetched, version.bundle)
-            return write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
-
-    def metrics(self, version: ModelVersion) -> dict[str, float]:
-        "The metrics of the run that made a version, as MLflow keeps them, empty if MLflow has lost the run; of a variant, which no run has measured, those of its bundle."
-        from mlflow.exceptions import MlflowException
-
-        if version.derived_from:
-            known = (self.bundle(version).evaluation or {}).get("metrics") or {}
-            return {name: each["number"] for name, each in known.items() if each["number"] is not None}
-        with tracking_errors(self.store):
-            try:
-                run_id = self._client.get_model_version(version.name, str(version.version)).run_id
-                return dict(self._client.get_run(run_id).data.metrics) if run_id else {}
-            except MlflowException as error:
-                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
-                raise
-
-    def lineage(self, version: ModelVersion) -> Lineage:
-        "Where a version comes from: from the record of its run, or, where another store has that, from what MLflow and the bundle keep."
-        found = find_lineage(self.store, version.bundle)
-        loaded = tuple(("", digest) for digest in self.bundle(version).metadata.get("datasets", ())) if found is None else ()
-        step = derivation(self.bundle(version)) if found is None else None
-        return found or Lineage(version.notebook, version.run_id, version.commit, loaded, derived=(step,) if step else ())
 
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
-        return _register(self, record, check_name(name))
+        return register(self, record, check_name(name))
 
     def register_bundle(self, bundle: Bundle, name: str) -> tuple[ModelVersion, RunRecord]:
         "Make a version of a bundle that a run of this store has made, or of a variant of one; returns the run, too. Raises `NotFoundError` if no run has."
         _, record = find_origin(self.store, bundle.digest)
         if record is None:
             raise NotFoundError("no run of this store made the bundle, or what it was made from", where=str(bundle.path), remedy="register it where its notebook ran")
-        return _register(self, record, check_name(name), bundle), record
-
-    def changed_columns(self, version: ModelVersion) -> list[str]:
-        "Names of the columns that differ from those of the version before, or that one of the two lacks; what was seen in them may differ."
-        before = [each for each in self.versions(version.name) if each.version < version.version][-1:]
-        shapes = [{column.name: _asked(column) for column in self.bundle(each).schema.columns} for each in (*before, version)]
-        return [name for name in {**shapes[0], **shapes[-1]} if shapes[0].get(name) != shapes[-1].get(name)]
+        return register(self, record, check_name(name), bundle), record
 
     def promote(
         self,
@@ -208,209 +44,28 @@ class Registry:
         to: str = "production",
         reason: str | None = None,
         unsealed: bool = False,  # Do not ask for a seal; needs a reason
-        progress: Callable[[str], None] | None = None,  # Told what takes time: sealing
+        progress: Callable[[str], None] | None = None,  # Told what takes time: sealing and gates
+        override: bool = False,  # Go against the gates; needs a reason
     ) -> Event | None:
-        "Point an alias to a version, sealed before if it is not; returns the event, or None if it points there already. Raises what `seal` raises."
-        return _promote(self, check_name(name), version, check_alias(to), reason, unsealed, progress)
+        "Point an alias to a version that is sealed and passes the gates; returns the event, or None if it points there already. Raises what `moves.promote` raises."
+        return promote(self, check_name(name), version, check_alias(to), reason, unsealed, override, progress)
 
     def rollback(self, name: str, alias: str = "production", reason: str | None = None) -> Event:
-        "Point an alias to the version it pointed to before; raises `NotFoundError` if there is none."
-        return _rollback(self, check_name(name), check_alias(alias), reason)
+        "Point an alias to the version it pointed to before, if that is healthy, else further back; raises `NotFoundError` if there is none."
+        return rollback(self, check_name(name), check_alias(alias), reason)
 
-    def history(self, name: str) -> list[Event]:
-        "Every event of a model, oldest first, whichever store it was made from; raises `NotFoundError` if there is none."
-        events = shared_events(self, check_name(name)) or list(read_events(self.store, name))
-        if not events:
-            known = sorted({event.name for event in read_events(self.store)} | self.names())
-            remedy = f"the registry knows {', '.join(known)}" if known else f"register a run first: n2p register RUN --name {name}"
-            raise NotFoundError(f"there is no model '{name}'", where=str(self.store.home), remedy=remedy)
-        return events
+    def drill(self, name: str, alias: str = "production") -> Drill:
+        "Do all of a rollback but the switch; raises what `rollback` raises."
+        return drill_rollback(self, check_name(name), check_alias(alias))
 
-    def names(self) -> set[str]:
-        "The names of all models."
-        if not self._exists():
-            return set()
-        with tracking_errors(self.store):
-            return {each.name for each in self._client.search_registered_models()}
-
-    def _exists(self) -> bool:
-        "Whether there is an MLflow to ask: the store's own database is not made by a question."
-        return self.store.tracking_uri != f"sqlite:///{self.store.home / 'mlflow.db'}" or (self.store.home / "mlflow.db").exists()
+    def archive(self, name: str, version: int, reason: str | None = None) -> Event | None:
+        "Keep a version that is not live from being promoted; returns the event, or None if it is archived already."
+        return archive(self, check_name(name), version, reason)
 
 
-def _asked(column: Column) -> tuple[Any, ...]:
-    "What a column asks of callers, whatever training happened to see."
-    set_by_hand = [getattr(column, name) for name in column.edited if name in ("categories", "allow_unseen")]
-    bounds = (column.minimum, column.maximum) if column.bounded else None
-    return column.kind, column.nullable, bounds, set_by_hand
-
-
-_SEALED, _DERIVED = "n2p.sealed", "n2p.derived_from"
-
-
-def _model_version(found: Any) -> ModelVersion:
-    tags = found.tags
-    aliases = tuple(sorted(found.aliases or ()))
-    told = (tags.get(tag, "") for tag in ("n2p.notebook", "n2p.commit", _SEALED, _DERIVED))
-    return ModelVersion(found.name, int(found.version), tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, found.source, *told)
-
-# %% ../../nbs/release/01_registry.ipynb #events
-_EVENT = "n2p.event."
-_LONGEST_TAG = 5000  # Of a model, in MLflow
-
-
-def _event_tags(registry: Registry, name: str) -> dict[str, str]:
-    from mlflow.exceptions import MlflowException
-
-    if not registry._exists():
-        return {}
-    with tracking_errors(registry.store):
-        try:
-            tags = registry._client.get_registered_model(name).tags
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise
-    return {key: value for key, value in tags.items() if key.startswith(_EVENT)}
-
-
-def _number(key: str) -> int:
-    digits = key.removeprefix(_EVENT).partition(".")[0]
-    return int(digits) if digits.isdecimal() else 0
-
-
-def shared_events(registry: Registry, name: str) -> list[Event]:
-    "Events of a model as MLflow keeps them, oldest first; raises `StoreError` naming a damaged tag."
-    found = []
-    for key, value in _event_tags(registry, name).items():
-        try:
-            event = Event(**json.loads(value))
-        except (ValueError, TypeError) as error:
-            remedy = "delete the tag; what it said is in the log of the store that wrote it"
-            raise StoreError("the history of the model is damaged", where=f"tag {key} of '{name}'", remedy=remedy) from error
-        found.append(((_number(key), event.time, key), event))
-    return [event for _, event in sorted(found, key=lambda each: each[0])]
-
-
-def share_event(registry: Registry, action: str, name: str, version: int, **details: Any) -> Event:
-    "Keep an event of now in MLflow, and in the log of this store."
-    event = Event(now(), action, name, version, current_user(), **details)
-    text = json.dumps(event.to_dict(), ensure_ascii=False)
-    if len(text) > _LONGEST_TAG:
-        kept = (event.reason or "")[: max(0, len(event.reason or "") - len(text) + _LONGEST_TAG - 1)]
-        text = json.dumps(replace(event, reason=f"{kept}…").to_dict(), ensure_ascii=False)
-    number = 1 + max(map(_number, _event_tags(registry, name)), default=0)
-    with tracking_errors(registry.store):
-        registry._client.set_registered_model_tag(name, f"{_EVENT}{number:08d}.{secrets.token_hex(4)}", text)
-    return append_event(registry.store, event)
-
-# %% ../../nbs/release/01_registry.ipynb #register
-def _locked(store: Store) -> AbstractContextManager[None]:
-    "One writer at a time, of this store and of all that share the registry's database."
-    return shared_lock(store, "registry", os.environ.get("MLFLOW_REGISTRY_URI"))
-
-
-def _register(registry: Registry, record: RunRecord, name: str, variant: Bundle | None = None) -> ModelVersion:
-    if record.status != "finished" or not record.bundle or not record.bundle_path:
-        what, remedy = "the run exported no bundle", "end the notebook with run.export(pipeline, X_train, y_train, X_test, y_test) and run it again"
-        if record.status != "finished":
-            what, remedy = f"the run is {record.status}: {(record.error or {}).get('what', 'it has not ended')}", "register a run that has finished"
-        raise InputError(what, where=f"run {record.run_id}", remedy=remedy)
-    bundle = variant or open_bundle(record.bundle_path, record.bundle)
-    step = derivation(bundle) if bundle.digest != record.bundle else None
-    place = f"variants/{bundle.digest[7:19]}" if step else "bundle"
-    if bundle.is_draft:
-        raise InputError("the bundle is a draft", where=f"run {record.run_id}", remedy="run the notebook with n2p run")
+def share_event(registry: Versions, action: str, name: str, version: int, **details: Any) -> Event:
+    "Keep an event of now that changes nothing, such as an override, in MLflow and in the log of this store."
     client = registry._client
-    with _locked(registry.store):
-        known = next((each for each in registry.versions(name) if each.bundle == bundle.digest), None)
-        if known is not None:
-            return known
-        with tracking_errors(registry.store):
-            _ensure_model(client, name)
-            run_id = track_late(registry.store, record).mlflow_run_id or ""
-            with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
-                copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
-                client.log_artifacts(run_id, folder, place)
-            source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}
-            tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
-            tags |= {_DERIVED: step[0]} if step else {}
-            known_seal = read_seal(registry.store, bundle.digest)
-            tags |= {_SEALED: known_seal.lock} if known_seal else {}
-            created = client.create_model_version(name, source, run_id=run_id, tags=tags)
-        share_event(registry, "register", name, int(created.version), bundle=bundle.digest)
-    return registry._read(name, int(created.version))
-
-
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-# %% ../../nbs/release/01_registry.ipynb #move
-def _move(registry: Registry, action: str, version: ModelVersion, alias: str, previous: int | None, reason: str | None, unsealed: bool = False) -> Event:
-    bundle = registry.bundle(version)
-    require_signature(bundle.path, bundle.digest, trusted_keys(registry.store))  # what no service would load
-    with tracking_errors(registry.store):
-        registry._client.set_registered_model_alias(version.name, alias, str(version.version))
-    details = {"alias": alias, "previous": previous, "reason": reason, "bundle": version.bundle, "unsealed": unsealed}
-    return share_event(registry, action, version.name, version.version, **details)
-
-
-def _promote(
-    registry: Registry, name: str, version: int, alias: str, reason: str | None, unsealed: bool, progress: Callable[[str], None] | None
-) -> Event | None:
-    if unsealed and not (reason or "").strip():
-        raise InputError("a promotion without a seal needs a reason", where="--unsealed", remedy="say for the history why: --reason TEXT")
-    target = registry._read(name, version)
-    if registry.aliased(name, alias) == version:
-        return None
-    sealed = _sealed(registry, target, not unsealed and seal_required(), progress)  # which takes time, so nobody waits for it
-    with _locked(registry.store):
-        previous = registry.aliased(name, alias)
-        return None if previous == version else _move(registry, "promote", target, alias, previous, reason, unsealed=not sealed)
-
-
-def _sealed(registry: Registry, version: ModelVersion, wanted: bool, progress: Callable[[str], None] | None) -> bool:
-    "Whether a version is sealed, by this store or another; sealed now if that is wanted. The registry knows of it from now on."
-    bundle = registry.bundle(version)
-    require_signature(bundle.path, bundle.digest, trusted_keys(registry.store))
-    found = read_seal(registry.store, bundle.digest)
-    if found is None and version.sealed and version.sealed == lock_digest(bundle):
-        return True
-    if found is None and wanted:
-        found = seal(registry.store, bundle, progress=progress)
-    if found is not None and version.sealed != found.lock:
-        with tracking_errors(registry.store):
-            registry._client.set_model_version_tag(version.name, str(version.version), _SEALED, found.lock)
-    return found is not None
-
-
-def alias_path(events: list[Event], alias: str) -> list[int]:
-    "The versions to go back along, the present one last: a promotion adds one, a rollback takes one away."
-    path: list[int] = []
-    for event in events:
-        if event.alias == alias and event.action == "promote":
-            if event.previous is not None and path[-1:] != [event.previous]:
-                path.append(event.previous)  # somebody moved the alias with another tool
-            path.append(event.version)
-        elif event.alias == alias and event.action == "rollback":
-            path = path[: path.index(event.version) + 1] if event.version not in path[-2:] else path[:-1]
-    return path
-
-
-def _rollback(registry: Registry, name: str, alias: str, reason: str | None) -> Event:
-    with _locked(registry.store):
-        path, current = alias_path(registry.history(name), alias), registry.aliased(name, alias)
-        if current is not None and path[-1:] != [current]:
-            path.append(current)  # somebody moved the alias with another tool
-        if len(path) < 2:
-            raise NotFoundError(
-                f"'{name}' has no earlier version in {alias}", where=f"{name}@{alias}", remedy=f"promote one: n2p promote {name} VERSION --to {alias}"
-            )
-        return _move(registry, "rollback", registry._read(name, path[-2]), alias, current, reason)
+    with registry_lock(registry.store):
+        recover(client, registry.store, name)
+        return make_change(client, registry.store, Event(now(), action, name, version, current_user(), **details))

@@ -1,0 +1,226 @@
+"""The audit log: whatever is done to it afterwards is found, and what was cut short is finished."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from notebooks import Project
+
+from notebook_to_prod.errors import StoreError
+from notebook_to_prod.package import keys
+from notebook_to_prod.project import Store
+from notebook_to_prod.release.audit import (
+    Event,
+    Head,
+    append_event,
+    find_damage,
+    head_path,
+    read_events,
+    read_head,
+    record_event,
+    verify_log,
+)
+from notebook_to_prod.release.registry import Registry, share_event
+from notebook_to_prod.release.views import export_log, make_checkpoint, verify_audit
+
+REASONS = ("first model", "späte Flüge", 'a "quoted" one', "two\nlines", "")
+
+
+def filled(home: Path, entries: int, old: int = 0) -> Store:
+    """A store with a log, its first `old` lines of before there were chains."""
+    store = Store(home)
+    home.mkdir(parents=True, exist_ok=True)
+    event = Event("2026-01-01T00:00:00.000+00:00", "register", "flights", 1, "ada")
+    if old:
+        lines = [json.dumps(replace(event, version=number).to_dict()) + "\n" for number in range(1, old + 1)]
+        store.audit.write_text("".join(lines))
+    for number in range(entries):
+        append_event(store, replace(event, action="promote", version=number, reason=REASONS[number % len(REASONS)]))
+    return store
+
+
+# Edits: each takes the log and chance, and returns another log
+
+
+def flip(data: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :]
+
+
+def delete(data: bytes, chance: random.Random) -> bytes:
+    lines = data.splitlines(keepends=True)
+    del lines[chance.randrange(len(lines))]
+    return b"".join(lines)
+
+
+def swap(data: bytes, chance: random.Random) -> bytes:
+    lines = data.splitlines(keepends=True)
+    one, other = chance.sample(range(len(lines)), 2)
+    lines[one], lines[other] = lines[other], lines[one]
+    return b"".join(lines)
+
+
+def truncate(data: bytes, chance: random.Random) -> bytes:
+    return data[: chance.randrange(len(data))]
+
+
+def double(data: bytes, chance: random.Random) -> bytes:
+    lines = data.splitlines(keepends=True)
+    lines.insert(chance.randrange(len(lines) + 1), chance.choice(lines))
+    return b"".join(lines)
+
+
+def forge(data: bytes, chance: random.Random) -> bytes:
+    """An entry told differently, its number and chain kept."""
+    lines = data.splitlines(keepends=True)
+    at = chance.randrange(len(lines))
+    lines[at] = (json.dumps({**json.loads(lines[at]), "user": "nobody"}) + "\n").encode()
+    return b"".join(lines)
+
+
+EDITS = (flip, delete, swap, truncate, double, forge)
+
+
+@pytest.mark.parametrize("old", [0, 7])
+def test_a_thousand_edits_are_all_found(old: int, tmp_path: Path) -> None:
+    store, chance = filled(tmp_path / "store", 30, old), random.Random(old)
+    data, head = store.audit.read_bytes(), read_head(store)
+    assert find_damage(data, head) == [] and head and head.sequence == 30 + old
+    for number in range(1000):
+        edit = EDITS[number % len(EDITS)]
+        edited = edit(data, chance)
+        assert edited != data
+        found = find_damage(edited, head)
+        assert found, (edit.__name__, number)
+        first = next(at for at, pair in enumerate(zip(data, edited, strict=False)) if pair[0] != pair[1]) if (
+            edited[: len(data)] != data[: len(edited)]
+        ) else min(len(data), len(edited))  # fmt: skip
+        line = data[:first].count(b"\n") + 1
+        assert min(each.line for each in found) <= max(line + 1, old + 2 if old else 0), (edit.__name__, line, found)
+
+
+def test_every_edit_of_the_head_is_found(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 5)
+    text, chance = head_path(store).read_bytes(), random.Random(1)
+    content = json.loads(text)
+    for number in range(200):
+        edited = (flip, truncate)[number % 2](text, chance)
+        head_path(store).write_bytes(edited)
+        try:
+            same = json.loads(edited) == content
+        except ValueError:
+            same = False
+        assert same or verify_log(store), edited
+    head_path(store).unlink()
+    assert [each.line for each in verify_log(store)] == [0]
+
+
+# What stays visible
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda store: store.audit.write_bytes(delete(store.audit.read_bytes(), random.Random(3))),
+        lambda store: store.audit.write_bytes(truncate(store.audit.read_bytes(), random.Random(3))),
+        lambda store: store.audit.write_bytes(b""),
+        lambda store: store.audit.unlink(),
+        lambda store: head_path(store).unlink(),
+        lambda store: head_path(store).write_text("{"),
+        lambda store: store.audit.write_bytes(double(store.audit.read_bytes(), random.Random(3))),
+    ],
+)
+def test_damage_does_not_stop_a_change_and_stays_visible_after_it(
+    harm: Callable[[Store], None], tmp_path: Path
+) -> None:
+    store = filled(tmp_path / "store", 6)
+    harm(store)
+    assert verify_log(store)
+    for version in (7, 8):
+        record_event(store, "promote", "flights", version)
+    assert verify_log(store)
+    assert store.audit.read_text().count('"version": 8') >= 1
+
+
+# Killed while appending
+
+
+def test_an_append_that_was_cut_short_at_any_byte_is_finished(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 3, old=1)
+    before, head = store.audit.read_bytes(), read_head(store)
+    append_event(store, Event("2026-01-02", "rollback", "flights", 2, "ada", reason="späte Flüge"))
+    after = store.audit.read_bytes()
+    line = after[len(before) :].decode().rstrip("\n")
+    assert head
+    for size in range(len(before), len(after) + 1, 7):
+        store.audit.write_bytes(after[:size])
+        head_path(store).write_text(json.dumps(asdict(replace(head, pending=line))))
+        assert verify_log(store) == []
+        record_event(store, "promote", "flights", 3)
+        assert store.audit.read_bytes().startswith(after) and verify_log(store) == []
+        assert [event.action for event in read_events(store)][-2:] == ["rollback", "promote"]
+
+
+def test_many_writers_make_one_chain(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 1, old=2)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: record_event(store, "promote", "flights", number), range(40)))
+    assert verify_log(store) == []
+    events = list(read_events(store))
+    assert len(events) == 43 and sorted(event.version for event in events[3:]) == list(range(40))
+
+
+def test_a_log_without_a_chain_is_taken_in(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 0, old=4)
+    assert read_head(store) is None and verify_log(store) == []
+    record_event(store, "promote", "flights", 4)
+    assert read_head(store) == replace(read_head(store) or Head(), sequence=5) and verify_log(store) == []
+    store.audit.write_text(store.audit.read_text().replace("ada", "eve", 1))
+    (found,) = verify_log(store)
+    assert found.line == 5 and "lines up to 4" in found.what
+
+
+# Checkpoints and commands
+
+
+def test_what_is_written_anew_is_found_by_a_signed_checkpoint(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2P_KEYS", str(project.folder / "keys"))
+    registry = Registry(Store(project.home))
+    registry.store.home.mkdir()
+    with pytest.raises(StoreError, match="no audit log"):
+        make_checkpoint(registry)
+    registry._client.create_registered_model("flights")
+    for reason in ("one", "two"):
+        share_event(registry, "override", "flights", 1, reason=reason)
+    assert verify_audit(registry).damage == []
+    keys.trust_key(registry.store, keys.new_key("team"), "team")
+    made = make_checkpoint(registry, "team")
+    assert made.sequence == 2 and verify_audit(registry).to_dict()["sound"] and verify_audit(registry).checkpoints == 1
+
+    exported = project.n2p("audit", "export", "--format", "csv", "--to", "audit.csv", "--json")
+    assert exported.code == 0 and (project.folder / "audit.csv").read_text().count("override") == 2
+    assert export_log(registry.store) == registry.store.audit.read_text()
+    sound = project.n2p("audit", "verify", "--json")
+    assert (sound.code, sound.json["entries"], sound.json["damage"]) == (0, 2, [])
+
+    events = list(read_events(registry.store))
+    registry.store.audit.unlink()
+    head_path(registry.store).unlink()
+    for event in events:
+        append_event(registry.store, replace(event, user="nobody"))
+    assert verify_log(registry.store) == []
+    done = project.n2p("audit", "verify", "--json")
+    told = [each["what"] for each in done.json["damage"]]
+    assert done.code == 1 and "not the one of the checkpoint" in told[0]
+    assert told[1:] == ["MLflow and the log tell this event differently"] * 2
+    assert [each["line"] for each in done.json["damage"]] == [2, 1, 2]
+    unsigned = make_checkpoint(registry)
+    assert any("not signed" in each.what for each in verify_audit(registry).damage) and not unsigned.key
