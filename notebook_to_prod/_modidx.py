@@ -3905,6 +3905,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'notebook_to_prod/train/snapshot.py'),
                                                  'notebook_to_prod.train.snapshot._past_cache': ( 'train/snapshot.html#_past_cache',
                                                                                                   'notebook_to_prod/train/snapshot.py'),
+                                                 'notebook_to_prod.train.snapshot._read': ( 'train/snapshot.html#_read',
+                                                                                            'notebook_to_prod/train/snapshot.py'),
                                                  'notebook_to_prod.train.snapshot._recall': ( 'train/snapshot.html#_recall',
                                                                                               'notebook_to_prod/train/snapshot.py'),
                                                  'notebook_to_prod.train.snapshot._remember': ( 'train/snapshot.html#_remember',

@@ -28,7 +28,7 @@ from sklearn.ensemble import (
     RandomForestRegressor,
 )
 from sklearn.linear_model import LogisticRegression, SGDClassifier
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -138,6 +138,12 @@ def test_weights_that_half_precision_cannot_hold_are_left_alone() -> None:
     made, left_out = make_variants(pipeline, X, ["quantised"])
     assert [each.name for each in made] == ["quantised-float32"]
     assert left_out == {"quantised-float16": "a weight is too large for float16"}
+
+
+def test_what_decides_by_a_threshold_of_its_own_teaches_nobody() -> None:
+    pipeline = FixedThresholdClassifier(LogisticRegression(), threshold=0.15).fit(X, NUMBER > 4)
+    made, left_out = make_variants(pipeline, X, ["distilled"])
+    assert made == [] and left_out and all("threshold" in why for why in left_out.values())
 
 
 def test_a_kind_that_there_is_not_is_refused() -> None:

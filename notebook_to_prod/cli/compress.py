@@ -66,16 +66,15 @@ def compress(terminal: Terminal, bundle: str, kinds: tuple[str, ...], keep: str 
 
 def _found(store: "Store", name: str) -> Found:
     from notebook_to_prod.errors import NotFoundError
+    from notebook_to_prod.release.graph import find_version
     from notebook_to_prod.release.registry import Registry
 
     try:
         return find_bundle(store, name)
     except NotFoundError:
-        registry = Registry(store)
-        if name not in registry.names():
+        if name not in Registry(store).names():
             raise
-        newest = registry.aliased(name, "production") or registry.versions(name)[-1].version
-        return find_bundle(store, f"{name}@{newest}")
+        return find_bundle(store, f"{name}@{find_version(Registry(store), name).version}")
 
 # %% ../../nbs/cli/02b_compress.ipynb #answer
 def _print(made: "Compression") -> None:

@@ -148,7 +148,7 @@ def write_bundle(
                 path = temporary / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
-            if target.exists():
+            if target.exists() and is_damaged(target, digest):  # and not one that another process has written since
                 remove_bundle(target)
     with store_errors(target):
         _protect(target)

@@ -239,6 +239,7 @@ def _narrowed(weights: np.ndarray, kind: str) -> np.ndarray:
 # %% ../../nbs/package/08_variants.ipynb #lesson
 _TAUGHT_ROWS = 50_000  # Of the training table, drawn
 _SOFT_CLASSES = 10  # Up to which probabilities are taught; labels above
+_OWN_LABELS = 0.01  # Of the rows: more labels than these that are not the most probable class are a threshold's
 
 
 def _lesson(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -248,6 +249,8 @@ def _lesson(answers: Answers) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
     rows = np.arange(len(answers.predictions))
     if answers.probabilities is None or answers.classes is None or len(answers.classes) > _SOFT_CLASSES:
         return rows, answers.predictions, None
+    if np.mean(answers.classes[answers.probabilities.argmax(axis=1)] != answers.predictions) > _OWN_LABELS:
+        raise NoVariant("its labels are not the most probable classes: a student would not keep its threshold")
     shape = answers.probabilities.shape
     weights = answers.probabilities.ravel()
     at = np.flatnonzero(weights > 0)

@@ -157,19 +157,29 @@ def _copy_large(file: _Reading, target: int) -> Blob | None:
     with _past_cache(file.file, target) as (size, source, past), ThreadPoolExecutor(2) as threads:
         blocks = [mmap.mmap(-1, _STEP), mmap.mmap(-1, _STEP)] if size else []
         while position < size:
+            block = memoryview(blocks[0])[: size - position]
             with _blamed(file.source):
-                count = os.preadv(source, blocks[:1], position)
+                whole = _read(source, memoryview(blocks[0]), position, len(block))
             for each in busy:
                 each.result()
-            if count != min(_STEP, size - position):
+            if not whole:
                 raise _Changed("the file became shorter while it was read", where=file.source, remedy="load it again when nothing writes to it")
-            block = memoryview(blocks[0])[:count]
-            busy = [threads.submit(digest.update, block), threads.submit(_write, past if count == _STEP else target, block, position)]
-            position += count
+            busy = [threads.submit(digest.update, block), threads.submit(_write, past if len(block) == _STEP else target, block, position)]
+            position += len(block)
             blocks.reverse()
         for each in busy:
             each.result()
     return Blob(f"sha256:{digest.hexdigest()}", size) if size else None
+
+
+def _read(source: int, block: memoryview, position: int, size: int) -> bool:
+    "Read `size` bytes into the start of `block`, all of which is asked for; whether there were so many."
+    while size > 0:
+        count = os.preadv(source, [block], position)
+        if not count:
+            return False
+        block, position, size = block[count:], position + count, size - count
+    return True
 
 
 def _write(target: int, block: memoryview, position: int) -> None:

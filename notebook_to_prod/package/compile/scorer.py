@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from ...errors import BundleError, DataError, DependencyError
 from ..bundle import Bundle, Prediction, largest_difference, predict
 from .choose import choose_engines, time_both
 from .plan import Plan
-from .step import Refused
 from ..schema import jsonable, to_table
 
 # %% auto #0
@@ -50,7 +48,7 @@ class Scorer:
         if self.plan is not None and (len(rows) < _ALWAYS or self._is_plan_faster(len(rows))):
             try:
                 return _planned(self.plan, rows)
-            except Refused:
+            except Exception:  # noqa: BLE001, S110 - the pipeline answers whatever the plan does not, or says what is wrong with the rows
                 pass
         return predict(self.pipeline, to_table(self.bundle.schema, rows))
 
@@ -93,7 +91,7 @@ def load_scorer(
         plan = Plan.from_bytes(content).bind(pipeline)
         choose_engines(plan, [[row[name] for row in rows] for name in plan.schema.names])
         _replay(bundle, plan)
-    except (BundleError, DependencyError, DataError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - of whatever engine; the pipeline answers
         return Scorer(bundle, pipeline, None, f"its plan does not work here: {getattr(error, 'what', error)}")
     return Scorer(bundle, pipeline, plan)
 
