@@ -5,8 +5,10 @@
 # %% ../../nbs/release/00b_flavour.ipynb #imports
 from __future__ import annotations
 
+import inspect
 import io
 import json
+import platform
 import shutil
 import zipfile
 from dataclasses import dataclass, replace
@@ -106,6 +108,7 @@ def signature_of(schema: Schema) -> ModelSignature | None:
     return ModelSignature(inputs=MlflowSchema([ColSpec(_mlflow_type(column), column.name) for column in schema.columns]))
 
 # %% ../../nbs/release/00b_flavour.ipynb #write
+_ENVIRONMENTS = {"conda": "conda.yaml", "virtualenv": "python_env.yaml"}
 _LOADER = '''"Load the bundle beside this folder, with the installed notebook_to_prod or, where there is none, the one that registered it."
 import importlib.util
 import sys
@@ -147,7 +150,7 @@ def _described(bundle: Bundle, run_id: str | None) -> Model:
     known = {"n2p.bundle": bundle.digest, "n2p.task": bundle.metadata["task"]}
     model = Model(run_id=run_id, model_uuid=bundle.digest[7:39], signature=signature_of(bundle.schema), metadata=known, model_size_bytes=size)
     python, code = {"python_version": bundle.metadata["python"]}, "code" if any(name.startswith("code/") for name in bundle.files) else None
-    model.add_flavor("python_function", loader_module="n2p_loader", data=_BUNDLE, code="loader", env={"virtualenv": "python_env.yaml"}, **python)
+    model.add_flavor("python_function", loader_module="n2p_loader", data=_BUNDLE, code="loader", env=_ENVIRONMENTS, **python)
     version = read_lock(bundle.lock).get("scikit-learn")
     if version:
         model.add_flavor("sklearn", pickled_model=f"{_BUNDLE}/model.pkl", serialization_format="pickle", sklearn_version=version, code=code)
@@ -157,10 +160,16 @@ def _described(bundle: Bundle, run_id: str | None) -> Model:
 def _write_environment(bundle: Bundle, folder: Path) -> None:
     from mlflow.version import VERSION
 
-    pins = {"mlflow": VERSION} | read_lock(bundle.lock)
-    (folder / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in sorted(pins.items())), encoding="utf-8")
-    environment = {"python": bundle.metadata["python"], "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
-    (folder / "python_env.yaml").write_text(json.dumps(environment, indent=1), encoding="utf-8")  # JSON is YAML
+    pins = [f"{name}=={version}" for name, version in sorted(({"mlflow": VERSION} | read_lock(bundle.lock)).items())]
+    (folder / "requirements.txt").write_text("\n".join([*pins, ""]), encoding="utf-8")
+    here, python = platform.python_version(), bundle.metadata["python"]
+    python = here if here.startswith(f"{python}.") else python  # pyenv would build the newest of 3.11 where this one is there
+    environments = {
+        "virtualenv": {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]},
+        "conda": {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [f"python={python}", "pip", {"pip": pins}]},
+    }
+    for manager, content in environments.items():
+        (folder / _ENVIRONMENTS[manager]).write_text(json.dumps(content, indent=1), encoding="utf-8")  # JSON is YAML
 
 
 def _write_example(bundle: Bundle, folder: Path) -> dict[str, Any]:
@@ -175,9 +184,7 @@ def _write_example(bundle: Bundle, folder: Path) -> dict[str, Any]:
 
 def _zipped_package() -> bytes:
     "This package's modules; the same bytes every time."
-    import notebook_to_prod
-
-    root, made = Path(str(notebook_to_prod.__file__)).parent, io.BytesIO()
+    root, made = Path(inspect.getfile(Bundle)).parents[1], io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(root.rglob("*.py")):
             archive.writestr(zipfile.ZipInfo(path.relative_to(root.parent).as_posix()), path.read_bytes(), zipfile.ZIP_DEFLATED)
