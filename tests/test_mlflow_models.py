@@ -14,20 +14,24 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow.utils.virtualenv import _get_python_env
 from notebooks import SCRIPTS, Project, finish
 from test_registry import mlflow, register, registry, trained  # noqa: F401 - fixtures
 
-from notebook_to_prod.errors import DataError
-from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle
+from notebook_to_prod.errors import BundleError, DataError
+from notebook_to_prod.package import keys
+from notebook_to_prod.package.bundle import Bundle, copy_bundle, load_pipeline, open_bundle
+from notebook_to_prod.package.lock import read_lock
 from notebook_to_prod.package.schema import Column, Schema
 from notebook_to_prod.project import Store
-from notebook_to_prod.release.flavour import bundle_within, restored_table, signature_of
+from notebook_to_prod.release.flavour import _load_pyfunc, bundle_within, restored_table, signature_of, write_model
 from notebook_to_prod.release.registry import ModelVersion, Registry
 
 NAME = "plain"
@@ -184,6 +188,31 @@ def test_mlflow_serves_what_is_in_production(
         without = [{name: value for name, value in row.items() if name != "size"} for row in rows]
         status, answer = ask(address, {"dataframe_records": without})
         assert status == 400 and "size" in answer["message"]
+
+
+def test_mlflow_knows_what_to_install_for_a_version(version: ModelVersion, bundle: Bundle) -> None:
+    home = Path(version.source.removeprefix("file://"))
+    pins = {f"{name}=={number}" for name, number in read_lock(bundle.lock).items()}
+    assert {*(home / "requirements.txt").read_text("utf-8").split()} == pins | {f"mlflow=={metadata.version('mlflow')}"}
+    python = f"{_get_python_env(home).python}."
+    assert python.startswith(f"{bundle.metadata['python']}.")
+    (home / "conda.yaml").read_text("utf-8").index(f'"python={python[:-1]}"')
+
+
+def test_a_key_that_is_trusted_must_have_signed_what_mlflow_loads(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("N2P_TRUSTED_KEYS", keys.new_key("release"))
+    mine = tmp_path / "bundle"
+    copy_bundle(bundle, mine)
+    for name in ("unsigned", "signed"):
+        (tmp_path / name).mkdir()
+        write_model(open_bundle(mine), tmp_path / name)
+        keys.add_signature(mine, keys.sign(bundle.digest, "release"))
+    assert _load_pyfunc(str(tmp_path / "signed/bundle")).bundle.digest == bundle.digest
+    with pytest.raises(BundleError, match="nobody has signed"):
+        _load_pyfunc(str(tmp_path / "unsigned/bundle"))
 
 
 # Versions of before
