@@ -145,6 +145,11 @@ def register(project: Project, model: str, *runs: str) -> list[ModelVersion]:
     return [Registry(store).register(find_run(store, run_id(project, run)), model) for run in runs]
 
 
+def copied(project: Project, version: ModelVersion) -> tuple[str, str]:
+    """The run in MLflow and the path of the bundle among its artifacts."""
+    return project.record(version.run_id)["mlflow_run_id"], f"versions/{version.bundle[7:19]}/bundle"
+
+
 @pytest.fixture(scope="session")
 def registry(trained: Project) -> Registry:
     """The registry of the trained project."""
@@ -324,7 +329,7 @@ def test_a_version_whose_bundle_is_damaged_is_not_promoted(
     trained: Project, registry: Registry, mlflow: MlflowClient, tmp_path: Path
 ) -> None:
     (version,) = register(trained, "damaged", "five")
-    copy = Path(mlflow.download_artifacts(trained.record(version.run_id)["mlflow_run_id"], "bundle", str(tmp_path)))
+    copy = Path(mlflow.download_artifacts(*copied(trained, version), str(tmp_path)))
     make_writable(copy)
     (copy / "model.pkl").write_bytes(b"something else")
     tags = {"n2p.bundle": "sha256:" + "0" * 64, "n2p.run_id": version.run_id}
@@ -437,7 +442,7 @@ def test_mlflow_sees_version_alias_tags_and_artifacts(
         "n2p.run_key": record["run_key"],
         "n2p.notebook": "train.ipynb",
     }
-    fetched = mlflow.download_artifacts(found.run_id, "bundle", str(tmp_path))
+    fetched = mlflow.download_artifacts(*copied(trained, version), str(tmp_path))
     bundle = open_bundle(fetched, record["bundle"])
     assert replay_golden(bundle, load_pipeline(bundle)) == 0.0
 
@@ -580,7 +585,7 @@ def test_a_fetched_bundle_that_was_changed_is_refused(
     trained: Project, elsewhere: Registry, mlflow: MlflowClient, tmp_path: Path
 ) -> None:
     (version,) = register(trained, "forged", "five")
-    copy = Path(mlflow.download_artifacts(trained.record(version.run_id)["mlflow_run_id"], "bundle", str(tmp_path)))
+    copy = Path(mlflow.download_artifacts(*copied(trained, version), str(tmp_path)))
     make_writable(copy)
     (copy / "golden.json").write_text("{}")
     mlflow.create_model_version("forged", copy.as_uri(), tags={"n2p.bundle": version.bundle})

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError, InputError, NotFoundError, VerdictError
-from ..package.bundle import Bundle, copy_bundle, open_bundle, replay_golden
+from ..package.bundle import Bundle, open_bundle, replay_golden
 from ..package.keys import require_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
 from .audit import Event, current_user
 from .change import ARCHIVED, make_change, recover, registry_lock
+from .flavour import write_model
 from .gated import pass_gates
 from .versions import DERIVED, SEALED, ModelVersion, Versions
 from ..train.record import RunRecord, now
@@ -41,7 +42,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
         raise InputError(what, where=f"run {record.run_id}", remedy=remedy)
     bundle = variant or open_bundle(record.bundle_path, record.bundle)
     step = derivation(bundle) if bundle.digest != record.bundle else None
-    place = f"variants/{bundle.digest[7:19]}" if step else "bundle"
+    place = f"versions/{bundle.digest[7:19]}"
     if bundle.is_draft:
         raise InputError("the bundle is a draft", where=f"run {record.run_id}", remedy="run the notebook with n2p run")
     client = registry._client
@@ -54,7 +55,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
             _ensure_model(client, name)
             run_id = track_late(registry.store, record).mlflow_run_id or ""
             with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
-                copy_bundle(bundle, Path(folder))  # a copy that MLflow can overwrite, if it has the artifacts of this run already
+                write_model(bundle, Path(folder), run_id)  # files that MLflow can overwrite, if it has the artifacts of this run already
                 client.log_artifacts(run_id, folder, place)
             source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}

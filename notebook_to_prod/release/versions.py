@@ -19,6 +19,7 @@ from ..package.schema import Column
 from ..project import Store
 from .audit import Event, read_events
 from .change import ARCHIVED, is_pending, parse_events, read_tags, recover, registry_lock
+from .flavour import bundle_within
 from .rows import model_aliases, model_names, version_metrics, version_sources, version_tags
 from ..train.tracking import open_client, tracking_errors
 
@@ -165,7 +166,7 @@ class Versions:
         with tempfile.TemporaryDirectory(prefix="n2p-fetch-") as folder:
             with tracking_errors(self.store):
                 fetched = download_artifacts(version.source, dst_path=folder, tracking_uri=self.store.tracking_uri)
-            bundle = open_bundle(fetched, version.bundle)
+            bundle = open_bundle(bundle_within(fetched), version.bundle)
             return write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
 
     def metrics(self, version: ModelVersion) -> dict[str, float]:
