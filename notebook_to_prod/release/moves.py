@@ -167,8 +167,8 @@ def alias_path(events: list[Event], alias: str) -> list[int]:
             path.append(event.version)
         elif event.alias == alias and event.action == "rollback" and event.version not in path:
             path = [event.version]  # another store went back at the same moment
-        elif event.alias == alias and event.action == "rollback":
-            path = path[: path.index(event.version) + 1] if event.version not in path[-2:] else path[:-1]
+        elif event.alias == alias and event.action == "rollback" and path[-1] != event.version:
+            path = path[: path.index(event.version) + 1] if event.version != path[-2] else path[:-1]
     return path
 
 # %% ../../nbs/release/00f_moves.ipynb #rollback
