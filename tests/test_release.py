@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from notebook_to_prod.release import moves
 from notebook_to_prod.release.audit import Event, read_events, store_id
 from notebook_to_prod.release.change import INTENT, make_change, recover
 from notebook_to_prod.release.gated import pass_gates
-from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.release.registry import Registry, share_event
 from notebook_to_prod.release.rows import ask_database
 from notebook_to_prod.release.views import find_live, list_models, live_now, show_model, verify_audit
 from notebook_to_prod.train.record import find_run
@@ -314,6 +315,16 @@ def test_what_was_cut_short_before_a_store_was_moved_is_settled(registry: Regist
         assert [event.id for event in registry.history("moved")] == ["cut"] and not intent.exists()
         assert [event.id for event in read_events(store, "moved")] == ["cut"]
     assert verify_audit(registry).damage == []
+
+
+def test_a_log_is_sound_while_it_is_written(registry: Registry) -> None:
+    registry._client.create_registered_model("busy")
+    other = Registry(registry.store)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [share_event(other, "override", "busy", 1, reason="why") for _ in range(15)])
+        while not writing.done():
+            assert verify_audit(registry).damage == []
+    assert len(writing.result()) == 15
 
 
 def test_a_damaged_intent_is_named(registry: Registry) -> None:
