@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from notebooks import Project
 
-from notebook_to_prod.errors import StoreError
+from notebook_to_prod.errors import InputError, StoreError
 from notebook_to_prod.package import keys
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.audit import (
@@ -24,6 +25,7 @@ from notebook_to_prod.release.audit import (
     read_events,
     read_head,
     record_event,
+    store_id,
     verify_log,
 )
 from notebook_to_prod.release.registry import Registry, share_event
@@ -201,15 +203,19 @@ def test_what_is_written_anew_is_found_by_a_signed_checkpoint(
     for reason in ("one", "two"):
         share_event(registry, "override", "flights", 1, reason=reason)
     assert verify_audit(registry).damage == []
+    assert not make_checkpoint(registry).key and verify_audit(registry).unsigned == ()
+    share_event(registry, "override", "flights", 1, reason="three")
     keys.trust_key(registry.store, keys.new_key("team"), "team")
-    made = make_checkpoint(registry, "team")
-    assert made.sequence == 2 and verify_audit(registry).to_dict()["sound"] and verify_audit(registry).checkpoints == 1
+    with pytest.raises(InputError, match="has to be signed"):
+        make_checkpoint(registry)
+    made, audited = make_checkpoint(registry, "team"), verify_audit(registry)
+    assert (made.sequence, audited.checkpoints, audited.unsigned, audited.damage) == (3, 2, (2,), [])
 
     exported = project.n2p("audit", "export", "--format", "csv", "--to", "audit.csv", "--json")
-    assert exported.code == 0 and (project.folder / "audit.csv").read_text().count("override") == 2
+    assert exported.code == 0 and (project.folder / "audit.csv").read_text().count("override") == 3
     assert export_log(registry.store) == registry.store.audit.read_text()
     sound = project.n2p("audit", "verify", "--json")
-    assert (sound.code, sound.json["entries"], sound.json["damage"]) == (0, 2, [])
+    assert (sound.code, sound.json["entries"], sound.json["damage"], sound.json["unsigned"]) == (0, 3, [], [2])
 
     events = list(read_events(registry.store))
     registry.store.audit.unlink()
@@ -219,8 +225,57 @@ def test_what_is_written_anew_is_found_by_a_signed_checkpoint(
     assert verify_log(registry.store) == []
     done = project.n2p("audit", "verify", "--json")
     told = [each["what"] for each in done.json["damage"]]
-    assert done.code == 1 and "not the one of the checkpoint" in told[0]
-    assert told[1:] == ["MLflow and the log tell this event differently"] * 2
-    assert [each["line"] for each in done.json["damage"]] == [2, 1, 2]
-    unsigned = make_checkpoint(registry)
-    assert any("not signed" in each.what for each in verify_audit(registry).damage) and not unsigned.key
+    assert done.code == 1 and all("not the one of the checkpoint" in each for each in told[:2])
+    assert told[2:] == ["MLflow and the log tell this event differently"] * 3
+    assert [each["line"] for each in done.json["damage"]] == [2, 3, 1, 2, 3]
+
+
+# A store by its name
+
+
+def test_a_store_keeps_its_name_wherever_it_is_moved(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 1)
+    name = store_id(store)
+    moved = Store((tmp_path / "store").rename(tmp_path / "elsewhere"))
+    assert store_id(moved) == name != store_id(Store(tmp_path / "another"))
+    # a store of before there was a file is called what its log calls it
+    record_event(moved, "promote", "flights", 1)
+    (moved.home / "store.id").unlink()
+    assert store_id(moved) == name
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(lambda _: store_id(Store(tmp_path / "many")), range(8)))) == 1
+
+
+def test_an_event_that_was_promised_is_not_appended_twice(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 1)
+    event = Event("2026-01-02", "promote", "flights", 2, "ada", id="b")
+    head = read_head(store)
+    assert head
+    line = json.dumps({**event.to_dict(), "sequence": head.sequence + 1, "chain": head.digest})
+    head_path(store).write_text(json.dumps(asdict(replace(head, pending=line))))
+    append_event(store, event, once=True)
+    assert [each.id for each in read_events(store)] == ["", "b"] and verify_log(store) == []
+
+
+def test_a_line_is_written_whole_by_a_disk_that_takes_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:7]))
+    assert verify_log(store := filled(tmp_path / "store", 2)) == [] and len(list(read_events(store))) == 2
+
+
+def test_an_export_leaves_nothing_out_and_holds_no_formula(tmp_path: Path) -> None:
+    store = filled(tmp_path / "store", 2)
+    record_event(store, "promote", "flights", 1, reason='=HYPERLINK("x")')
+    assert "'=HYPERLINK" in export_log(store, "csv")
+    lines = store.audit.read_text().splitlines(keepends=True)
+    store.audit.write_text("".join(lines) + lines[0][:40])
+    assert export_log(store, "csv").count("\n") == 4
+    store.audit.write_text(lines[0] + lines[1][:40] + "\n" + lines[2])
+    for form in ("csv", "jsonl"):
+        with pytest.raises(StoreError, match="damaged") as caught:
+            export_log(store, form)
+        assert (caught.value.where or "").endswith("line 2")
+    old = filled(tmp_path / "old", 0, old=2)
+    old.audit.write_text(old.audit.read_text()[:-20])
+    record_event(old, "promote", "flights", 3)
+    assert export_log(old, "csv").count("\n") == 3, "what a power cut left before there were chains"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
+import sqlite3
 import subprocess
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +18,17 @@ import pytest
 from notebooks import UNSEALED, Project, finish, make_project
 from test_postgres import CELLS, address  # noqa: F401 - a fixture
 
-from notebook_to_prod.errors import InputError, NotFoundError, VerdictError
+from notebook_to_prod.errors import BundleError, InputError, NotFoundError, StoreError, VerdictError
+from notebook_to_prod.package.bundle import write_bundle
+from notebook_to_prod.package.gates.verdict import read_reports
 from notebook_to_prod.project import Store
 from notebook_to_prod.release import moves
-from notebook_to_prod.release.registry import Registry
-from notebook_to_prod.release.views import find_live, list_models, show_model, verify_audit
+from notebook_to_prod.release.audit import Event, read_events, store_id
+from notebook_to_prod.release.change import INTENT, make_change, recover
+from notebook_to_prod.release.gated import pass_gates
+from notebook_to_prod.release.registry import Registry, share_event
+from notebook_to_prod.release.rows import ask_database
+from notebook_to_prod.release.views import find_live, list_models, live_now, show_model, verify_audit
 from notebook_to_prod.train.record import find_run
 
 WORKER = Path(__file__).with_name("release_worker.py")
@@ -152,7 +163,115 @@ def test_rollback_passes_over_what_is_not_healthy(trained: Project, registry: Re
     assert registry.history("sick")[-1] == event
 
 
+LAZY = """class Lazy:
+    def __init__(self, known):
+        self.known = known
+
+    def predict(self, table):
+        from lazy_helper import answer
+
+        return answer(self.known)
+"""
+
+
+def lazy_bundle(registry: Registry, helper: str) -> str:
+    """The digest of a bundle whose code imports a module of its own as late as in `predict`."""
+    bundle = registry.bundle(registry.versions("lazy")[0])
+    module = types.ModuleType("lazy_model")
+    exec(LAZY, module.__dict__)
+    sys.modules["lazy_model"] = module
+    try:
+        model = pickle.dumps(module.Lazy(bundle.golden["predictions"]))
+    finally:
+        del sys.modules["lazy_model"]
+    contents = {name: (bundle.path / name).read_bytes() for name in bundle.files}
+    code = {"code/lazy_model.py": LAZY.encode(), "code/lazy_helper.py": helper.encode()}
+    metadata = json.dumps({**bundle.metadata, "uses": ["lazy_model.Lazy"]}).encode()
+    made = contents | code | {"model.pkl": model, "metadata.json": metadata}
+    return write_bundle(registry.store.bundles, made).digest
+
+
+def test_rollback_tells_a_late_import_from_a_failure(registry: Registry) -> None:
+    register(registry, "lazy")
+    for version in (1, 2, 3):
+        registry.promote("lazy", version)
+    helpers = {
+        "1": "import numpy\n\n\ndef answer(known):\n    return numpy.array(known)\n",
+        "2": "def answer(known):\n    return known.missing\n",
+    }
+    digests = {version: lazy_bundle(registry, helper) for version, helper in helpers.items()}
+    for version, digest in digests.items():
+        registry._client.set_model_version_tag("lazy", version, "n2p.bundle", digest)
+    drill = registry.drill("lazy")
+    assert drill.version == 1 and drill.skipped[0].startswith("version 2: AttributeError: ")
+    assert not {"lazy_model", "lazy_helper"} & set(sys.modules)
+    registry._client.set_model_version_tag("lazy", "1", "n2p.bundle", digests["2"])
+    with pytest.raises(NotFoundError, match=r"version 2: AttributeError.*version 1: AttributeError"):
+        registry.drill("lazy")
+
+
+def test_an_override_does_without_a_champion_and_reports(
+    trained: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry, "lost", 2)
+    registry.promote("lost", 1)
+    registry._client.set_model_version_tag("lost", "1", "n2p.bundle", "sha256:" + "0" * 64)
+    monkeypatch.setenv("N2P_REQUIRE_GATE", "1")
+    monkeypatch.chdir(trained.folder)
+    with pytest.raises(BundleError):
+        registry.promote("lost", 2)
+    event = registry.promote("lost", 2, override=True, reason="version 1 is lost")
+    assert event and (event.gates, event.verdicts) == ("overridden", None)
+
+    digest = registry.read("lost", 2).bundle
+    report = registry.store.home / "verdicts" / digest.removeprefix("sha256:") / "damaged.json"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text("{")
+    try:
+        with pytest.raises(StoreError, match="damaged") as caught:
+            read_reports(registry.store, digest)
+        assert caught.value.where == str(report) and (caught.value.remedy or "").startswith("delete the file")
+        bundle = registry.bundle(registry.read("lost", 2))
+        passed = pass_gates(registry.store, bundle, "production", lambda: None, override=True)
+        assert passed.gates == "overridden"
+    finally:
+        report.unlink()
+
+
+@pytest.mark.parametrize(
+    ("moves_made", "path"),
+    [
+        ([("promote", 1, None), ("promote", 2, 1), ("rollback", 1, 2), ("rollback", 1, 2)], [1]),
+        ([("promote", 2, None), ("rollback", 1, 2)], [1]),
+    ],
+)
+def test_the_path_of_two_that_go_back(moves_made: list[tuple[str, int, int | None]], path: list[int]) -> None:
+    events = [Event("2026-01-01", *move[:1], "m", move[1], "ada", "production", move[2]) for move in moves_made]
+    assert moves.alias_path(events, "production") == path
+
+
 # Asking
+
+
+def test_an_address_with_options_is_the_same_database(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
+        connection.execute("create table kept (name)")
+        connection.execute("insert into kept values ('flights')")
+        connection.commit()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}?timeout=60"
+    assert ask_database(uri, "select name from kept") == [("flights",)]
+    assert ask_database(f"sqlite:///file:{tmp_path / 'mlflow.db'}?uri=true", "select name from kept") is None
+
+
+def test_live_is_what_the_alias_points_to(trained: Project, registry: Registry) -> None:
+    register(registry, "elsewhere", 2)
+    registry.promote("elsewhere", 1)
+    assert not live_now(registry, "elsewhere").differs
+    registry._client.set_registered_model_alias("elsewhere", "production", "2")
+    found = live_now(registry, "elsewhere")
+    assert found.differs and found.version == 2 and found.event and found.event.version == 1
+    done = trained.n2p("live", "elsewhere")
+    assert "now: version 2" in done.stdout and "says version 1" in done.stdout
 
 
 def test_what_is_and_was_live(trained: Project, registry: Registry) -> None:
@@ -174,6 +293,56 @@ def test_what_is_and_was_live(trained: Project, registry: Registry) -> None:
 
 
 # Killed, and many at once
+
+
+def test_what_was_cut_short_before_a_store_was_moved_is_settled(registry: Registry) -> None:
+    client, store = registry._client, registry.store
+    client.create_registered_model("moved")
+    client.create_model_version("moved", "/somewhere")
+
+    def killed() -> None:
+        client.set_registered_model_alias("moved", "production", "1")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_change(client, store, Event("2026-01-01", "promote", "moved", 1, "ada", "production", id="cut"), killed)
+    intent, tag = store.home / "intents" / "cut.json", f"{INTENT}cut"
+    intent.write_text(intent.read_text().replace(store_id(store), "another"))  # named after where it was
+    text = client.get_registered_model("moved").tags[tag].replace(store_id(store), "another")
+    client.set_registered_model_tag("moved", tag, text)
+    for _ in range(2):
+        recover(client, store)
+        assert [event.id for event in registry.history("moved")] == ["cut"] and not intent.exists()
+        assert [event.id for event in read_events(store, "moved")] == ["cut"]
+    assert verify_audit(registry).damage == []
+
+
+def test_a_log_is_sound_while_it_is_written(registry: Registry) -> None:
+    registry._client.create_registered_model("busy")
+    other = Registry(registry.store)
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(lambda: [share_event(other, "override", "busy", 1, reason="why") for _ in range(15)])
+        while not writing.done():
+            assert verify_audit(registry).damage == []
+    assert len(writing.result()) == 15
+
+
+def test_a_damaged_intent_is_named(registry: Registry) -> None:
+    intent = registry.store.home / "intents" / "half.json"
+    intent.parent.mkdir(exist_ok=True)
+    intent.write_text('{"time": ')
+    try:
+        with pytest.raises(StoreError, match="damaged") as caught:
+            recover(registry._client, registry.store)
+        assert caught.value.where == str(intent) and "delete the file" in (caught.value.remedy or "")
+    finally:
+        intent.unlink()
+    registry._client.create_registered_model("half")
+    registry._client.set_registered_model_tag("half", f"{INTENT}x", f'{{"store": "{store_id(registry.store)}"')
+    with pytest.raises(StoreError, match="damaged") as caught:
+        registry.history("half")
+    assert caught.value.where == f"tag {INTENT}x of 'half'"
+    registry._client.delete_registered_model_tag("half", f"{INTENT}x")
 
 
 def test_killed_at_random_moments(trained: Project, tmp_path: Path) -> None:

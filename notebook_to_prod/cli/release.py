@@ -197,14 +197,24 @@ def live(terminal: Terminal, name: str, at: str | None, alias: str) -> Result:
     """
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
-    from notebook_to_prod.release.views import find_live
+    from notebook_to_prod.release.views import find_live, live_now
 
-    event = find_live(Registry(open_store()), name, alias, at)
-    data = {"name": name, "alias": alias, "at": at, "version": event and event.version, "event": event and event.to_dict()}
+    registry = Registry(open_store())
+    found = None if at else live_now(registry, name, alias)
+    event = found.event if found else find_live(registry, name, alias, at)
+    version = found.version if found else event and event.version
+    differs = found is not None and found.differs
+    data = {"name": name, "alias": alias, "at": at, "version": version, "differs": differs, "event": event and event.to_dict()}
     then = f"at {at}" if at else "now"
+    said = f"{name}@{alias} {then}: version {version}"
+    if version is None:
+        said = f"nothing was {name}@{alias} {then}" if at else f"nothing is {name}@{alias}"
+    if differs:
+        told = f"version {event.version}" if event else "nothing"
+        return Result(data, [("live", said), ("history", f"says {told}: the alias was moved since, or with another tool")])
     if event is None:
-        return Result(data, [("live", f"nothing was {name}@{alias} {then}" if at else f"nothing is {name}@{alias}")])
-    return Result(data, [("live", f"{name}@{alias} {then}: version {event.version}"), ("bundle", event.bundle or "not recorded"), ("since", f"{event.action} {_told(event)}")])
+        return Result(data, [("live", said)])
+    return Result(data, [("live", said), ("bundle", event.bundle or "not recorded"), ("since", f"{event.action} {_told(event)}")])
 
 # %% ../../nbs/cli/03_release.ipynb #archive
 @command("archive")
@@ -250,6 +260,7 @@ def verify(terminal: Terminal) -> Result:
 
     found = verify_audit(Registry(open_store()))
     lines = [(f"line {each.line}" if each.line else "head", each.what) for each in found.damage]
+    lines += [(f"line {each}", "its checkpoint is not signed") for each in found.unsigned]
     said = "sound" if not found.damage else f"NOT what was written: {len(found.damage)} place{'s' * (len(found.damage) != 1)}"
     return Result(found.to_dict(), [*lines, ("log", f"{said} ({found.entries} entries, {found.checkpoints} checkpoints)")], exit_code=1 if found.damage else 0)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import platform
+import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
-from ..project import Store, digest_bytes, digest_text, store_errors, write_json
+from ..project import Store, digest_bytes, digest_text, store_errors, write_atomic, write_json
 from ..train.record import now
 
 # %% auto #0
@@ -64,8 +64,28 @@ def current_user() -> str:
 
 
 def store_id(store: Store) -> str:
-    "A short name of a store that tells it from others of the same registry: by machine and folder."
-    return digest_text(f"{platform.node()} {store.home}")[7:19]
+    "A short random name of a store that tells it from others of the same registry, wherever it is moved: kept in its file `store.id`."
+    path = store.home / "store.id"
+    found = _read_id(path)
+    if not found:
+        with store.lock("id"):
+            found = _read_id(path)  # another process may have written it meanwhile
+            if not found:
+                found = _logged_id(store) or secrets.token_hex(6)
+                write_atomic(path, f"{found}\n")
+    return found
+
+
+def _read_id(path: Path) -> str:
+    with store_errors(path):
+        return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+def _logged_id(store: Store) -> str:
+    "What a store whose file is missing calls itself in its log: one of before there was a file goes on as it was."
+    with store_errors(store.audit):
+        lines = store.audit.read_bytes().split(b"\n") if store.audit.exists() else []
+    return next((str(entry["store"]) for entry in map(_entry, reversed(lines)) if entry.get("store")), "")
 
 # %% ../../nbs/release/00_audit.ipynb #head
 @dataclass(frozen=True)
@@ -103,10 +123,16 @@ def read_head(store: Store) -> Head | None:
 _LOST = "sha256:lost"  # What follows a head that is gone: no digest is that, so it stays visible
 
 
-def append_event(store: Store, event: Event) -> Event:
+def append_event(
+    store: Store,
+    event: Event,
+    once: bool = False,  # Not if the log has an event of that id
+) -> Event:
     "Append `event` to the store's log, one writer at a time."
     with store.lock("audit"), store_errors(store.audit):
-        head = _settled(store)
+        head = _settled(store)  # which may append this very event
+        if once and any(_entry(line).get("id") == event.id for line in _after(store, 0).split(b"\n")):
+            return event
         line = json.dumps({**event.to_dict(), "sequence": head.sequence + 1, "chain": head.digest}, ensure_ascii=False)
         promised = replace(head, pending=line)
         _write_head(store, promised)
@@ -124,7 +150,9 @@ def _write_line(store: Store, line: str) -> None:
     try:
         end = os.lseek(descriptor, 0, os.SEEK_END)
         torn = end > 0 and os.pread(descriptor, 1, end - 1) != b"\n"
-        os.write(descriptor, (("\n" if torn else "") + line + "\n" if line or torn else "").encode())
+        data = (("\n" if torn else "") + line + "\n" if line or torn else "").encode()
+        while data:
+            data = data[os.write(descriptor, data) :]  # a disk that is almost full takes a part
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -184,19 +212,25 @@ def _entry(line: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def read_events(store: Store, name: str | None = None) -> Iterator[Event]:
-    "Events of the log, of one model if `name` is given, oldest first; raises `StoreError` naming a damaged line."
+def read_events(
+    store: Store,
+    name: str | None = None,  # Of one model
+    strict: bool = False,  # Whether half a line is damage, too, unless it is the last
+) -> Iterator[Event]:
+    "Events of the log, oldest first; raises `StoreError` naming a damaged line."
     if not store.audit.exists():
         return
     with store_errors(store.audit):
         lines = store.audit.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    chained = next((number for number, line in enumerate(lines, 1) if '"chain": ' in line), 0)
+    cut_short = (len(lines), chained - 1)  # by a power cut: the last line, and the last one of before there were chains
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             event = Event.from_dict(json.loads(line))
         except (ValueError, TypeError, AttributeError) as error:
-            if line.startswith('{"time"') and not line.endswith("}"):
+            if line.startswith('{"time"') and not line.endswith("}") and (not strict or number in cut_short):
                 continue
             where = f"{store.audit}, line {number}"
             remedy = "see what was changed: n2p audit verify; restore the file from a backup"

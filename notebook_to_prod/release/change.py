@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError
 from ..project import Store, store_errors, write_json
-from .audit import Event, append_event, read_events, store_id
+from .audit import Event, append_event, store_id
 from .rows import model_tags
 from ..train.tracking import shared_lock, tracking_errors
 
@@ -127,26 +127,42 @@ def _may_settle(store: Store, tags: dict[str, str], key: str) -> bool:
     if not key.startswith(INTENT):
         return False
     shared = (os.environ.get("MLFLOW_REGISTRY_URI") or store.tracking_uri).startswith("postgresql")
-    return shared or f'"store": "{store_id(store)}"' in tags[key]
+    own = _intent_path(store, key.removeprefix(INTENT)).exists()
+    return shared or own or f'"store": "{store_id(store)}"' in tags[key]
 
 
-def recover(client: MlflowClient, store: Store, name: str) -> None:
-    "Settle every change of a model, and every one of this store, that was cut short; the caller holds `registry_lock`."
-    own = {path: Event.from_dict(json.loads(path.read_text(encoding="utf-8"))) for path in sorted((store.home / "intents").glob("*.json"))}
-    for each in {name, *(event.name for event in own.values())}:
+def recover(client: MlflowClient, store: Store, name: str | None = None) -> None:
+    "Settle every change of a model, if one is named, and every one of this store, that was cut short; the caller holds `registry_lock`. Raises `StoreError` naming a damaged intent."
+    own = {path: _read_intent(path) for path in sorted((store.home / "intents").glob("*.json"))}
+    for each in sorted({name or "", *(event.name for event in own.values())} - {""}):
         _settle(client, store, each)
     for path, event in own.items():
-        shared = next((each for each in parse_events(event.name, read_tags(lambda: client, store, event.name)) if each.id == event.id), None)
-        if shared is not None and not any(each.id == event.id for each in read_events(store)):
-            append_event(store, replace(event, version=shared.version))
+        tags = read_tags(lambda: client, store, event.name)
+        if INTENT + event.id in tags:
+            continue  # nobody has looked yet whether it was made
+        shared = next((each for each in parse_events(event.name, tags) if each.id == event.id), None)
+        if shared is not None:
+            append_event(store, replace(event, version=shared.version), once=True)
         with store_errors(path):
             path.unlink(missing_ok=True)
+
+
+def _read_intent(path: Path) -> Event:
+    with store_errors(path):
+        return _parse_intent(path.read_bytes(), str(path), "delete the file")
+
+
+def _parse_intent(text: str | bytes, where: str, remedy: str) -> Event:
+    try:
+        return Event.from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StoreError("what a change was going to do is damaged", where=where, remedy=f"{remedy}, then see whether the change was made: n2p audit verify") from error
 
 
 def _settle(client: MlflowClient, store: Store, name: str) -> None:
     tags = read_tags(lambda: client, store, name)
     for key in [key for key in tags if _may_settle(store, tags, key)]:
-        event = Event.from_dict(json.loads(tags[key]))
+        event = _parse_intent(tags[key], f"tag {key} of '{name}'", "delete the tag")
         with tracking_errors(store):
             if not any(other.startswith(EVENT) and other.endswith(event.id) for other in tags):
                 made = _made(client, event)

@@ -5,13 +5,14 @@
 # %% ../../nbs/release/00d_gated.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import InputError, VerdictError
+from ..errors import InputError, N2PError, VerdictError
 from ..package.bundle import Bundle
 from ..project import Store, find_project, project_settings
 
@@ -73,11 +74,12 @@ def pass_gates(
     policy = stage_policy(stage)
     if policy is None:
         return Passed("not asked")
-    rival = champion()
-    rival = None if rival is None or rival.digest == bundle.digest else rival
-    report = find_report(store, bundle.digest, policy, rival.digest if rival else "")
     if override:
-        return Passed("overridden", report and report.digest)
+        with contextlib.suppress(N2PError):  # a lost champion or a damaged report is no reason to wait
+            _, report = _known(store, bundle, champion, policy)
+            return Passed("overridden", report and report.digest)
+        return Passed("overridden")
+    rival, report = _known(store, bundle, champion, policy)
     report = report or _ask(store, bundle, rival, policy, progress)
     if report.passed:
         return Passed("passed", report.digest)
@@ -86,6 +88,13 @@ def pass_gates(
     failed = ", ".join(dict.fromkeys(each.gate for each in report.failed))
     what = f"the gates of {stage} say no: {failed}"
     raise VerdictError(what, where=f"bundle {bundle.digest[:19]}", remedy=f"see why: n2p gate {bundle.digest[7:19]}; or overrule them: --override --reason TEXT")
+
+
+def _known(store: Store, bundle: Bundle, champion: Callable[[], Bundle | None], policy: Policy) -> tuple[Bundle | None, Report | None]:
+    "What a bundle has to beat, and the report on that."
+    rival = champion()
+    rival = None if rival is None or rival.digest == bundle.digest else rival
+    return rival, find_report(store, bundle.digest, policy, rival.digest if rival else "")
 
 
 def _ask(store: Store, bundle: Bundle, rival: Bundle | None, policy: Policy, progress: Callable[[str], None] | None) -> Report:

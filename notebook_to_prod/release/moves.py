@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BundleError, InputError, NotFoundError, VerdictError
-from ..package.bundle import Bundle, open_bundle, replay_golden
+from ..errors import InputError, N2PError, NotFoundError, VerdictError
+from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..package.keys import require_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
@@ -165,8 +165,10 @@ def alias_path(events: list[Event], alias: str) -> list[int]:
             if event.previous is not None and path[-1:] != [event.previous]:
                 path.append(event.previous)  # somebody moved the alias with another tool
             path.append(event.version)
-        elif event.alias == alias and event.action == "rollback":
-            path = path[: path.index(event.version) + 1] if event.version not in path[-2:] else path[:-1]
+        elif event.alias == alias and event.action == "rollback" and event.version not in path:
+            path = [event.version]  # another store went back at the same moment
+        elif event.alias == alias and event.action == "rollback" and path[-1] != event.version:
+            path = path[: path.index(event.version) + 1] if event.version != path[-2] else path[:-1]
     return path
 
 # %% ../../nbs/release/00f_moves.ipynb #rollback
@@ -192,7 +194,7 @@ class Drill:
 
 def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
     "Find the last healthy version of a stage and make it ready; raises `NotFoundError` if there is none."
-    from notebook_to_prod.package.gates.case import load_apart
+    from notebook_to_prod.package.gates.case import kept_apart
 
     began = time.perf_counter()
     path, current = alias_path(registry.history(name), alias), registry.aliased(name, alias)
@@ -204,9 +206,10 @@ def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
             version = _living(registry.read(name, number))
             bundle = registry.bundle(version)
             require_signature(bundle.path, bundle.digest, trusted_keys(registry.store))
-            replay_golden(bundle, load_apart(bundle))
-        except (BundleError, InputError) as error:
-            skipped.append(f"version {number}: {error.what}")
+            with kept_apart(bundle):
+                replay_golden(bundle, load_pipeline(bundle))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one version, an older one may be healthy
+            skipped.append(f"version {number}: {error.what if isinstance(error, N2PError) else f'{type(error).__name__}: {error}'}")
             continue
         return Drill(name, alias, number, current, tuple(skipped), len(bundle.golden["rows"]), time.perf_counter() - began)
     what = f"'{name}' has no earlier version in {alias}" + (f" that is healthy: {'; '.join(skipped)}" if skipped else "")

@@ -31,7 +31,9 @@ def ask_database(
 ) -> list[tuple[Any, ...]] | None:  # None if there is no database that can be asked
     "Rows of a registry's database; none if it has not been made yet."
     if uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
+        path = Path(uri.removeprefix("sqlite:///").partition("?")[0])  # what follows are options, such as a timeout
+        if uri.startswith("sqlite:///file:"):
+            return None  # SQLite's own kind of address
         if not path.is_file():
             return []
         with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", timeout=60, uri=True)) as connection:

@@ -17,15 +17,15 @@ from ..errors import InputError, StoreError
 from ..package.keys import Signature, is_valid, sign, trusted_keys
 from ..project import Store, digest_bytes, digest_json, store_errors
 from .audit import Damage, Event, read_events, read_head, store_id, verify_log
-from .change import is_pending, recover, registry_lock
+from .change import is_pending, parse_events, read_tags, recover, registry_lock
 from .registry import ModelVersion, Registry, check_alias, check_name
 from .rows import version_counts
 from ..train.record import now
 from ..train.tracking import tracking_errors
 
 # %% auto #0
-__all__ = ['Listed', 'list_models', 'Shown', 'show_model', 'parse_time', 'live_at', 'find_live', 'export_log', 'Checkpoint',
-           'make_checkpoint', 'read_checkpoints', 'Audited', 'verify_audit']
+__all__ = ['Listed', 'list_models', 'Shown', 'show_model', 'parse_time', 'live_at', 'find_live', 'Live', 'live_now', 'export_log',
+           'Checkpoint', 'make_checkpoint', 'read_checkpoints', 'Audited', 'verify_audit']
 
 # %% ../../nbs/release/02_views.ipynb #list
 @dataclass(frozen=True)
@@ -98,18 +98,42 @@ def find_live(registry: Registry, name: str, alias: str = "production", at: str 
     "`live_at` of a model's history; raises `NotFoundError` if there is no such model."
     return live_at(registry.history(check_name(name)), check_alias(alias), parse_time(at) if at else None)
 
+
+@dataclass(frozen=True)
+class Live:
+    "What is live now, as the registry says and as the history tells it."
+
+    version: int | None  # That the alias points to, which is what services load
+    event: Event | None  # The last move of the alias
+
+    @property
+    def differs(self) -> bool:
+        "Whether somebody moved the alias with another tool."
+        return self.version != (self.event and self.event.version)
+
+
+def live_now(registry: Registry, name: str, alias: str = "production") -> Live:
+    "What an alias points to, beside the last move of it; raises `NotFoundError` if there is no such model."
+    event = find_live(registry, name, alias)
+    return Live(registry.aliased(name, alias), event)
+
 # %% ../../nbs/release/02_views.ipynb #export
 def export_log(store: Store, form: str = "jsonl") -> str:
     "The whole log, as JSON lines (as it is, so that its chain can be verified elsewhere) or as CSV; raises `StoreError` on a damaged line."
-    events = list(read_events(store))
+    events = list(read_events(store, strict=True))
     if form == "jsonl":
         with store_errors(store.audit):
             return store.audit.read_text(encoding="utf-8") if store.audit.exists() else ""
     text = io.StringIO()
     writer = csv.DictWriter(text, [each.name for each in fields(Event)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(each.to_dict() for each in events)
+    writer.writerows({key: _cell(value) for key, value in each.to_dict().items()} for each in events)
     return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    "A text as a cell that no spreadsheet takes for a formula."
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 # %% ../../nbs/release/02_views.ipynb #checkpoint
 @dataclass(frozen=True)
@@ -140,8 +164,10 @@ def make_checkpoint(
     registry: Registry,
     key: str | None = None,  # Name of a private key to sign with
 ) -> Checkpoint:
-    "Keep in MLflow what the log ends in; raises `StoreError` if the log is damaged or empty."
+    "Keep in MLflow what the log ends in; raises `StoreError` if the log is damaged or empty, `InputError` if keys are trusted and none signs it."
     store = registry.store
+    if not key and trusted_keys(store):
+        raise InputError("a checkpoint has to be signed, since the store trusts keys", where="--key", remedy="sign it: n2p audit checkpoint --key NAME")
     _settle(registry)
     damage, head = verify_log(store), read_head(store)
     if damage or head is None:
@@ -163,19 +189,24 @@ def _experiment(registry: Registry) -> str:
 def read_checkpoints(registry: Registry) -> list[Checkpoint]:
     "The checkpoints of this store's log that MLflow keeps, oldest first."
     store = registry.store
-    if store.tracking_uri == f"sqlite:///{store.home / 'mlflow.db'}" and not (store.home / "mlflow.db").exists():
-        return []  # a question makes no database
+    if not _has_database(store):
+        return []
     with tracking_errors(store):
         tags = registry._client.get_experiment(_experiment(registry)).tags
     prefix = f"{_ANCHOR}{store_id(store)}."
     return [Checkpoint(**json.loads(value)) for key, value in sorted(tags.items()) if key.startswith(prefix)]
 
 
+def _has_database(store: Store) -> bool:
+    "Whether MLflow can be asked: a question makes no database."
+    return store.tracking_uri != f"sqlite:///{store.home / 'mlflow.db'}" or (store.home / "mlflow.db").exists()
+
+
 def _settle(registry: Registry) -> None:
     if is_pending(registry.store, {}):
         client = registry._client
         with registry_lock(registry.store):
-            recover(client, registry.store, "")
+            recover(client, registry.store)
 
 # %% ../../nbs/release/02_views.ipynb #verify
 @dataclass(frozen=True)
@@ -185,27 +216,34 @@ class Audited:
     entries: int
     checkpoints: int
     damage: list[Damage]
+    unsigned: tuple[int, ...] = ()  # Lines whose checkpoint is not signed, where keys are trusted; those prove less
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        return {"entries": self.entries, "checkpoints": self.checkpoints, "damage": [each.to_dict() for each in self.damage], "sound": not self.damage}
+        counted = {"entries": self.entries, "checkpoints": self.checkpoints, "unsigned": list(self.unsigned)}
+        return {**counted, "damage": [each.to_dict() for each in self.damage], "sound": not self.damage}
 
 
 def verify_audit(registry: Registry) -> Audited:
     "Hold the log of a store against its own chain, its checkpoints, and the events that the registry keeps."
-    store = registry.store
-    _settle(registry)
-    damage = verify_log(store)
-    lines = store.audit.read_bytes().split(b"\n") if store.audit.exists() else []
-    checkpoints = read_checkpoints(registry)
+    store, trusted = registry.store, set(trusted_keys(registry.store).values())
+    client = registry._client if is_pending(store, {}) or _has_database(store) else None  # opened before the lock is held
+    with registry_lock(store):  # so that no change is in the one and not yet in the other
+        if client is not None:
+            recover(client, store)
+        damage = verify_log(store)
+        lines = store.audit.read_bytes().split(b"\n") if store.audit.exists() else []
+        checkpoints = read_checkpoints(registry)
+        told = _against_registry(registry, lines)
     for each in checkpoints:
-        damage += _against(each, lines, set(trusted_keys(store).values()))
-    return Audited(len([line for line in lines if line.strip()]), len(checkpoints), [*damage, *_against_registry(registry, lines)])
+        damage += _against(each, lines, trusted)
+    unsigned = tuple(each.sequence for each in checkpoints if trusted and not each.key)
+    return Audited(len([line for line in lines if line.strip()]), len(checkpoints), [*damage, *told], unsigned)
 
 
 def _against(checkpoint: Checkpoint, lines: list[bytes], trusted: set[str]) -> list[Damage]:
     number, when = checkpoint.sequence, checkpoint.time[:19]
-    if trusted and checkpoint.key not in trusted:
+    if trusted and checkpoint.key and checkpoint.key not in trusted:
         return [Damage(number, f"the checkpoint of {when} is not signed by a trusted key")]
     if checkpoint.key and not is_valid(checkpoint.signed, Signature(checkpoint.key, checkpoint.signature)):
         return [Damage(number, f"the signature of the checkpoint of {when} is not valid")]
@@ -223,8 +261,9 @@ def _against_registry(registry: Registry, lines: list[bytes]) -> list[Damage]:
             continue
         if event.id:
             logged[event.id] = (number, event)
-    known = set(registry.names())
-    shared = {each.id: each for name in known for each in registry.events(name) if each.store == store_id(registry.store)}
+    known, own = set(registry.names()), store_id(registry.store)
+    kept = [each for name in known for each in parse_events(name, read_tags(lambda: registry._client, registry.store, name))]
+    shared = {each.id: each for each in kept if each.store == own or each.id in logged}
     found = []
     for id, (number, event) in logged.items():
         if event.name in known and id not in shared:

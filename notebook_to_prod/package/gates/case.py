@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Judge', 'GATES', 'Answers', 'ask', 'Case', 'Rows', 'as_frame', 'rebuild', 'kinds', 'open_tables', 'open_case',
-           'load_apart', 'Gate', 'gate']
+           'kept_apart', 'load_apart', 'Gate', 'gate']
 
 # %% ../../../nbs/package/gates/04_case.ipynb #answers
 @dataclass(frozen=True, eq=False)
@@ -234,18 +234,25 @@ def open_case(store: Store, bundle: Bundle, champion: Bundle | None = None) -> C
     )
 
 
-def load_apart(bundle: Bundle) -> Any:
-    "Load the pipeline of a bundle and forget the modules that it brought; raises what `load_pipeline` raises."
+@contextlib.contextmanager
+def kept_apart(bundle: Bundle) -> Iterator[None]:
+    "Forget at the end the modules that a bundle brings, and have back those that it hides meanwhile."
     own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
     set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
     finders = list(sys.meta_path)
     try:
-        return load_pipeline(bundle)
+        yield
     finally:
         for name in [name for name in sys.modules if name.partition(".")[0] in own]:
             del sys.modules[name]
         sys.modules.update(set_aside)
         sys.meta_path[:] = finders
+
+
+def load_apart(bundle: Bundle) -> Any:
+    "Load the pipeline of a bundle and forget the modules that it brought; raises what `load_pipeline` raises."
+    with kept_apart(bundle):
+        return load_pipeline(bundle)
 
 # %% ../../../nbs/package/gates/04_case.ipynb #gates
 Judge = Callable[[Case, Policy], Iterable[Verdict]]
