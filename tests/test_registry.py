@@ -183,6 +183,8 @@ def test_the_journey_of_a_model_on_the_command_line(trained: Project, registry: 
         "alias": "production",
         "changed": True,
         "previous": None,
+        "gates": "not asked",
+        "verdicts": None,
         "unsealed": True,
     }
     second = trained.n2p("promote", "journey", "2", "--to", "production", "--reason", "meilleur à l’épreuve", "--json")
@@ -192,10 +194,12 @@ def test_the_journey_of_a_model_on_the_command_line(trained: Project, registry: 
         "alias": "production",
         "changed": True,
         "previous": 1,
+        "gates": "not asked",
+        "verdicts": None,
         "unsealed": True,
     }
     back = trained.n2p("rollback", "journey", "--reason", "it's late", "--json")
-    assert back.json == {"name": "journey", "version": 1, "alias": "production", "previous": 2}
+    assert back.json == {"name": "journey", "version": 1, "alias": "production", "previous": 2, "skipped": None}
     assert registry.aliased("journey", "production") == 1
 
     events = trained.n2p("history", "journey", "--json").json["events"]
