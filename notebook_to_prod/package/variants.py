@@ -288,7 +288,7 @@ def _students(end: Any, classifies: bool) -> dict[str, tuple[str, Any]]:
     return {name: each for name, each in found.items() if name != "linear" or "coef_" not in vars(end)}
 
 # %% ../../nbs/package/08_variants.ipynb #distil
-def _distil(pipeline: Any, table: Any, student: Any, answers: Answers, features: Any) -> Any:
+def _distil(pipeline: Any, student: Any, answers: Answers, features: Any) -> Any:
     "Fit a student on what a pipeline says; returns the pipeline that ends in it."
     import numpy as np
     from sklearn.pipeline import Pipeline
@@ -320,7 +320,7 @@ def _distilled(pipeline: Any, table: Any) -> Iterator[tuple[str, Callable[[], tu
             for step in _preparation(pipeline):
                 features = step.transform(features)
             known.extend((steady(ask(pipeline, table)), features))
-        return f"{how}, taught by the original on {min(rows, _TAUGHT_ROWS):,} training rows", _distil(pipeline, table, student, *known)
+        return f"{how}, taught by the original on {min(rows, _TAUGHT_ROWS):,} training rows", _distil(pipeline, student, *known)
 
     for name, (how, student) in _students(_ends(pipeline)[0], is_classifier(pipeline)).items():
         yield f"distilled-{name}", lambda how=how, student=student: make(how, student)

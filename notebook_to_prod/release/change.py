@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StoreError
 from ..project import Store, store_errors, write_json
 from .audit import Event, append_event, store_id
-from .rows import model_tags
+from .rows import model_tags, registry_uri
 from ..train.tracking import shared_lock, tracking_errors
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def is_pending(store: Store, tags: dict[str, str]) -> bool:
 def _may_settle(store: Store, tags: dict[str, str], key: str) -> bool:
     if not key.startswith(INTENT):
         return False
-    shared = (os.environ.get("MLFLOW_REGISTRY_URI") or store.tracking_uri).startswith("postgresql")
+    shared = registry_uri(store).startswith("postgresql")
     own = _intent_path(store, key.removeprefix(INTENT)).exists()
     return shared or own or f'"store": "{store_id(store)}"' in tags[key]
 
