@@ -29,7 +29,7 @@ from notebook_to_prod.errors import DataError, InputError, NotFoundError
 from notebook_to_prod.package.bundle import Bundle, open_bundle
 from notebook_to_prod.package.gates.case import GATES, Case, load_apart, open_case
 from notebook_to_prod.package.gates.evaluation import keep_evaluation, keep_table, load_evaluation, load_table
-from notebook_to_prod.package.gates.policy import Policy, make_policy
+from notebook_to_prod.package.gates.policy import Policy, make_policy, read_policy
 from notebook_to_prod.package.gates.report import html_page
 from notebook_to_prod.package.gates.run import run_gates
 from notebook_to_prod.package.gates.statistics import auc_interval, bootstrap, clopper_pearson
@@ -259,6 +259,16 @@ def test_a_backtest_decides_on_every_past_version(trained: Project) -> None:
     shown = trained.n2p("gate", "--backtest", "attrition", "--only", "data.single_feature")
     assert re.search(r"version 3 +fail data.single_feature", shown.stdout)
     assert trained.n2p("gate", "--backtest", "nobody", "--json").code == 2
+
+
+@pytest.mark.parametrize("prefix", ["", "gates.", "tool.n2p.gates."])
+def test_a_policy_of_toml_is_read_with_and_without_its_prefix(tmp_path: Path, prefix: str) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text(f"[{prefix}quality]\nmetrics = {{ roc_auc = 0.9 }}\n")
+    assert read_policy(path).quality.metrics == {"roc_auc": 0.9}
+    path.write_text(f"[{prefix}qualty]\nmetrics = {{ roc_auc = 0.9 }}\n")
+    with pytest.raises(InputError, match="did you mean 'quality'"):
+        read_policy(path)
 
 
 def test_the_policy_decides_and_is_read_strictly(trained: Project, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 # %% ../../../nbs/package/gates/01_policy.ipynb #read-policy
 def read_policy(
-    path: Path | None,  # `.toml` with [tool.n2p.gates] or [gates], or YAML; None for the defaults
+    path: Path | None,  # A pyproject.toml, or a `.toml` or YAML file of nothing else; None for the defaults
 ) -> Policy:
     "Read a policy; raises `InputError` on a file that cannot be read or says what no gate knows."
     if path is None:
@@ -197,7 +197,8 @@ def read_policy(
     except (OSError, ValueError) as error:
         raise InputError(f"the policy cannot be read: {error}", where=str(path), remedy="give a .toml or .yaml file") from error
     where = str(path)
-    if path.suffix == ".toml":
+    shared = path.name == "pyproject.toml" or (isinstance(content, dict) and not content.keys().isdisjoint(("tool", "gates")))
+    if path.suffix == ".toml" and shared:  # else a section without its prefix would be passed over, and nothing asked
         content, where = content.get("tool", {}).get("n2p", {}).get("gates", content.get("gates", {})), f"{path}, [tool.n2p.gates]"
     return replace(make_policy(content or {}, where), folder=str(path.parent))
 
