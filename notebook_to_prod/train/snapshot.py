@@ -148,27 +148,30 @@ def _clone(file: Any, target: int) -> bool:
 
 # %% ../../nbs/train/06_snapshot.ipynb #large
 _LARGE = 64 << 20  # Bytes from which it is worth it
-_STEP = 8 << 20  # Bytes of a block; whole pages, as reading and writing past the cache asks for
+_STEP = 32 << 20  # Bytes of a block; whole pages, as reading and writing past the cache asks for
+_AHEAD = 3  # Blocks that are read, hashed and written at a time
 
 
 def _copy_large(file: _Reading, target: int) -> Blob | None:
     "Copy a large file to the descriptor `target` past the page cache; None if it is not large, or where that cannot be done."
-    digest, position, busy = hashlib.sha256(), 0, list[Future[None]]()
-    with _past_cache(file.file, target) as (size, source, past), ThreadPoolExecutor(2) as threads:
-        blocks = [mmap.mmap(-1, _STEP), mmap.mmap(-1, _STEP)] if size else []
+    digest, position = hashlib.sha256(), 0
+    with _past_cache(file.file, target) as (size, source, past), ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing:
+        ring: list[tuple[mmap.mmap, list[Future[None]]]] = [(mmap.mmap(-1, _STEP), []) for _ in range(_AHEAD if size else 0)]
         while position < size:
-            block = memoryview(blocks[0])[: size - position]
-            with _blamed(file.source):
-                whole = _read(source, memoryview(blocks[0]), position, len(block))
+            space, busy = ring.pop(0)
             for each in busy:
                 each.result()
+            block = memoryview(space)[: size - position]
+            with _blamed(file.source):
+                whole = _read(source, memoryview(space), position, len(block))
             if not whole:
                 raise _Changed("the file became shorter while it was read", where=file.source, remedy="load it again when nothing writes to it")
-            busy = [threads.submit(digest.update, block), threads.submit(_write, past if len(block) == _STEP else target, block, position)]
+            write = writing.submit(_write, past if len(block) == _STEP else target, block, position)
+            ring.append((space, [hashing.submit(digest.update, block), write]))
             position += len(block)
-            blocks.reverse()
-        for each in busy:
-            each.result()
+        for _, busy in ring:
+            for each in busy:
+                each.result()
     return Blob(f"sha256:{digest.hexdigest()}", size) if size else None
 
 
