@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import json
 import os
+import platform
 import random
 import resource
 import shutil
@@ -39,6 +40,7 @@ from notebook_to_prod.errors import (
     StoreError,
     UnavailableError,
 )
+from notebook_to_prod.package.elsewhere import environment_for
 from notebook_to_prod.project import Store, digest_file, open_store
 from notebook_to_prod.train import data, snapshot
 from notebook_to_prod.train.datasets import find_dataset
@@ -587,6 +589,18 @@ def test_gc_keeps_what_a_run_names(store: Store) -> None:
     assert [path.name for path in stored(store)] == [kept.digest[9:]]
     assert cli("show", "kept.csv")["runs"] == ["run-1"]
     assert n2p.load("dropped.csv").shape == (1, 1), "it is kept again"
+
+
+def test_gc_removes_environments_that_are_out_of_use(store: Store) -> None:
+    made = environment_for(
+        store, ".".join(platform.python_version_tuple()[:2]), "# nothing\n"
+    ).interpreter.parent.parent
+    assert cli("gc", "--remove")["environments"]["names"] == [], "used within the last month"
+    counted = cli("gc", "--idle", "0")["environments"]
+    assert counted["names"] == [made.name] and counted["size"] > 0 and made.exists()
+    with store.lock(f"environment-{made.name}"):
+        assert cli("gc", "--idle", "0", "--remove")["environments"]["names"] == [], "somebody is building it"
+    assert cli("gc", "--idle", "0", "--remove")["environments"]["names"] == [made.name] and not made.exists()
 
 
 def test_gc_waits_for_a_run_that_has_not_ended(store: Store) -> None:

@@ -150,22 +150,27 @@ def checkout(terminal: Terminal, name: str, path: Path, force: bool) -> Result:
 @command("gc")
 @click.option("--remove", is_flag=True, help="Remove them; without it they are only counted.")
 @click.option("--older-than", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS", help="Since they were seen last.")
-def gc(terminal: Terminal, remove: bool, older_than: float) -> Result:
-    """Find the snapshots that no run names, and remove them if told to.
+@click.option("--idle", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="DAYS", help="Since an environment of reproduce or seal was used last.")
+def gc(terminal: Terminal, remove: bool, older_than: float, idle: float) -> Result:
+    """Find the snapshots that no run names, and environments out of use, and remove them if told to.
 
     Example: n2p data gc --remove
     """
     from dataclasses import asdict
     from datetime import timedelta
 
+    from notebook_to_prod.package.elsewhere import collect_environments
     from notebook_to_prod.project import open_store
     from notebook_to_prod.train.datasets import collect_garbage
 
-    garbage = collect_garbage(open_store(), remove=remove, older_than=timedelta(hours=older_than))
+    store = open_store()
+    garbage = collect_garbage(store, remove=remove, older_than=timedelta(hours=older_than))
+    environments = collect_environments(store, remove=remove, idle=timedelta(days=idle))
     lines = [("removed" if remove else "would go", f"{len(garbage.snapshots)} snapshots, {garbage.files} files, {_bytes(garbage.size)}")]
-    if garbage.files and not remove:
+    lines += [("", f"{len(environments.names)} environments, {_bytes(environments.size)}")] if environments.names else []
+    if (garbage.files or environments.names) and not remove:
         lines.append(("next", "n2p data gc --remove"))
-    return Result(asdict(garbage), lines)
+    return Result(asdict(garbage) | {"environments": asdict(environments)}, lines)
 
 
 for _action in (add, list_, show, diff, checkout, gc):

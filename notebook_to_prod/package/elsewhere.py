@@ -13,18 +13,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
-from ..errors import DependencyError
+from ..errors import DependencyError, StoreError
 from .lock import read_lock
 from ..project import Store, digest_json, remove_orphans, store_errors, temporary_prefix
 from ..train.environment import local_distributions
 
 # %% auto #0
-__all__ = ['Environment', 'environment_for', 'copy_package', 'clean_variables', 'answering']
+__all__ = ['Environment', 'environment_for', 'copy_package', 'clean_variables', 'answering', 'Idle', 'collect_environments']
 
 # %% ../../nbs/package/02_elsewhere.ipynb #environment
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def environment_for(
     interpreter = target / _INTERPRETER
     with store.lock(f"environment-{target.name}", timeout=1800):
         if (target / "complete").exists() and interpreter.exists():
+            (target / "complete").touch()  # used now, so that nobody collects it
             return Environment(interpreter, reused=True)
         if progress is not None:
             progress(f"build the environment: {len(read_lock(requirements))} distributions")
@@ -115,3 +118,32 @@ def answering() -> Iterator[TextIO]:
     answers.close()
     sys.stderr.flush()
     os._exit(0)
+
+# %% ../../nbs/package/02_elsewhere.ipynb #collect
+@dataclass(frozen=True)
+class Idle:
+    "Environments that nothing has run in for a while."
+
+    names: tuple[str, ...]
+    size: int  # Bytes on the disk
+
+
+def collect_environments(
+    store: Store,
+    *,
+    remove: bool = False,  # Or only tell
+    idle: timedelta = timedelta(days=30),  # Since something ran there last
+) -> Idle:
+    "Find, and with `remove` delete, environments that are not used any more."
+    limit, names, size = time.time() - idle.total_seconds(), [], 0
+    for mark in sorted((store.home / "environments").glob("[!.]*/complete")):
+        folder = mark.parent
+        with contextlib.suppress(StoreError), store.lock(f"environment-{folder.name}", timeout=0):  # locked: somebody asks for it at this moment
+            if not mark.exists() or mark.stat().st_mtime > limit:
+                continue
+            names.append(folder.name)
+            size += sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+            if remove:
+                mark.unlink()  # first, so that one that is half gone is built again
+                shutil.rmtree(folder, ignore_errors=True)
+    return Idle(tuple(names), size)
