@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 # %% auto #0
-__all__ = ['N2PError', 'InputError', 'ParameterError', 'NotFoundError', 'DataError', 'NotebookError', 'ExportError',
-           'BundleError', 'RunError', 'CellError', 'KernelStartError', 'KernelDiedError', 'RunTimeoutError',
-           'RunInterruptedError', 'VerdictError', 'CheckError', 'UnavailableError', 'DependencyError',
-           'LockMismatchError', 'StoreError', 'TrackingError', 'ServerError']
+__all__ = ['N2PError', 'InputError', 'ParameterError', 'NotFoundError', 'AccessError', 'DataError', 'NotebookError',
+           'ExportError', 'BundleError', 'RunError', 'CellError', 'KernelStartError', 'KernelDiedError',
+           'RunTimeoutError', 'RunInterruptedError', 'VerdictError', 'CheckError', 'UnavailableError',
+           'DependencyError', 'LockMismatchError', 'StoreError', 'TrackingError', 'ServerError']
 
 # %% ../nbs/00_errors.ipynb #n2p-error
 class N2PError(Exception):
@@ -70,6 +70,10 @@ class ParameterError(InputError):
 
 class NotFoundError(InputError):
     "A run, bundle, model, version or alias of that name does not exist."
+
+
+class AccessError(InputError):
+    "Who asks may not do this, or cannot be believed; what was asked for may be fine."
 
 
 class DataError(InputError):

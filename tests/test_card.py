@@ -77,8 +77,9 @@ TRAIN = {
     "export": "run.export(pipeline, X_train, y_train, X_test, y_test)",
 }
 SETTINGS = """
+[tool.n2p.owners]
+attrition = ["People analytics"]
 [tool.n2p.card]
-owners = ["People analytics"]
 oversight = "A manager reads every list before it is used."
 [tool.n2p.score.privacy]
 by = "Ada"
@@ -494,7 +495,7 @@ def test_a_card_without_the_record_of_the_run_says_so(registry: Registry, traine
 def test_a_misspelt_setting_is_named(tmp_path: Path) -> None:
     for text, what in (
         ('[tool.n2p.card]\nintended_usage = "x"', "did you mean 'intended_use'"),
-        ('[tool.n2p.card]\nowners = "Ada"', "needs a list"),
+        ('[tool.n2p.card]\nowners = "Ada"', "not a setting of the card"),
         ("[tool.n2p.card]\nlimits = 3", "needs a text"),
     ):
         (tmp_path / "pyproject.toml").write_text(text)
@@ -571,10 +572,14 @@ def test_events_of_the_history_are_evidence(registry: Registry, trained: Project
     known = records(registry, trained)
     last = known.events[-1]
     moves = [replace(last, action="rollback", version=1), replace(last, action="promote", alias="canary")]
-    told = ml_test_score(replace(known, events=(*known.events, *moves, replace(last, action="approve"))), [])
+    approval = replace(last, action="approve", alias=None, stage="production", bundle=known.bundle.digest)
+    told = ml_test_score(replace(known, events=(*known.events, *moves, approval)), [])
     found = {key: by_key(told)[key] for key in ("rollback", "canary", "review")}
     assert [each.points for each in found.values()] == [1.0, 0.5, 1.0]
     assert all(last.time[:19] in each.evidence[0].where for each in found.values())
+    taken_back = replace(approval, action="revoke")
+    told = ml_test_score(replace(known, events=(*known.events, approval, taken_back)), [])
+    assert by_key(told)["review"].points < 1.0
 
 
 def test_a_certificate_of_the_original_counts_half_for_a_variant(registry: Registry, trained: Project) -> None:

@@ -77,11 +77,10 @@ def judge(terminal: Terminal, store: "Store", bundle: "Bundle", against: str | N
 
 def _override(store: "Store", report: "Report", name: str, version: int, by: str, reason: str) -> "Report":
     from notebook_to_prod.package.gates.verdict import Override, save_report
-    from notebook_to_prod.release.audit import record_event
     from notebook_to_prod.release.registry import Registry, share_event
 
     details = {"reason": f"{by}: {reason}", "bundle": report.bundle}
-    event = share_event(Registry(store), "override", name, version, **details) if version else record_event(store, "override", name, version, **details)
+    event = share_event(Registry(store), "override", name, version, **details)
     return save_report(store, replace(report, override=Override(by, reason, event.time)))
 
 # %% ../../nbs/cli/02_gate.ipynb #answer

@@ -64,14 +64,14 @@ def register(terminal: Terminal, run: str, name: str) -> Result:
 @click.option("--to", "alias", default="production", show_default=True, help="The alias to point to the version.")
 @click.option("--reason", help="Why, for the history.")
 @click.option("--unsealed", is_flag=True, help="Do not ask for a seal; needs a --reason.")
-@click.option("--override", is_flag=True, help="Go against the gates; needs a --reason.")
+@click.option("--override", is_flag=True, help="Go against the gates, and past missing approvals; needs a --reason.")
 def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str | None, unsealed: bool, override: bool) -> Result:
     """Point an alias, such as production, to a version.
 
     A bundle that is not sealed is sealed first: its lock is installed in an environment of its own, and its golden rows are
     replayed there. Exit code 3 if that cannot be built, 2 if the bundle fails in it. Then it has to pass the gates of the stage,
     which are asked unless they have been, about this bundle and against what the alias points to. Exit code 1 if one says no,
-    or if somebody else moves the alias meanwhile.
+    if approvals that the stage asks for are missing, or if somebody else moves the alias meanwhile; 2 if you lack the role.
 
     Example: n2p promote flights 2 --to production
     """
@@ -81,8 +81,8 @@ def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str
     event = Registry(open_store()).promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate ") else f"seal: {text}"), override)
     was = "it pointed there already" if event is None else f"was {_version(event.previous)}{', unsealed' if event.unsealed else ''}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
-    data |= {key: getattr(event, key, None) for key in ("unsealed", "gates", "verdicts")}
-    gates = [("gates", event.gates)] if event and event.gates else []
+    data |= {key: getattr(event, key, None) for key in ("unsealed", "gates", "verdicts", "approvals", "user", "identity")}
+    gates = [(key, told) for key in ("gates", "approvals") if (told := getattr(event, key, None))]
     return Result(data, [("promoted", f"{name}@{alias} → version {version} ({was})"), *gates, ("next", f"n2p serve {shlex.quote(f'{name}@{alias}')}")])
 
 
@@ -112,8 +112,8 @@ def rollback(terminal: Terminal, name: str, alias: str, reason: str | None, dril
         ready = f"version {tried.version} in {tried.seconds:.1f} s: loaded, {tried.golden_rows} golden rows predicted"
         return Result(tried.to_dict(), [("would go", f"{name}@{alias} → {ready}"), *(("passed over", each) for each in tried.skipped), ("now", f"still {_version(tried.previous)}")])
     event = registry.rollback(name, alias, reason)
-    data = {"name": name, "version": event.version, "alias": alias, "previous": event.previous, "skipped": event.gates}
-    passed_over = [("passed over", event.gates)] if event.gates else []
+    data = {"name": name, "version": event.version, "alias": alias, "previous": event.previous, "skipped": event.gates, "approvals": event.approvals}
+    passed_over = [(label, told) for label, told in (("passed over", event.gates), ("approvals", event.approvals)) if told]
     return Result(data, [("rolled back", f"{name}@{alias} → version {event.version} (was {_version(event.previous)})"), *passed_over])
 
 # %% ../../nbs/cli/03_release.ipynb #history
@@ -122,7 +122,7 @@ def rollback(terminal: Terminal, name: str, alias: str, reason: str | None, dril
 def history(terminal: Terminal, name: str) -> Result:
     """Show who moved what when, and why.
 
-    Every registration, promotion, rollback, override and archiving, with what the gates said.
+    Every registration, request, approval, promotion, rollback, override and archiving, with what the gates said and who approved.
 
     Example: n2p history flights
     """
@@ -134,9 +134,9 @@ def history(terminal: Terminal, name: str) -> Result:
 
 
 def _told(event: "Event") -> str:
-    move = f"@{event.alias} from {_version(event.previous)}" if event.alias else None
+    move = f"@{event.alias} from {_version(event.previous)}" if event.alias else f"for {event.stage}" if event.stage else None
     gates = event.gates and (f"gates {event.gates}" + (f" ({event.verdicts[:19]})" if event.verdicts else ""))
-    return " ".join(filter(None, (event.time[:19], f"version {event.version}", move, f"by {event.user}", gates, event.unsealed and "unsealed:", event.reason)))
+    return " ".join(filter(None, (event.time[:19], f"version {event.version}", move, f"by {event.user}{' (token)' * (event.identity == 'token')}", gates, event.approvals and f"approvals {event.approvals}", event.unsealed and "unsealed:", event.reason)))
 
 # %% ../../nbs/cli/03_release.ipynb #list
 @command("list")
@@ -178,6 +178,7 @@ def show(terminal: Terminal, model: str) -> Result:
     lines += [("notebook", version.notebook)] if version.notebook else []
     lines += [("commit", version.commit)] if version.commit else []
     lines += [("metrics", ", ".join(f"{name} {value:.6g}" for name, value in found.metrics.items()) or "none recorded")]
+    lines += [("approvals", f"{each.stage}: {each.told}") for each in found.approvals]
     return Result(found.to_dict(), [*lines, *((event.action, _told(event)) for event in found.events[-20:])])
 
 

@@ -28,11 +28,11 @@ class Event:
     "One change of state of a model."
 
     time: str  # ISO 8601, UTC
-    action: str  # `register`, `promote`, `rollback`, `archive`, `override`
+    action: str  # `register`, `request`, `approve`, `revoke`, `promote`, `rollback`, `archive`, `override`
     name: str
     version: int
     user: str
-    alias: str | None = None
+    alias: str | None = None  # That was moved
     previous: int | None = None  # The version that the alias pointed to before
     reason: str | None = None
     bundle: str | None = None
@@ -41,6 +41,10 @@ class Event:
     verdicts: str | None = None  # Digest of the report of the gates
     id: str = ""  # Random, the same in the log and in MLflow
     store: str = ""  # The store that made it, see `store_id`
+    identity: str = ""  # How the user is known: `os` or `token`; empty in what is older
+    stage: str | None = None  # That an approval, or a request for one, is for: no alias was moved
+    approvals: str | None = None  # Of a promotion: how many of how many, and by whom, or `overridden`; of a rollback: `not asked`
+    rules: str | None = None  # Digest of the rules that the approvals were counted by
 
     def to_dict(self) -> dict[str, object]:
         "As the log keeps it."
@@ -239,9 +243,10 @@ def read_events(
             yield event
 
 
-def record_event(store: Store, action: str, name: str, version: int, **details: Any) -> Event:
-    "Append an event of now, by the current user."
-    return append_event(store, Event(now(), action, name, version, current_user(), store=store_id(store), **details))
+def record_event(store: Store, action: str, name: str, version: int, user: str | None = None, **details: Any) -> Event:
+    "Append an event of now, by `user`, else by whom the operating system names."
+    known = {} if user else {"identity": "os"}
+    return append_event(store, Event(now(), action, name, version, user or current_user(), store=store_id(store), **known, **details))
 
 # %% ../../nbs/release/00_audit.ipynb #verify
 @dataclass(frozen=True)

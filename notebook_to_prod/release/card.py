@@ -15,8 +15,10 @@ from ..package.gates.verdict import Verdict
 from ..package.lock import read_lock
 from ..package.schema import Column
 from ..project import digest_json
+from .approvals import Approvals, count_approvals, standing_approvals
 from .page import Section, Table, dots_svg, html_page, markdown_page
 from .records import TEXTS, Records, find_prose
+from .stages import StageRules, approvers_of
 
 # %% auto #0
 __all__ = ['HEADINGS', 'AnnexPoint', 'annex_points', 'ModelCard', 'model_card']
@@ -201,17 +203,32 @@ def _security(records: Records) -> Section:
 
 
 def _people(records: Records) -> Section:
-    rows = tuple((name, ", ".join(records.settings[name])) for name in ("owners", "approvers") if records.settings.get(name))
-    given = [each for each in records.events if each.version == records.version.version and each.action.startswith("approv")]
-    approved = tuple((each.time[:19], each.user, each.reason or "") for each in given)
-    missing = () if records.settings.get("owners") else ("owners: [tool.n2p.card] owners",)
-    missing += () if approved else ("approvals: the history has none of this version",)
-    return Section("Owners and approvals", (), (Table(("", "who"), rows), Table(("approved", "by", "why"), approved)), missing=missing)
+    name, people, asking = records.version.name, records.people, [each for each in records.stages.values() if each.approvals]
+    owners, standing = people.owners_of(name), standing_approvals(records.events, records.version.version)
+    rows = [("owners", ", ".join(owners))] if owners else []
+    rows += [(f"approvers for {each.stage}", f"{each.approvals} of {_named(approvers_of(each, people, name))}") for each in asking]
+    rows += [(f"has the role {role}", _named(people.who_may(role, name))) for role in people.roles]
+    rows += [(f"is told of {'everything' if kind == '*' else kind}", _named(people.named(names, name))) for kind, names in people.alerts.items()]
+    given = tuple((each.time[:19], each.stage or "", each.user, "a token" if each.identity == "token" else "the operating system", each.reason or "") for each in standing)
+    states = tuple(f"{each.stage}: {_counted(records, each).told}." for each in asking)
+    missing = () if owners else (f"owners: [tool.n2p.owners] {name}",)
+    missing += () if given else ("approvals: none of this version; [tool.n2p.stages.production] approvals = 1 asks for them",)
+    return Section("Owners and approvals", states, (Table(("", "who"), tuple(rows)), Table(("approved", "for", "by", "known by", "why"), given)), missing=missing)
+
+
+def _named(names: tuple[str, ...] | None) -> str:
+    return "everybody" if names is None else ", ".join(names) or "nobody"
+
+
+def _counted(records: Records, rules: StageRules) -> Approvals:
+    "As of the last event, since a clock would change the card."
+    moment = records.events[-1].time if records.events else None
+    return count_approvals(records.events, rules, records.people, records.version.name, records.version.version, records.bundle.digest, moment=moment)
 
 
 def _history(records: Records) -> Section:
-    rows = tuple((each.time[:19], each.action, f"version {each.version}", f"@{each.alias}" if each.alias else "", each.user, each.reason or "") for each in records.events)
-    return Section("History", (), (Table(("time, UTC", "what", "of", "alias", "by", "why"), rows),), sources=("the history of the registry",))
+    rows = tuple((each.time[:19], each.action, f"version {each.version}", f"@{each.alias}" if each.alias else each.stage or "", each.user, each.reason or "") for each in records.events)
+    return Section("History", (), (Table(("time, UTC", "what", "of", "stage", "by", "why"), rows),), sources=("the history of the registry",))
 
 
 def _changes(records: Records) -> Section:

@@ -172,7 +172,7 @@ def _settle(client: MlflowClient, store: Store, name: str) -> None:
 
 
 def _made(client: MlflowClient, event: Event) -> int | None:
-    "The version that a change was about, if it was made before its process died."
+    "The version that a change was about, if it was made before its process died; an event that moves and makes nothing, such as an approval, is its own change, and not made without its record."
     from mlflow.exceptions import MlflowException
 
     try:

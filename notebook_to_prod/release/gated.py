@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError, N2PError, VerdictError
 from ..package.bundle import Bundle
-from ..project import Store, find_project, project_settings
+from ..project import Store, find_project
+from .stages import stage_rules
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.gates.policy import Policy
@@ -24,24 +25,18 @@ if TYPE_CHECKING:
 __all__ = ['stage_policy', 'Passed', 'find_report', 'pass_gates']
 
 # %% ../../nbs/release/00d_gated.ipynb #stages
-_DEFAULT = {"production": True}
-
-
 def stage_policy(stage: str) -> Policy | None:
     "The policy that a bundle has to pass to enter a stage, or None; raises `InputError` on a setting that says neither."
     configured = os.environ.get("N2P_REQUIRE_GATE")
     if configured not in (None, "", "0", "1"):
         raise InputError(f"N2P_REQUIRE_GATE is '{configured}'", where="environment", remedy="set it to 0 or 1")
-    settings = project_settings().get("stages", {})
-    wanted = {**_DEFAULT, **settings}.get(stage, False) if isinstance(settings, dict) else None
-    if not isinstance(wanted, bool | str):
-        raise InputError(f"stages has {wanted!r} for {stage}", where="pyproject.toml, [tool.n2p.stages]", remedy="write true, false or the path of a policy")
+    wanted = stage_rules(stage).gates
     if configured == "0" or wanted is False:
         return None
     from notebook_to_prod.package.gates.policy import find_policy, read_policy
 
     project = find_project()
-    return find_policy(project) if wanted is True else read_policy(project / Path(str(wanted)))
+    return find_policy(project) if wanted is True else read_policy(project / Path(wanted))
 
 # %% ../../nbs/release/00d_gated.ipynb #pass
 @dataclass(frozen=True)

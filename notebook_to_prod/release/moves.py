@@ -13,15 +13,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, N2PError, NotFoundError, VerdictError
+from ..errors import AccessError, InputError, N2PError, NotFoundError, VerdictError
 from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..package.keys import require_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
-from .audit import Event, current_user
-from .change import ARCHIVED, make_change, recover, registry_lock
+from .approvals import count_approvals, standing_approvals
+from .audit import Event
+from .change import ARCHIVED, make_change, parse_events, read_tags, recover, registry_lock
 from .flavour import write_model
 from .gated import pass_gates
+from .people import Identity, acting, read_people
+from .stages import require_identity, rules_digest, stage_rules
 from .versions import DERIVED, SEALED, ModelVersion, Versions
 from ..train.record import RunRecord, now
 from ..train.tracking import track_late, tracking_errors
@@ -30,11 +33,12 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['register', 'promote', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
+__all__ = ['register', 'promote', 'locked_events', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
 
 # %% ../../nbs/release/00f_moves.ipynb #register
 def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None) -> ModelVersion:
-    "Make a version of a finished run's bundle; the same bundle under the same name is the same version. Raises `InputError`."
+    "Make a version of a finished run's bundle; the same bundle under the same name is the same version. Raises `InputError`, or `AccessError`."
+    who = acting("register", name)
     if record.status != "finished" or not record.bundle or not record.bundle_path:
         what, remedy = "the run exported no bundle", "end the notebook with run.export(pipeline, X_train, y_train, X_test, y_test) and run it again"
         if record.status != "finished":
@@ -63,7 +67,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
             tags |= {DERIVED: step[0]} if step else {}
             known_seal = read_seal(registry.store, bundle.digest)
             tags |= {SEALED: known_seal.lock} if known_seal else {}
-        event = Event(now(), "register", name, 0, current_user(), bundle=bundle.digest)
+        event = Event(now(), "register", name, 0, who.user, bundle=bundle.digest, identity=who.known_by)
         made = make_change(client, registry.store, event, lambda: int(client.create_model_version(name, source, run_id=run_id, tags=tags).version))
     return registry.read(name, made.version)
 
@@ -88,14 +92,20 @@ def promote(
     override: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Event | None:
-    "Point an alias to a version; None if it points there already. Raises `VerdictError` if a gate says no or the alias has moved meanwhile, and what `seal` raises."
+    "Point an alias to a version; None if it points there already. Raises `VerdictError` if a gate says no, approvals are missing or the alias has moved meanwhile, `AccessError` if a role is, and what `seal` raises."
     for asked, option, what in ((unsealed, "--unsealed", "a promotion without a seal"), (override, "--override", "a promotion against the gates")):
         if asked and not (reason or "").strip():
             raise InputError(f"{what} needs a reason", where=option, remedy="say for the history why: --reason TEXT")
+    who = acting("promote", name)
+    if override:
+        acting("override", name)
     target = _living(registry.read(name, version))
     before = registry.aliased(name, alias)
     if before == version:
         return None
+    if stage_rules(alias).asks_people:
+        with _ready(registry, name):
+            _approved(registry, target, alias, who, override, reason)  # before anything that takes long
     sealed = _sealed(registry, target, not unsealed and seal_required(), progress)
     champion = lambda: None if before is None else registry.bundle(registry.read(name, before))  # noqa: E731 - only asked if there are gates
     passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress)
@@ -105,8 +115,8 @@ def promote(
             return None
         _require_unmoved(name, alias, before, current)
         _living(registry.read(name, version))
-        details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts}
-        return _move(registry, "promote", target, alias, before, reason, **details)
+        details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts} | _approved(registry, target, alias, who, override, reason)
+        return _move(registry, "promote", target, who, alias, before, reason, **details)
 
 
 @contextlib.contextmanager
@@ -116,6 +126,11 @@ def _ready(registry: Versions, name: str) -> Any:
     with registry_lock(registry.store):
         recover(client, registry.store, name)
         yield
+
+
+def locked_events(registry: Versions, name: str) -> list[Event]:
+    "Events of a model, for who holds the lock of the registry and has settled what was cut short."
+    return parse_events(name, read_tags(lambda: registry._client, registry.store, name))
 
 
 def _living(version: ModelVersion) -> ModelVersion:
@@ -135,10 +150,10 @@ def _called(version: int | None) -> str:
     return "nothing" if version is None else f"version {version}"
 
 
-def _move(registry: Versions, action: str, version: ModelVersion, alias: str, previous: int | None, reason: str | None, **details: Any) -> Event:
+def _move(registry: Versions, action: str, version: ModelVersion, who: Identity, alias: str, previous: int | None, reason: str | None, **details: Any) -> Event:
     bundle = registry.bundle(version)
     require_signature(bundle.path, bundle.digest, trusted_keys(registry.store))  # what no service would load
-    event = Event(now(), action, version.name, version.version, current_user(), alias, previous, reason, version.bundle, **details)
+    event = Event(now(), action, version.name, version.version, who.user, alias, previous, reason, version.bundle, identity=who.known_by, **details)
     return make_change(registry._client, registry.store, event, lambda: registry._client.set_registered_model_alias(version.name, alias, str(version.version)))
 
 
@@ -155,6 +170,34 @@ def _sealed(registry: Versions, version: ModelVersion, wanted: bool, progress: C
         with tracking_errors(registry.store):
             registry._client.set_model_version_tag(version.name, str(version.version), SEALED, found.lock)
     return found is not None
+
+# %% ../../nbs/release/00f_moves.ipynb #approved
+def _approved(registry: Versions, version: ModelVersion, alias: str, who: Identity, override: bool, reason: str | None) -> dict[str, Any]:
+    "What an event says of the approvals that a stage asks for; the caller holds the lock. Raises `VerdictError` if some are missing, with the request on record."
+    rules, people = stage_rules(alias), read_people()
+    require_identity(who, rules)
+    if not rules.approvals:
+        return {}
+    name, number, reference = version.name, version.version, f"{version.name}@{version.version}"
+    events = locked_events(registry, name)
+    found = count_approvals(events, rules, people, name, number, version.bundle, who.user)
+    details = {"approvals": str(found), "rules": rules_digest()}
+    if found.is_complete:
+        return details
+    if override and who.user not in (people.who_may("override", name) or ()):
+        raise AccessError(f"{who} may not go past missing approvals", where="[tool.n2p.roles] override", remedy="only people whom the role names may; without it nobody")
+    if override:
+        return details | {"approvals": f"overridden, {found}"}
+    if any(each.user == who.user for each in standing_approvals(events, number, alias)):
+        remedy = f"let somebody else promote it, or get another approval: n2p approve {reference} --to {alias} ({found.still} may)"
+        raise VerdictError(f"{alias} asks for {rules.approvals} approvals of {reference}, and without your own there are {found}", where=reference, remedy=remedy)
+    if found.requested is None:
+        asked = Event(now(), "request", name, number, who.user, reason=reason, bundle=version.bundle, identity=who.known_by, stage=alias, rules=details["rules"])
+        make_change(registry._client, registry.store, asked)
+        found = count_approvals([*events, asked], rules, people, name, number, version.bundle, who.user)
+    remedy = f"{found.still} may still approve: n2p approve {reference} --to {alias}" if found.still != "nobody" else f"nobody may still approve it: name more approvers in [tool.n2p.stages.{alias}]"
+    what = f"{alias} asks for {rules.approvals} approval{'s' * (rules.approvals != 1)} of {reference}, and there {'is' if len(found.given) == 1 else 'are'} {found.told.partition(';')[0]}"
+    raise VerdictError(what, where=reference, remedy=remedy)
 
 # %% ../../nbs/release/00f_moves.ipynb #path
 def alias_path(events: list[Event], alias: str) -> list[int]:
@@ -218,15 +261,19 @@ def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
 
 def rollback(registry: Versions, name: str, alias: str, reason: str | None = None) -> Event:
     "Point an alias to the last version that is healthy of those that it pointed to before; raises `NotFoundError`, or `VerdictError` if it has moved meanwhile."
+    who, rules = acting("rollback", name), stage_rules(alias)
+    require_identity(who, rules)
     ready = drill_rollback(registry, name, alias)
     with _ready(registry, name):
         _require_unmoved(name, alias, ready.previous, registry.aliased(name, alias))
         target = _living(registry.read(name, ready.version))
-        return _move(registry, "rollback", target, alias, ready.previous, reason, gates="; ".join(ready.skipped)[:1000] or None)
+        told = {"gates": "; ".join(ready.skipped)[:1000] or None, "approvals": "not asked" if rules.approvals else None}
+        return _move(registry, "rollback", target, who, alias, ready.previous, reason, **told)
 
 # %% ../../nbs/release/00f_moves.ipynb #archive
 def archive(registry: Versions, name: str, version: int, reason: str | None = None) -> Event | None:
     "Keep a version from being promoted; None if it is archived already. Raises `InputError` if an alias points to it."
+    who = acting("archive", name)
     registry.read(name, version)
     with _ready(registry, name):
         target = registry.read(name, version)
@@ -235,5 +282,5 @@ def archive(registry: Versions, name: str, version: int, reason: str | None = No
         if target.aliases:
             what, where = f"version {version} of '{name}' is live as {', '.join(target.aliases)}", f"{name}@{version}"
             raise InputError(what, where=where, remedy=f"promote another version first: n2p promote {name} VERSION --to {target.aliases[0]}")
-        event = Event(now(), "archive", name, version, current_user(), reason=reason, bundle=target.bundle)
+        event = Event(now(), "archive", name, version, who.user, reason=reason, bundle=target.bundle, identity=who.known_by)
         return make_change(registry._client, registry.store, event, lambda: registry._client.set_model_version_tag(name, str(version), ARCHIVED, event.time))

@@ -22,12 +22,14 @@ from ..package.seal import Seal, read_seal
 from ..project import digest_file, find_project, project_settings
 from .audit import Event
 from .graph import LineageGraph, find_record, lineage_graph
+from .people import People, read_people
 from .registry import ModelVersion, Registry
+from .stages import StageRules, read_stages
 from ..train.notebook import Notebook, read_notebook
 from ..train.record import RunRecord
 
 # %% auto #0
-__all__ = ['LISTS', 'TEXTS', 'find_prose', 'card_settings', 'Records', 'gather']
+__all__ = ['TEXTS', 'find_prose', 'card_settings', 'Records', 'gather']
 
 # %% ../../nbs/release/08_records.ipynb #prose
 _HEADING = re.compile(r"^(#{1,6})\s+(.*?)\s*#*\s*$")
@@ -58,7 +60,6 @@ def find_prose(
     return ""
 
 # %% ../../nbs/release/08_records.ipynb #settings
-LISTS = ("owners", "approvers")
 TEXTS = {
     "intended_use": "Intended use",
     "out_of_scope": "Out of scope",
@@ -85,13 +86,13 @@ def card_settings(project: Path | None = None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError("[tool.n2p.card] is not a table", where=where, remedy="write settings as lines below [tool.n2p.card]")
     for name, value in found.items():
-        if name not in (*TEXTS, *LISTS):
-            near = difflib.get_close_matches(name, (*TEXTS, *LISTS), n=1)
+        if name in ("owners", "approvers"):
+            raise InputError(f"'{name}' are not a setting of the card", where=where, remedy='owners have a table: [tool.n2p.owners] "*" = ["Ada"]; approvers are named by the stage: [tool.n2p.stages.production] approvers = ["Ada"]')
+        if name not in TEXTS:
+            near = difflib.get_close_matches(name, TEXTS, n=1)
             what = f"unknown setting '{name}'" + (f", did you mean '{near[0]}'?" if near else "")
-            raise InputError(what, where=where, remedy=f"the settings are {', '.join((*LISTS, *TEXTS))}")
-        if name in LISTS and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
-            raise InputError(f"'{name}' needs a list of texts", where=where, remedy=f'write {name} = ["Ada"]')
-        if name in TEXTS and not isinstance(value, str):
+            raise InputError(what, where=where, remedy=f"the settings are {', '.join(TEXTS)}")
+        if not isinstance(value, str):
             raise InputError(f"'{name}' needs a text", where=where, remedy=f'write {name} = "…"')
     return found
 
@@ -110,6 +111,8 @@ class Records:
     seal: Seal | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)  # See `card_settings`
     project: Path = field(default_factory=find_project)
+    people: People = field(default_factory=People)
+    stages: Mapping[str, StageRules] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -186,4 +189,4 @@ def gather(registry: Registry, version: ModelVersion, project: Path | None = Non
     bundle = registry.bundle(version)
     parts = {"record": find_record(registry, version), "reports": tuple(read_reports(registry.store, bundle.digest)), "seal": read_seal(registry.store, bundle.digest)}
     root = project or find_project()
-    return Records(registry, version, bundle, lineage_graph(registry, version), tuple(registry.history(version.name)), **parts, settings=card_settings(root), project=root)
+    return Records(registry, version, bundle, lineage_graph(registry, version), tuple(registry.history(version.name)), **parts, settings=card_settings(root), project=root, people=read_people(root), stages=read_stages(root))

@@ -12,9 +12,12 @@ from typing import Any
 from ..errors import NotFoundError
 from ..package.bundle import Bundle
 from ..package.lineage import find_origin
-from .audit import Event, current_user
+from .approvals import Approvals
+from .approve import approvals, approve, revoke
+from .audit import Event, record_event
 from .change import make_change, recover, registry_lock
 from .moves import Drill, alias_path as alias_path, archive, drill_rollback, promote, register, rollback
+from .people import acting
 from .versions import ModelVersion, Versions, check_alias, check_name, parse_reference as parse_reference
 from ..train.record import RunRecord, now
 
@@ -50,6 +53,18 @@ class Registry(Versions):
         "Point an alias to a version that is sealed and passes the gates; returns the event, or None if it points there already. Raises what `moves.promote` raises."
         return promote(self, check_name(name), version, check_alias(to), reason, unsealed, override, progress)
 
+    def approve(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
+        "Approve of a version in a stage, as who runs this process; returns the event, or None if that approval holds already. Raises what `approve.approve` raises."
+        return approve(self, check_name(name), version, check_alias(to), reason)
+
+    def revoke(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
+        "Take back one's own approval; returns the event, or None if there is none."
+        return revoke(self, check_name(name), version, check_alias(to), reason)
+
+    def approvals(self, name: str, version: int, stage: str = "production") -> Approvals:
+        "How many approvals a version has for a stage, and who may still give one."
+        return approvals(self, check_name(name), version, check_alias(stage))
+
     def rollback(self, name: str, alias: str = "production", reason: str | None = None) -> Event:
         "Point an alias to the version it pointed to before, if that is healthy, else further back; raises `NotFoundError` if there is none."
         return rollback(self, check_name(name), check_alias(alias), reason)
@@ -64,8 +79,12 @@ class Registry(Versions):
 
 
 def share_event(registry: Versions, action: str, name: str, version: int, **details: Any) -> Event:
-    "Keep an event of now that changes nothing, such as an override, in MLflow and in the log of this store."
+    "Keep an event of now that changes nothing, such as an override, in the log of this store and, if it is about a version, in MLflow; raises what `acting` raises."
+    who = acting(action, name)
+    details["identity"] = who.known_by
+    if not version:
+        return record_event(registry.store, action, name, version, who.user, **details)
     client = registry._client
     with registry_lock(registry.store):
         recover(client, registry.store, name)
-        return make_change(client, registry.store, Event(now(), action, name, version, current_user(), **details))
+        return make_change(client, registry.store, Event(now(), action, name, version, who.user, **details))

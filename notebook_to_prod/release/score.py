@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..project import digest_file, project_settings
+from .approvals import standing_approvals
 from .page import Section, Table, html_page, markdown_page
 from .records import Records
 from ..train.record import list_runs
@@ -117,7 +118,8 @@ _DATA: tuple[tuple[str, str, Check, str], ...] = (
 
 # %% ../../nbs/release/10_score.ipynb #model-tests
 def _review(records: Records) -> list[Evidence]:
-    approved = _events(records, "approved", 1.0, lambda event: event.action.startswith("approv"))
+    given = [each for each in standing_approvals(records.events, records.version.version) if each.bundle == records.bundle.digest]
+    approved = [Evidence(f"approved for {given[-1].stage}, by {', '.join(dict.fromkeys(each.user for each in given))}", f"approve at {given[-1].time[:19]} UTC in the history", f"n2p history {records.version.name}")] if given else []
     commit = records.version.commit
     patched = records.record is not None and (Path(records.record.folder) / "changes.patch").is_file()
     if not commit or patched:
@@ -147,7 +149,7 @@ def _slices(records: Records) -> list[Evidence]:
 
 
 _MODEL: tuple[tuple[str, str, Check, str], ...] = (
-    ("review", "Model specs are reviewed and submitted", _review, "commit the notebook before n2p run; then an approval: {approve}"),
+    ("review", "Model specs are reviewed and submitted", _review, "commit the notebook before n2p run; then an approval, for a stage that asks for one: {approve}"),
     ("online", "Offline and online metrics correlate", lambda records: [], "{watch}, with the outcomes of what was predicted"),
     ("tuned", "All hyperparameters have been tuned", _tuned, f"n2p run with a grid of at least {_ENOUGH_SETS} sets of parameters"),
     ("staleness", "The impact of model staleness is known", lambda records: [], "{watch}, or document how older versions do on new data: [tool.n2p.score.staleness]"),
@@ -327,7 +329,7 @@ def ml_test_score(
     "Score a version by what is on record; raises `InputError` if the settings are wrong."
     declared, there = declared_evidence(records.project), set(commands)
     names = {"reference": records.reference, "name": records.version.name, "version": records.version.version}
-    for key, command, shape in (("approve", "approve", "n2p approve {name} {version}"), ("watch", "watch", "n2p watch {name}@production"), ("retrain", "retrain", "n2p retrain {name}"), ("rollout", "rollout", "n2p rollout {name}"), ("drill", "rollback --drill", "n2p rollback {name} --drill")):
+    for key, command, shape in (("approve", "approve", "n2p approve {reference}"), ("watch", "watch", "n2p watch {name}@production"), ("retrain", "retrain", "n2p retrain {name}"), ("rollout", "rollout", "n2p rollout {name}"), ("drill", "rollback --drill", "n2p rollback {name} --drill")):
         told = shape.format(**names)
         names[key] = told if command in there else f"{told} (not available yet)"
     if "rollback --drill" not in there:

@@ -16,10 +16,12 @@ from typing import Any
 from ..errors import InputError, StoreError
 from ..package.keys import Signature, is_valid, sign, trusted_keys
 from ..project import Store, digest_bytes, digest_json, store_errors
+from .approvals import Approvals
 from .audit import Damage, Event, read_events, read_head, store_id, verify_log
 from .change import is_pending, parse_events, read_tags, recover, registry_lock
 from .registry import ModelVersion, Registry, check_alias, check_name
 from .rows import version_counts
+from .stages import read_stages
 from ..train.record import now
 from ..train.tracking import tracking_errors
 
@@ -62,11 +64,12 @@ class Shown:
     versions: list[ModelVersion]  # Newest first
     events: list[Event]  # Of what is shown, oldest first
     metrics: dict[str, float] = field(default_factory=dict)  # Of the one version
+    approvals: list[Approvals] = field(default_factory=list)  # Of the one version, for each stage that asks for them
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
         plain = {"versions": [each.to_dict() for each in self.versions], "events": [each.to_dict() for each in self.events]}
-        return {"name": self.name, **plain, "metrics": self.metrics}
+        return {"name": self.name, **plain, "metrics": self.metrics, "approvals": [each.to_dict() for each in self.approvals]}
 
 
 def show_model(registry: Registry, reference: str) -> Shown:
@@ -76,7 +79,8 @@ def show_model(registry: Registry, reference: str) -> Shown:
         return Shown(reference, registry.versions(reference)[::-1], events)
     version = registry.resolve(reference)
     events = [each for each in registry.history(version.name) if each.version == version.version or each.previous == version.version]
-    return Shown(version.name, [version], events, registry.metrics(version))
+    asked = [registry.approvals(version.name, version.version, stage) for stage, rules in read_stages().items() if rules.approvals]
+    return Shown(version.name, [version], events, registry.metrics(version), asked)
 
 # %% ../../nbs/release/02_views.ipynb #live
 def parse_time(text: str) -> datetime:
