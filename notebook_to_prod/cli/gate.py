@@ -60,6 +60,8 @@ def gate(terminal: Terminal, bundle: str | None, policy: Path | None, against: s
     report = judge(terminal, store, opened, against, asked, only)
     if options["override"]:
         report = _override(store, report, name, version, options["by"], options["override"])
+    elif not report.passed:
+        _keep_failure(terminal, store, report, name, version)
     return answer(terminal, store, report, name, options["html"])
 
 # %% ../../nbs/cli/02_gate.ipynb #find
@@ -77,12 +79,21 @@ def judge(terminal: Terminal, store: "Store", bundle: "Bundle", against: str | N
 
 def _override(store: "Store", report: "Report", name: str, version: int, by: str, reason: str) -> "Report":
     from notebook_to_prod.package.gates.verdict import Override, save_report
-    from notebook_to_prod.release.audit import record_event
-    from notebook_to_prod.release.registry import Registry, share_event
+    from notebook_to_prod.release.registry import Registry, keep_event
 
-    details = {"reason": f"{by}: {reason}", "bundle": report.bundle}
-    event = share_event(Registry(store), "override", name, version, **details) if version else record_event(store, "override", name, version, **details)
+    event = keep_event(Registry(store), "override", name, version, reason=f"{by}: {reason}", bundle=report.bundle)
     return save_report(store, replace(report, override=Override(by, reason, event.time)))
+
+
+def _keep_failure(terminal: Terminal, store: "Store", report: "Report", name: str, version: int) -> None:
+    from notebook_to_prod.errors import UnavailableError
+    from notebook_to_prod.release.registry import Registry, keep_event
+
+    failed = ", ".join(dict.fromkeys(each.gate for each in report.failed))
+    try:
+        keep_event(Registry(store), "gate-failed", name, version, reason=failed, bundle=report.bundle, gates="failed", verdicts=report.digest)
+    except UnavailableError as error:  # the verdict counts more than the note of it
+        terminal.note(f"warning: the history does not know of it: {error.what}")
 
 # %% ../../nbs/cli/02_gate.ipynb #answer
 def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html: Path | None) -> Result:

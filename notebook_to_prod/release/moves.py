@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ from ..train.tracking import track_late, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+    from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
 __all__ = ['register', 'promote', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
@@ -98,7 +101,7 @@ def promote(
         return None
     sealed = _sealed(registry, target, not unsealed and seal_required(), progress)
     champion = lambda: None if before is None else registry.bundle(registry.read(name, before))  # noqa: E731 - only asked if there are gates
-    passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress)
+    passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress, partial(_refuse, registry, target, alias))
     with _ready(registry, name):
         current = registry.aliased(name, alias)
         if current == version:
@@ -107,6 +110,14 @@ def promote(
         _living(registry.read(name, version))
         details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts}
         return _move(registry, "promote", target, alias, before, reason, **details)
+
+
+def _refuse(registry: Versions, version: ModelVersion, alias: str, report: Report) -> Event:
+    "Keep in the history that the gates said no; it is no move, so the event names no alias."
+    reason = f"{alias}: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
+    event = Event(now(), "gate-failed", version.name, version.version, current_user(), reason=reason, bundle=version.bundle, gates="failed", verdicts=report.digest)
+    with _ready(registry, version.name):
+        return make_change(registry._client, registry.store, event)
 
 
 @contextlib.contextmanager

@@ -12,24 +12,27 @@ from typing import Any
 from ..errors import NotFoundError
 from ..package.bundle import Bundle
 from ..package.lineage import find_origin
-from .audit import Event, current_user
+from .announce import announcing
+from .audit import Event, current_user, record_event
 from .change import make_change, recover, registry_lock
 from .moves import Drill, alias_path as alias_path, archive, drill_rollback, promote, register, rollback
 from .versions import ModelVersion, Versions, check_alias, check_name, parse_reference as parse_reference
 from ..train.record import RunRecord, now
 
 # %% auto #0
-__all__ = ['Registry', 'share_event']
+__all__ = ['Registry', 'share_event', 'keep_event']
 
 # %% ../../nbs/release/01_registry.ipynb #registry
 @dataclass(frozen=True)
 class Registry(Versions):
     "Versions and aliases of the models of one store."
 
+    @announcing
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
         return register(self, record, check_name(name))
 
+    @announcing
     def register_bundle(self, bundle: Bundle, name: str) -> tuple[ModelVersion, RunRecord]:
         "Make a version of a bundle that a run of this store has made, or of a variant of one; returns the run, too. Raises `NotFoundError` if no run has."
         _, record = find_origin(self.store, bundle.digest)
@@ -37,6 +40,7 @@ class Registry(Versions):
             raise NotFoundError("no run of this store made the bundle, or what it was made from", where=str(bundle.path), remedy="register it where its notebook ran")
         return register(self, record, check_name(name), bundle), record
 
+    @announcing
     def promote(
         self,
         name: str,
@@ -50,6 +54,7 @@ class Registry(Versions):
         "Point an alias to a version that is sealed and passes the gates; returns the event, or None if it points there already. Raises what `moves.promote` raises."
         return promote(self, check_name(name), version, check_alias(to), reason, unsealed, override, progress)
 
+    @announcing
     def rollback(self, name: str, alias: str = "production", reason: str | None = None) -> Event:
         "Point an alias to the version it pointed to before, if that is healthy, else further back; raises `NotFoundError` if there is none."
         return rollback(self, check_name(name), check_alias(alias), reason)
@@ -58,14 +63,22 @@ class Registry(Versions):
         "Do all of a rollback but the switch; raises what `rollback` raises."
         return drill_rollback(self, check_name(name), check_alias(alias))
 
+    @announcing
     def archive(self, name: str, version: int, reason: str | None = None) -> Event | None:
         "Keep a version that is not live from being promoted; returns the event, or None if it is archived already."
         return archive(self, check_name(name), version, reason)
 
 
+@announcing
 def share_event(registry: Versions, action: str, name: str, version: int, **details: Any) -> Event:
     "Keep an event of now that changes nothing, such as an override, in MLflow and in the log of this store."
     client = registry._client
     with registry_lock(registry.store):
         recover(client, registry.store, name)
         return make_change(client, registry.store, Event(now(), action, name, version, current_user(), **details))
+
+
+@announcing
+def keep_event(registry: Versions, action: str, name: str, version: int, **details: Any) -> Event:
+    "Keep an event of now that changes nothing: with the model, or, of a bundle that is no version, in the log of this store alone."
+    return share_event(registry, action, name, version, **details) if version else record_event(registry.store, action, name, version, **details)
