@@ -209,7 +209,11 @@ class _Round:
         return [] if place is None else [each for each in logged(self.store, place.sequence) if self.webhook.wants(each[1])]
 
     def _drain(self) -> None:
-        for sequence, event in self._pending():
+        began = read_place(self.store, self.webhook)
+        entries = logged(self.store, began.sequence) if began else []
+        for sequence, event in entries:
+            if not self.webhook.wants(event):
+                continue
             place = read_place(self.store, self.webhook) or Place(sequence - 1)
             while not self.over:
                 if place.attempts >= self.webhook.attempts:
@@ -235,6 +239,8 @@ class _Round:
                 if answer.final:
                     self._give_up(sequence, event, place)
                     break
+        if entries and not self.webhook.wants(entries[-1][1]):
+            _keep_place(self.store, self.webhook, Place(entries[-1][0]))  # so that these are not looked at again
 
     def _try(self, sequence: int, event: Event, place: Place) -> Answer | None:
         try:
