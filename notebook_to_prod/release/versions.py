@@ -225,7 +225,10 @@ class Versions:
         if found is not None:
             return found
         with tracking_errors(self.store):
-            return sorted(each.name for each in self._client.search_registered_models())
+            pages = [self._client.search_registered_models()]
+            while pages[-1].token:
+                pages.append(self._client.search_registered_models(page_token=pages[-1].token))
+            return sorted(each.name for page in pages for each in page)
 
 
 def _asked(column: Column) -> tuple[Any, ...]:
