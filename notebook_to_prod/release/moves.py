@@ -61,7 +61,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
                 write_model(bundle, Path(folder), run_id)  # files that MLflow can overwrite, if it has the artifacts of this run already
                 client.log_artifacts(run_id, folder, place)
             source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}
+            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook}
             tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
             tags |= {DERIVED: step[0]} if step else {}
             known_seal = read_seal(registry.store, bundle.digest)

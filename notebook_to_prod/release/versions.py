@@ -68,7 +68,7 @@ class ModelVersion:
     run_id: str
     aliases: tuple[str, ...] = ()
     source: str = ""  # Where MLflow keeps the bundle
-    notebook: str = ""  # Path, as the run was given it; empty for a version that is older than the tag
+    notebook: str = ""  # Path, seen from the project; empty for a version that is older than the tag
     commit: str = ""  # Of the project, if it is in git
     archived: str = ""  # When it was, or nothing
     sealed: str = ""  # Digest of the lock that it was sealed with, by whichever store

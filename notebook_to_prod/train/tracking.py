@@ -127,7 +127,7 @@ def _open_run(store: Store, record: RunRecord, again: bool) -> TrackedRun:
                 if found.lifecycle_stage == "deleted":
                     client.restore_experiment(found.experiment_id)
                 experiment_id = found.experiment_id
-        tags = {"n2p.run_id": record.run_id, "n2p.notebook": record.notebook_path}
+        tags = {"n2p.run_id": record.run_id, "n2p.notebook": record.notebook}
         run = client.create_run(experiment_id, tags=tags, run_name=record.run_id)
         from mlflow.entities import Param
 
