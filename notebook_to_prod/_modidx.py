@@ -4023,6 +4023,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'notebook_to_prod/train/record.py'),
                                                'notebook_to_prod.train.record.RunRecord.input_notebook': ( 'train/record.html#runrecord.input_notebook',
                                                                                                            'notebook_to_prod/train/record.py'),
+                                               'notebook_to_prod.train.record.RunRecord.notebook': ( 'train/record.html#runrecord.notebook',
+                                                                                                     'notebook_to_prod/train/record.py'),
                                                'notebook_to_prod.train.record.RunRecord.output_notebook': ( 'train/record.html#runrecord.output_notebook',
                                                                                                             'notebook_to_prod/train/record.py'),
                                                'notebook_to_prod.train.record.RunRecord.run_key': ( 'train/record.html#runrecord.run_key',
