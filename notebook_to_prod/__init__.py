@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle, open_bundle
     from notebook_to_prod.package.schema import Schema, infer_schema
     from notebook_to_prod.package.session import Run, start
+    from notebook_to_prod.release.announce import on_event
     from notebook_to_prod.release.registry import ModelVersion, Registry
+    from notebook_to_prod.release.webhook import verify_webhook
     from notebook_to_prod.serve.predictor import Predictor, load_predictor
     from notebook_to_prod.train.data import load
     from notebook_to_prod.train.parameters import secret
@@ -29,10 +31,12 @@ _HOMES = {
     "infer_schema": "package.schema",
     "load": "train.data",
     "load_predictor": "serve.predictor",
+    "on_event": "release.announce",
     "open_bundle": "package.bundle",
     "run_notebook": "train.run",
     "secret": "train.parameters",
     "start": "package.session",
+    "verify_webhook": "release.webhook",
 }
 
 __all__ = [*_HOMES]

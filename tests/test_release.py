@@ -263,6 +263,16 @@ def test_an_address_with_options_is_the_same_database(tmp_path: Path) -> None:
     assert ask_database(f"sqlite:///file:{tmp_path / 'mlflow.db'}?uri=true", "select name from kept") is None
 
 
+def test_every_page_of_names_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an address that only MLflow's client can ask, as it asks a server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{tmp_path / 'mlflow.db'}?uri=true")
+    registry = Registry(Store(tmp_path / ".n2p"))
+    names = [f"model-{number:03}" for number in range(101)]  # a page holds 100
+    for name in names:
+        registry._client.create_registered_model(name)
+    assert len(registry._client.search_registered_models()) == 100 and registry.names() == names
+
+
 def test_live_is_what_the_alias_points_to(trained: Project, registry: Registry) -> None:
     register(registry, "elsewhere", 2)
     registry.promote("elsewhere", 1)

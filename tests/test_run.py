@@ -512,6 +512,14 @@ def test_without_mlflows_server_the_record_is_kept(
     assert folder.name in done.stdout + done.stderr  # the record can be found
 
 
+def test_mlflow_is_told_no_path_of_this_machine(project: Project) -> None:
+    notebook = project.notebook("models/train.ipynb", {"fit": "1"})
+    done = project.run(notebook.resolve())
+    assert done.code == 0, done
+    assert project.tracked(done.json["run_id"]).data.tags["n2p.notebook"] == "models/train.ipynb"
+    assert done.json["notebook_path"] == str(notebook.resolve())
+
+
 def test_a_damaged_database_is_a_tracking_error(project: Project) -> None:
     project.notebook("train.ipynb", {"fit": "1"})
     project.home.mkdir()

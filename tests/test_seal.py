@@ -192,6 +192,19 @@ def test_what_predicts_otherwise_is_refused(trained: Project, sealed: Done) -> N
     assert read_seal(store, other.digest) is None
 
 
+def test_a_replay_that_never_ends_is_refused(trained: Project, sealed: Done) -> None:
+    store = Store(trained.home)
+
+    def change(contents: dict[str, bytes]) -> None:
+        (code,) = (name for name in contents if name.startswith("code/") and b"class Doubled" in contents[name])
+        contents[code] = b"import time\n\ntime.sleep(3600)\n" + contents[code]
+
+    other = altered(store, bundle_of(trained, "one"), change)
+    with pytest.raises(BundleError, match=r"not predicted within 0\.5 s") as caught:
+        seal(store, other, timeout=0.5)
+    assert "a wait or a lock" in (caught.value.remedy or "") and read_seal(store, other.digest) is None
+
+
 def test_a_bundle_without_a_lock_is_refused(trained: Project) -> None:
     store = Store(trained.home)
     other = altered(store, bundle_of(trained, "one"), lambda contents: contents.pop("requirements.lock") and None)

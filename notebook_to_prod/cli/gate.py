@@ -60,6 +60,8 @@ def gate(terminal: Terminal, bundle: str | None, policy: Path | None, against: s
     report = judge(terminal, store, opened, against, asked, only)
     if options["override"]:
         report = _override(store, report, name, version, options["by"], options["override"])
+    elif not report.passed:
+        _keep_failure(terminal, store, report, name, version)
     return answer(terminal, store, report, name, options["html"])
 
 # %% ../../nbs/cli/02_gate.ipynb #find
@@ -79,9 +81,19 @@ def _override(store: "Store", report: "Report", name: str, version: int, by: str
     from notebook_to_prod.package.gates.verdict import Override, save_report
     from notebook_to_prod.release.registry import Registry, share_event
 
-    details = {"reason": f"{by}: {reason}", "bundle": report.bundle}
-    event = share_event(Registry(store), "override", name, version, **details)
+    event = share_event(Registry(store), "override", name, version, reason=f"{by}: {reason}", bundle=report.bundle)
     return save_report(store, replace(report, override=Override(by, reason, event.time)))
+
+
+def _keep_failure(terminal: Terminal, store: "Store", report: "Report", name: str, version: int) -> None:
+    from notebook_to_prod.errors import AccessError, UnavailableError
+    from notebook_to_prod.release.registry import Registry, share_event
+
+    failed = ", ".join(dict.fromkeys(each.gate for each in report.failed))
+    try:
+        share_event(Registry(store), "gate-failed", name, version, reason=failed, bundle=report.bundle, gates="failed", verdicts=report.digest)
+    except (AccessError, UnavailableError) as error:  # the verdict counts more than the note of it
+        terminal.note(f"warning: the history does not know of it: {error.what}")
 
 # %% ../../nbs/cli/02_gate.ipynb #answer
 def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html: Path | None) -> Result:

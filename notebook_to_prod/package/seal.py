@@ -114,7 +114,7 @@ answer_seal()
 """
 
 
-def _replay(bundle: Bundle, environment: Environment) -> dict[str, Any]:
+def _replay(bundle: Bundle, environment: Environment, timeout: float) -> dict[str, Any]:
     "What the replay says; raises `BundleError`."
     variables = {name: value for name, value in clean_variables().items() if not name.startswith("N2P_")}
     variables["N2P_TRUSTED"] = ",".join(sorted(trusted_libraries()))
@@ -126,7 +126,11 @@ def _replay(bundle: Bundle, environment: Environment) -> dict[str, Any]:
         command = [str(environment.interpreter), "-I", "-c", _CODE, str(place / "modules")]
         task = json.dumps({"path": str(place / "bundle"), "digest": bundle.digest}) + "\n"
         options: dict[str, Any] = {"capture_output": True, "text": True, "encoding": "utf-8", "errors": "surrogateescape", "check": False}
-        done = subprocess.run(command, input=task, cwd=place / "work", env=variables, **options)
+        try:
+            done = subprocess.run(command, input=task, cwd=place / "work", env=variables, timeout=timeout, **options)
+        except subprocess.TimeoutExpired as error:
+            remedy = "look for a download, a wait or a lock in what loads the model or predicts"
+            raise _refused(bundle, f"its golden rows are not predicted within {timeout:g} s", remedy) from error
     if not done.stdout:
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
         raise _refused(bundle, f"the model ends the process that loads it: {reason}", "look for os._exit, a crash in native code, or memory running out")
@@ -148,6 +152,7 @@ def seal(
     bundle: Bundle,
     again: bool = False,  # Replay even if there is a seal
     progress: Callable[[str], None] | None = None,  # Told what takes time
+    timeout: float = 600.0,  # Seconds that the replay may take, once the environment is there
 ) -> Seal:
     "Replay the golden rows where the bundle's lock is installed, and record that they agree; raises `DependencyError` or `BundleError`, and records nothing then."
     digest = lock_digest(bundle)
@@ -161,7 +166,7 @@ def seal(
         if progress is not None:
             progress(f"replay {rows} golden rows")
         try:
-            said = _replay(bundle, environment)
+            said = _replay(bundle, environment, timeout)
         except BundleError:
             _path(store, bundle.digest).unlink(missing_ok=True)
             raise

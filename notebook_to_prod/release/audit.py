@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ from ..project import Store, digest_bytes, digest_text, store_errors, write_atom
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head', 'append_event', 'read_events', 'record_event',
-           'Damage', 'find_damage', 'verify_log']
+__all__ = ['COLLECTED', 'Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head', 'append_event', 'settle_log',
+           'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
 
 # %% ../../nbs/release/00_audit.ipynb #event
 @dataclass(frozen=True)
@@ -28,16 +29,16 @@ class Event:
     "One change of state of a model."
 
     time: str  # ISO 8601, UTC
-    action: str  # `register`, `request`, `approve`, `revoke`, `promote`, `rollback`, `archive`, `override`
+    action: str  # `register`, `request`, `approve`, `revoke`, `promote`, `rollback`, `archive`, `override`, `gate-failed`
     name: str
-    version: int
+    version: int  # 0 of a bundle that is none
     user: str
     alias: str | None = None  # That was moved
     previous: int | None = None  # The version that the alias pointed to before
     reason: str | None = None
     bundle: str | None = None
     unsealed: bool = False  # Whether it was promoted without a seal
-    gates: str | None = None  # Of a promotion: `passed`, `overridden` or `not asked`; of a rollback: what was skipped
+    gates: str | None = None  # Of a promotion: `passed`, `overridden`, `not asked` or `failed`; of a rollback: what was skipped
     verdicts: str | None = None  # Digest of the report of the gates
     id: str = ""  # Random, the same in the log and in MLflow
     store: str = ""  # The store that made it, see `store_id`
@@ -127,6 +128,9 @@ def read_head(store: Store) -> Head | None:
 _LOST = "sha256:lost"  # What follows a head that is gone: no digest is that, so it stays visible
 
 
+COLLECTED: ContextVar[list[Event] | None] = ContextVar("n2p-events", default=None)  # What this process appends, for whoever asks
+
+
 def append_event(
     store: Store,
     event: Event,
@@ -142,7 +146,21 @@ def append_event(
         _write_head(store, promised)
         _write_line(store, line)
         _write_head(store, replace(promised.after, size=store.audit.stat().st_size))
+    collected = COLLECTED.get()
+    if collected is not None:
+        collected.append(event)
     return event
+
+
+def settle_log(store: Store) -> None:
+    "Finish an append that was cut short."
+    try:
+        head = read_head(store)
+    except ValueError:
+        return  # for `verify_log` to tell
+    if head is not None and head.pending is not None:
+        with store.lock("audit"), store_errors(store.audit):
+            _settled(store)
 
 
 def _write_head(store: Store, head: Head) -> None:

@@ -64,6 +64,7 @@ def pass_gates(
     champion: Callable[[], Bundle | None],  # What holds the stage now
     override: bool = False,  # Whether a no is overruled; nothing is asked then
     progress: Callable[[str], None] | None = None,
+    refused: Callable[[Report], object] | None = None,  # Told of the report that says no
 ) -> Passed:
     "Ask what a stage asks, or find the answer; raises `VerdictError` naming the gates that say no."
     policy = stage_policy(stage)
@@ -80,6 +81,8 @@ def pass_gates(
         return Passed("passed", report.digest)
     if report.override:
         return Passed("overridden", report.digest)
+    if refused:
+        refused(report)
     failed = ", ".join(dict.fromkeys(each.gate for each in report.failed))
     what = f"the gates of {stage} say no: {failed}"
     raise VerdictError(what, where=f"bundle {bundle.digest[:19]}", remedy=f"see why: n2p gate {bundle.digest[7:19]}; or overrule them: --override --reason TEXT")

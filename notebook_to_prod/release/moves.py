@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ from ..train.tracking import track_late, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+    from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
 __all__ = ['register', 'promote', 'locked_events', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
@@ -62,7 +65,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
                 write_model(bundle, Path(folder), run_id)  # files that MLflow can overwrite, if it has the artifacts of this run already
                 client.log_artifacts(run_id, folder, place)
             source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
-            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook_path}
+            tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook}
             tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
             tags |= {DERIVED: step[0]} if step else {}
             known_seal = read_seal(registry.store, bundle.digest)
@@ -108,7 +111,7 @@ def promote(
             _approved(registry, target, alias, who, override, reason)  # before anything that takes long
     sealed = _sealed(registry, target, not unsealed and seal_required(), progress)
     champion = lambda: None if before is None else registry.bundle(registry.read(name, before))  # noqa: E731 - only asked if there are gates
-    passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress)
+    passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress, partial(_refuse, registry, target, alias, who))
     with _ready(registry, name):
         current = registry.aliased(name, alias)
         if current == version:
@@ -117,6 +120,14 @@ def promote(
         _living(registry.read(name, version))
         details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts} | _approved(registry, target, alias, who, override, reason)
         return _move(registry, "promote", target, who, alias, before, reason, **details)
+
+
+def _refuse(registry: Versions, version: ModelVersion, alias: str, who: Identity, report: Report) -> Event:
+    "Keep in the history that the gates said no; it is no move, so the event names no alias."
+    reason = f"{alias}: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
+    event = Event(now(), "gate-failed", version.name, version.version, who.user, reason=reason, bundle=version.bundle, gates="failed", verdicts=report.digest, identity=who.known_by)
+    with _ready(registry, version.name):
+        return make_change(registry._client, registry.store, event)
 
 
 @contextlib.contextmanager

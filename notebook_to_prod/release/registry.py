@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import NotFoundError
 from ..package.bundle import Bundle
 from ..package.lineage import find_origin
+from .announce import announcing
 from .approvals import Approvals
 from .approve import approvals, approve, revoke
 from .audit import Event, record_event
@@ -29,10 +30,12 @@ __all__ = ['Registry', 'share_event']
 class Registry(Versions):
     "Versions and aliases of the models of one store."
 
+    @announcing
     def register(self, record: RunRecord, name: str) -> ModelVersion:
         "Make a version of a finished run's bundle; the same bundle under the same name is the same version."
         return register(self, record, check_name(name))
 
+    @announcing
     def register_bundle(self, bundle: Bundle, name: str) -> tuple[ModelVersion, RunRecord]:
         "Make a version of a bundle that a run of this store has made, or of a variant of one; returns the run, too. Raises `NotFoundError` if no run has."
         _, record = find_origin(self.store, bundle.digest)
@@ -40,6 +43,7 @@ class Registry(Versions):
             raise NotFoundError("no run of this store made the bundle, or what it was made from", where=str(bundle.path), remedy="register it where its notebook ran")
         return register(self, record, check_name(name), bundle), record
 
+    @announcing
     def promote(
         self,
         name: str,
@@ -53,10 +57,12 @@ class Registry(Versions):
         "Point an alias to a version that is sealed and passes the gates; returns the event, or None if it points there already. Raises what `moves.promote` raises."
         return promote(self, check_name(name), version, check_alias(to), reason, unsealed, override, progress)
 
+    @announcing
     def approve(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
         "Approve of a version in a stage, as who runs this process; returns the event, or None if that approval holds already. Raises what `approve.approve` raises."
         return approve(self, check_name(name), version, check_alias(to), reason)
 
+    @announcing
     def revoke(self, name: str, version: int, to: str = "production", reason: str | None = None) -> Event | None:
         "Take back one's own approval; returns the event, or None if there is none."
         return revoke(self, check_name(name), version, check_alias(to), reason)
@@ -65,6 +71,7 @@ class Registry(Versions):
         "How many approvals a version has for a stage, and who may still give one."
         return approvals(self, check_name(name), version, check_alias(stage))
 
+    @announcing
     def rollback(self, name: str, alias: str = "production", reason: str | None = None) -> Event:
         "Point an alias to the version it pointed to before, if that is healthy, else further back; raises `NotFoundError` if there is none."
         return rollback(self, check_name(name), check_alias(alias), reason)
@@ -73,11 +80,13 @@ class Registry(Versions):
         "Do all of a rollback but the switch; raises what `rollback` raises."
         return drill_rollback(self, check_name(name), check_alias(alias))
 
+    @announcing
     def archive(self, name: str, version: int, reason: str | None = None) -> Event | None:
         "Keep a version that is not live from being promoted; returns the event, or None if it is archived already."
         return archive(self, check_name(name), version, reason)
 
 
+@announcing
 def share_event(registry: Versions, action: str, name: str, version: int, **details: Any) -> Event:
     "Keep an event of now that changes nothing, such as an override, in the log of this store and, if it is about a version, in MLflow; raises what `acting` raises."
     who = acting(action, name)

@@ -68,7 +68,7 @@ class ModelVersion:
     run_id: str
     aliases: tuple[str, ...] = ()
     source: str = ""  # Where MLflow keeps the bundle
-    notebook: str = ""  # Path, as the run was given it; empty for a version that is older than the tag
+    notebook: str = ""  # Path, seen from the project; empty for a version that is older than the tag
     commit: str = ""  # Of the project, if it is in git
     archived: str = ""  # When it was, or nothing
     sealed: str = ""  # Digest of the lock that it was sealed with, by whichever store
@@ -225,7 +225,10 @@ class Versions:
         if found is not None:
             return found
         with tracking_errors(self.store):
-            return sorted(each.name for each in self._client.search_registered_models())
+            pages = [self._client.search_registered_models()]
+            while pages[-1].token:
+                pages.append(self._client.search_registered_models(page_token=pages[-1].token))
+            return sorted(each.name for page in pages for each in page)
 
 
 def _asked(column: Column) -> tuple[Any, ...]:

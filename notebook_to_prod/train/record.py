@@ -81,6 +81,12 @@ class RunRecord:
         return self.spec.run_key
 
     @property
+    def notebook(self) -> str:
+        "The notebook, seen from the project, whatever folders this machine has."
+        path = Path(self.notebook_path)
+        return f"{self.experiment}{path.suffix}" if self.experiment else path.name if path.is_absolute() else self.notebook_path
+
+    @property
     def output_notebook(self) -> Path:
         "The executed notebook, partial if the run failed."
         return Path(self.folder) / "output.ipynb"

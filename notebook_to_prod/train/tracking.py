@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TrackingError
+from ..errors import StoreError, TrackingError
 from ..project import Store, digest_text
 from .record import RunRecord, save_record
 
@@ -60,15 +60,19 @@ def address(store: Store) -> str:
     return masked(store.tracking_uri)
 
 
+_LOCKED = "55P03"  # PostgreSQL's `lock_not_available`
+
+
 @contextlib.contextmanager
 def shared_lock(
     store: Store,
     name: str,
     uri: str | None = None,  # Of the database, the tracking address by default
+    timeout: float = 60.0,  # Seconds of waiting, for each of the two
 ) -> Iterator[None]:
-    "Hold the lock `name` of the store and, if MLflow keeps its data in PostgreSQL, of the database, which other stores may write to; raises `TrackingError`."
+    "Hold the lock `name` of the store and, if MLflow keeps its data in PostgreSQL, of the database, which other stores may write to; raises `TrackingError`, or `StoreError` if it is not released in time."
     uri = uri or store.tracking_uri
-    with store.lock(name), contextlib.ExitStack() as stack:
+    with store.lock(name, timeout), contextlib.ExitStack() as stack:
         if uri.startswith("postgresql"):
             import sqlalchemy
 
@@ -76,7 +80,14 @@ def shared_lock(
             with tracking_errors(store):
                 engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool, isolation_level="AUTOCOMMIT")
                 connection = stack.enter_context(engine.connect())  # the lock is gone with its connection, however that ends
-                connection.execute(sqlalchemy.text("select pg_advisory_lock(:key)"), {"key": key})
+                connection.execute(sqlalchemy.text(f"set lock_timeout = {max(1, int(timeout * 1000))}"))
+                try:
+                    connection.execute(sqlalchemy.text("select pg_advisory_lock(:key)"), {"key": key})
+                except sqlalchemy.exc.DBAPIError as error:
+                    if _LOCKED not in (getattr(error.orig, "sqlstate", None), getattr(error.orig, "pgcode", None)):
+                        raise
+                    what = f"another process has held the lock '{name}' of the database for {timeout:g} s"
+                    raise StoreError(what, where=masked(uri), remedy="wait for the other n2p process to end, or stop it; it may be on another machine") from error
         yield
 
 
@@ -116,7 +127,7 @@ def _open_run(store: Store, record: RunRecord, again: bool) -> TrackedRun:
                 if found.lifecycle_stage == "deleted":
                     client.restore_experiment(found.experiment_id)
                 experiment_id = found.experiment_id
-        tags = {"n2p.run_id": record.run_id, "n2p.notebook": record.notebook_path}
+        tags = {"n2p.run_id": record.run_id, "n2p.notebook": record.notebook}
         run = client.create_run(experiment_id, tags=tags, run_name=record.run_id)
         from mlflow.entities import Param
 
