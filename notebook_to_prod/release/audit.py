@@ -19,10 +19,28 @@ from ..project import Store, digest_bytes, digest_text, store_errors, write_atom
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head', 'append_event', 'read_events', 'record_event',
-           'Damage', 'find_damage', 'verify_log']
+__all__ = ['MOVES', 'Origin', 'Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head', 'append_event',
+           'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
 
 # %% ../../nbs/release/00_audit.ipynb #event
+MOVES = ("promote", "rollback")  # Of an alias
+
+
+@dataclass(frozen=True)
+class Origin:
+    "Where a version or an event was before it came to this environment."
+
+    environment: str
+    version: int  # There
+    store: str  # See `store_id`
+    alias: str | None = None  # Of a move: which it moved there
+
+    @property
+    def told(self) -> str:
+        "As a person reads it."
+        return f"from {self.environment}{f'@{self.alias}' if self.alias else ''} version {self.version} (store {self.store})"
+
+
 @dataclass(frozen=True)
 class Event:
     "One change of state of a model."
@@ -41,6 +59,12 @@ class Event:
     verdicts: str | None = None  # Digest of the report of the gates
     id: str = ""  # Random, the same in the log and in MLflow
     store: str = ""  # The store that made it, see `store_id`
+    origin: Origin | None = None  # Of what came from another environment
+
+    @property
+    def why(self) -> str:
+        "The reason, and of what came from another environment from where."
+        return "; ".join(filter(None, (self.reason, self.origin and self.origin.told)))
 
     def to_dict(self) -> dict[str, object]:
         "As the log keeps it."
@@ -49,10 +73,12 @@ class Event:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Event:
         "Read what `to_dict` wrote, by this version or a later one that says more; raises `TypeError`."
-        return cls(**{key: value for key, value in content.items() if key in _FIELDS})
+        origin = content.get("origin")
+        known = {key: value for key, value in content.items() if key in _FIELDS}
+        return cls(**known | {"origin": Origin(**{key: value for key, value in origin.items() if key in _ORIGIN}) if origin else None})
 
 
-_FIELDS = {each.name for each in fields(Event)}
+_FIELDS, _ORIGIN = ({each.name for each in fields(kind)} for kind in (Event, Origin))
 
 
 def current_user() -> str:

@@ -49,9 +49,11 @@ def _said(records: Records, name: str) -> Section:
 def _model(records: Records) -> Section:
     bundle, version, about = records.bundle, records.version, records.bundle.metadata
     parameters = ", ".join(f"{name} {value}" for name, value in (about.get("parameters") or {}).items())
+    came = next((each.origin.told for each in records.events if each.version == version.version and each.origin), "")
     rows = {
         "model": f"{version.name} version {version.version}",
         "in use as": ", ".join(version.aliases) or "nothing",
+        "environment": " ".join(filter(None, (records.registry.store.environment, came))),
         "bundle": bundle.digest,
         "task": about.get("task", ""),
         "classes": ", ".join(map(str, about.get("classes") or ())),
@@ -203,14 +205,14 @@ def _security(records: Records) -> Section:
 def _people(records: Records) -> Section:
     rows = tuple((name, ", ".join(records.settings[name])) for name in ("owners", "approvers") if records.settings.get(name))
     given = [each for each in records.events if each.version == records.version.version and each.action.startswith("approv")]
-    approved = tuple((each.time[:19], each.user, each.reason or "") for each in given)
+    approved = tuple((each.time[:19], each.user, each.why) for each in given)
     missing = () if records.settings.get("owners") else ("owners: [tool.n2p.card] owners",)
     missing += () if approved else ("approvals: the history has none of this version",)
     return Section("Owners and approvals", (), (Table(("", "who"), rows), Table(("approved", "by", "why"), approved)), missing=missing)
 
 
 def _history(records: Records) -> Section:
-    rows = tuple((each.time[:19], each.action, f"version {each.version}", f"@{each.alias}" if each.alias else "", each.user, each.reason or "") for each in records.events)
+    rows = tuple((each.time[:19], each.action, f"version {each.version}", f"@{each.alias}" if each.alias else "", each.user, each.why) for each in records.events)
     return Section("History", (), (Table(("time, UTC", "what", "of", "alias", "by", "why"), rows),), sources=("the history of the registry",))
 
 

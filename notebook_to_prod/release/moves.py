@@ -18,7 +18,7 @@ from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..package.keys import require_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
-from .audit import Event, current_user
+from .audit import Event, Origin, current_user
 from .change import ARCHIVED, make_change, recover, registry_lock
 from .flavour import write_model
 from .gated import pass_gates
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ['register', 'promote', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
 
 # %% ../../nbs/release/00f_moves.ipynb #register
-def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None) -> ModelVersion:
+def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
     "Make a version of a finished run's bundle; the same bundle under the same name is the same version. Raises `InputError`."
     if record.status != "finished" or not record.bundle or not record.bundle_path:
         what, remedy = "the run exported no bundle", "end the notebook with run.export(pipeline, X_train, y_train, X_test, y_test) and run it again"
@@ -63,7 +63,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
             tags |= {DERIVED: step[0]} if step else {}
             known_seal = read_seal(registry.store, bundle.digest)
             tags |= {SEALED: known_seal.lock} if known_seal else {}
-        event = Event(now(), "register", name, 0, current_user(), bundle=bundle.digest)
+        event = Event(now(), "register", name, 0, current_user(), bundle=bundle.digest, origin=origin)
         made = make_change(client, registry.store, event, lambda: int(client.create_model_version(name, source, run_id=run_id, tags=tags).version))
     return registry.read(name, made.version)
 
@@ -87,6 +87,7 @@ def promote(
     unsealed: bool = False,
     override: bool = False,
     progress: Callable[[str], None] | None = None,
+    origin: Origin | None = None,  # Where it was promoted before, of a version that came from another environment
 ) -> Event | None:
     "Point an alias to a version; None if it points there already. Raises `VerdictError` if a gate says no or the alias has moved meanwhile, and what `seal` raises."
     for asked, option, what in ((unsealed, "--unsealed", "a promotion without a seal"), (override, "--override", "a promotion against the gates")):
@@ -105,7 +106,7 @@ def promote(
             return None
         _require_unmoved(name, alias, before, current)
         _living(registry.read(name, version))
-        details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts}
+        details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts, "origin": origin}
         return _move(registry, "promote", target, alias, before, reason, **details)
 
 
