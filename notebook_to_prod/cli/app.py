@@ -19,11 +19,11 @@ import notebook_to_prod
 ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
     "package": ("bundle", "gate", "compress", "keys"),
-    "release": ("register", "promote", "rollback", "history", "list", "show", "live", "archive", "audit", "compare", "lineage", "card", "score"),
+    "release": ("register", "promote", "rollback", "history", "list", "show", "live", "archive", "environments", "audit", "compare", "lineage", "card", "score"),
     "serve": ("serve", "export-service"),
     "project": ("demo",),
 }
-_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "environments": "environments"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
 _MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 

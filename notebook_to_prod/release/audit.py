@@ -38,7 +38,7 @@ class Origin:
     @property
     def told(self) -> str:
         "As a person reads it."
-        return f"from {self.environment}{f'@{self.alias}' if self.alias else ''} version {self.version} (store {self.store})"
+        return f"from {self.environment}{f'@{self.alias}' if self.alias not in (None, self.environment) else ''} version {self.version} (store {self.store})"
 
 
 @dataclass(frozen=True)
