@@ -17,7 +17,7 @@ from ..package.gates.evaluation import Evaluation
 from ..package.gates.verdict import Report, read_reports, report_path
 from ..package.keys import SIGNATURES, add_signature, read_signatures
 from ..package.seal import lock_digest, read_seal, seal_path
-from ..project import Store, digest_bytes, digest_file, digest_json, remove_orphans, write_atomic
+from ..project import Store, digest_bytes, digest_file, digest_json, remove_orphans, store_errors, temporary_prefix, write_atomic
 from ..train.record import RunRecord
 from ..train.snapshot import find_blob, keep_stream, open_blob, verify_blob
 
@@ -48,7 +48,11 @@ def _file(kind: str, label: str, data: bytes, path: Path) -> Piece:
     def send() -> None:
         if path.parent.is_dir():
             remove_orphans(path.parent)
-        write_atomic(path, data)
+        arrived = write_atomic(path.parent / f"{temporary_prefix(path)}arrived.tmp", data)
+        with store_errors(path):
+            if digest_file(arrived) == digest_bytes(data):  # so that what has its name has been hashed from the disk, also after a kill
+                arrived.replace(path)
+            arrived.unlink(missing_ok=True)
 
     return Piece(kind, label, digest_bytes(data), path, partial(_hash, path), send)
 
@@ -97,7 +101,7 @@ def _send_table(source: Store, target: Store, digest: str) -> None:
         keep_stream(target, file, digest)
 
 # %% ../../nbs/release/03_pieces.ipynb #run
-_LOCAL = ("folder", "bundle_path", "output_notebook", "mlflow_run_id", "process")  # What a record says of its own store
+_LOCAL = ("folder", "bundle_path", "output_notebook", "mlflow_run_id")  # What a record says of its own store
 _RECORD = "record.json"
 
 
@@ -110,18 +114,22 @@ def _run(record: RunRecord, target: Store) -> Iterator[Piece]:
         path = target.runs / record.run_id / name
         if name not in (_RECORD, "certificate.json") or (name == "certificate.json" and not path.exists()):  # one of its own stays
             yield _file("run", f"run {record.run_id}: {name}", (folder / name).read_bytes(), path)
-    data = json.dumps({**record.to_record(), "mlflow_run_id": None}, indent=2, ensure_ascii=False).encode() + b"\n"
+    here = replace(record, folder=str(target.runs / record.run_id), bundle_path=str(target.bundle(record.bundle or "")), mlflow_run_id=None)
+    data = json.dumps(here.to_record(), indent=2, ensure_ascii=False).encode() + b"\n"
     path = target.runs / record.run_id / _RECORD
-    there = lambda: _asked(path.read_bytes()) if path.is_file() else ""  # noqa: E731 - it belongs to this one piece
-    yield replace(_file("run", f"run {record.run_id}: {_RECORD}", data, path), digest=_asked(data), there=there)
+    there = lambda: _asked(path.read_bytes(), data) if path.is_file() else ""  # noqa: E731 - it belongs to this one piece
+    yield replace(_file("run", f"run {record.run_id}: {_RECORD}", data, path), digest=_asked(data, data), there=there)
 
 
-def _asked(data: bytes) -> str:
-    "Digest of a record, without what is of its store; empty if it cannot be read."
+def _asked(found: bytes, sent: bytes) -> str:
+    "Digest of a record without what is of its store; empty if it is neither what was sent nor what MLflow's tracker has made of that."
     try:
-        return digest_json({name: value for name, value in json.loads(data).items() if name not in _LOCAL})
-    except (ValueError, AttributeError):
-        return ""
+        content = json.loads(found)
+        if found == sent or content["mlflow_run_id"]:
+            return digest_json({name: value for name, value in content.items() if name not in _LOCAL})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return ""
 
 # %% ../../nbs/release/03_pieces.ipynb #verdicts
 def _verdicts(source: Store, bundle: Bundle, target: Store) -> Iterator[Piece]:
