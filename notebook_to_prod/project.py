@@ -6,18 +6,20 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import glob
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from .errors import InputError, StoreError
 # %% auto #0
 __all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'project_settings',
            'temporary_prefix', 'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store',
-           'open_store', 'shipped_file', 'stop_process']
+           'open_store', 'environment_settings', 'open_environment', 'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -192,6 +194,10 @@ class Store:
     "The folder that keeps runs, bundles and the registry of one project."
 
     home: Path
+    environment: str = ""  # Its name in `[tool.n2p.environments]`; empty for the project's own store
+    alias: str = "production"  # Of the version that is live
+    tracking: str = field(default="", repr=False)  # MLflow's address, which may hold a password; empty for the process' own
+    registry: str = field(default="", repr=False)  # That of the model registry; empty if it is the same
 
     @property
     def runs(self) -> Path:
@@ -219,8 +225,17 @@ class Store:
 
     @property
     def tracking_uri(self) -> str:
-        "MLflow's address: `MLFLOW_TRACKING_URI` if set, else a SQLite file in the store."
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+        "MLflow's address: the environment's own or, of the project's own store, `MLFLOW_TRACKING_URI`; else a SQLite file in the store."
+        return self.tracking or self._variable("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def registry_uri(self) -> str:
+        "Where the model registry is: the environment's own or, of the project's own store, `MLFLOW_REGISTRY_URI`; else MLflow's address."
+        return self.registry or self._variable("MLFLOW_REGISTRY_URI") or self.tracking_uri
+
+    def _variable(self, name: str) -> str | None:
+        "A variable that speaks of the project's own store: an environment is never redirected by one."
+        return None if self.environment else os.environ.get(name)
 
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = 60.0) -> Iterator[None]:
@@ -246,14 +261,84 @@ class Store:
 
 # %% ../nbs/01_project.ipynb #open-store
 def open_store(home: str | Path | None = None) -> Store:
-    "The store at `home`, else at `N2P_HOME`, else `.n2p` in the project around the current folder; created if absent."
+    "The store at `home`, else that of the environment `N2P_ENV`, else at `N2P_HOME`, else `.n2p` in the project around the current folder; created if absent."
+    if home is None and os.environ.get("N2P_ENV"):
+        return open_environment(os.environ["N2P_ENV"])
     chosen = home or os.environ.get("N2P_HOME") or find_project() / ".n2p"
-    path = Path(chosen).expanduser().resolve()
+    return Store(_made_home(Path(chosen)))
+
+
+def _made_home(path: Path) -> Path:
+    path = path.expanduser().resolve()
     with store_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if not any(path.iterdir()):  # a folder that holds something else stays as it is
             write_atomic(path / ".gitignore", "*\n")
-    return Store(path)
+    return path
+
+# %% ../nbs/01_project.ipynb #environments
+_WORD = re.compile(r"(?!(?:latest|v\d+)$)[a-z][a-z0-9_-]{0,49}")  # An environment is an alias, too
+_ENVIRONMENT_KEYS = ("home", "tracking_uri", "registry_uri", "alias")
+_ADDRESSES = ("sqlite:///", "postgresql:", "postgresql+", "http://", "https://")
+
+
+def environment_settings(project: Path | None = None) -> dict[str, dict[str, str]]:
+    "`[tool.n2p.environments]` of a project by name, as it is written there; raises `InputError` on what is misspelt or of another type."
+    root = project or find_project()
+    found = project_settings(root).get("environments", {})
+    place = f"{root / 'pyproject.toml'}, [tool.n2p.environments"
+    if not isinstance(found, dict):
+        raise InputError("environments is not a table", where=f"{place}]", remedy='write home = "PATH" below [tool.n2p.environments.NAME]')
+    for name, table in found.items():
+        _check_environment(name, table, f"{place}.{name}]")
+    return found
+
+
+def _check_environment(name: str, table: Any, where: str) -> None:
+    if not _WORD.fullmatch(name):
+        raise InputError(f"'{name}' cannot be an environment", where=where, remedy="use a word such as dev, staging or production")
+    if not isinstance(table, dict) or not table.get("home"):
+        raise InputError(f"the environment '{name}' has no home", where=where, remedy='write where its store is: home = "PATH"')
+    for key, value in table.items():
+        if key not in _ENVIRONMENT_KEYS:
+            near = difflib.get_close_matches(key, _ENVIRONMENT_KEYS, n=1)
+            what = f"unknown setting '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
+            raise InputError(what, where=where, remedy=f"the settings are {', '.join(_ENVIRONMENT_KEYS)}")
+        if not isinstance(value, str) or (key == "alias" and not _WORD.fullmatch(value)):
+            raise InputError(f"{key} is {value!r}", where=where, remedy="write a word such as production" if key == "alias" else "write a text")
+
+# %% ../nbs/01_project.ipynb #open-environment
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
+
+
+def open_environment(name: str, project: Path | None = None) -> Store:
+    "The store of an environment, created if absent; raises `InputError` if it is not configured or a variable is missing, `StoreError` if its disk is."
+    root = project or find_project()
+    known, where = environment_settings(root), f"{root / 'pyproject.toml'}, [tool.n2p.environments.{name}]"
+    if name not in known:
+        near = f"there are {', '.join(known)}" if known else f'write home = "PATH" below [tool.n2p.environments.{name}]'
+        raise InputError(f"there is no environment '{name}'", where=where, remedy=near)
+    table = {key: _expanded(value, where) for key, value in known[name].items()}
+    home = root / Path(table["home"]).expanduser()
+    if root not in home.resolve().parents and not home.parent.is_dir():
+        raise StoreError(f"the disk of the environment '{name}' is not there", where=str(home.parent), remedy="mount it, make the folder, or correct home")
+    tracking, registry = (_address(root, table.get(key, ""), key, where) for key in ("tracking_uri", "registry_uri"))
+    return Store(_made_home(home), name, table.get("alias", name), tracking, registry)
+
+
+def _expanded(text: str, where: str) -> str:
+    missing = sorted({match[1] or match[2] for match in _VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])})
+    if missing:
+        raise InputError(f"not set: {', '.join(missing)}", where=where, remedy=f"set {missing[0]} in the environment of this process")
+    return _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
+
+
+def _address(root: Path, uri: str, key: str, where: str) -> str:
+    if uri and not uri.startswith(_ADDRESSES):
+        what = f"{key} is not an address that is known here"  # which may hold a password, so it is not shown
+        raise InputError(what, where=where, remedy="begin it with sqlite:///, postgresql+psycopg://, http:// or https://")
+    path = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{root / path}" if path != uri and not path.startswith("file:") else uri
 
 # %% ../nbs/01_project.ipynb #shipped
 _CHECKOUT = {"examples": "nbs/examples", "environments": "environments"}

@@ -9,6 +9,7 @@ __all__ = ['Result', 'Terminal', 'shown_path', 'Unexpected', 'command']
 import contextlib
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,15 +36,22 @@ class Terminal:
 
     json: bool
     verbose: bool
+    environment: str = ""  # That was asked for, see `[tool.n2p.environments]`
 
     def result(self, result: Result) -> None:
         "Print the result of the command to standard output."
         if self.json:
-            click.echo(json.dumps(result.data, ensure_ascii=False, allow_nan=False, default=str))
+            click.echo(json.dumps({**result.data, **self._where}, ensure_ascii=False, allow_nan=False, default=str))
         else:
             width = max([10, *(len(label) for label, _ in result.lines)])
-            for label, text in result.lines:
+            for label, text in (*self._where.items(), *result.lines):
+                text = f"{text} --env {self.environment}" if self.environment and label == "next" and text.startswith("n2p ") else text
                 click.echo(f"{click.style(f'{label:<{width}}', dim=True)} {text}".rstrip())
+
+    @property
+    def _where(self) -> dict[str, str]:
+        "Which environment was asked, if not the project's own store."
+        return {"env": self.environment} if self.environment else {}
 
     def note(self, text: str) -> None:
         "Tell a person something on the way."
@@ -102,14 +110,29 @@ class Unexpected(N2PError):
     exit_code = _EXIT_UNEXPECTED
 
 
+@contextlib.contextmanager
+def _environment(name: str | None) -> Iterator[None]:
+    "Have `open_store`, here and in processes that are started, open the store of an environment."
+    before = os.environ.get("N2P_ENV")
+    if name:
+        os.environ["N2P_ENV"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("N2P_ENV", None)
+        if before is not None:
+            os.environ["N2P_ENV"] = before
+
+
 def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command]:
     "Make a function of a `Terminal` and options into the command `name`."
 
     def decorate(function: Callable[..., Result | None]) -> click.Command:
-        def call(json_output: bool, verbose: bool, **options: Any) -> None:
-            terminal = Terminal(json_output, verbose)
+        def call(json_output: bool, verbose: bool, env: str | None, **options: Any) -> None:
+            terminal = Terminal(json_output, verbose, env or "")
             try:
-                result = function(terminal, **options)
+                with _environment(env):
+                    result = function(terminal, **options)
                 if result is not None:
                     terminal.result(result)
                     if result.exit_code:
@@ -127,9 +150,10 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
 
         call.__doc__ = function.__doc__
         call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+        call = click.option("--env", envvar="N2P_ENV", metavar="NAME", help="Use the store of this environment of the project.")(call)
         call = click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")(call)
         call = click.option("--json", "json_output", is_flag=True, help="Print one JSON object.")(call)
-        call.__click_params__.sort(key=lambda parameter: parameter.name in ("json_output", "verbose"), reverse=True)
+        call.__click_params__.sort(key=lambda parameter: parameter.name in ("json_output", "verbose", "env"), reverse=True)
         return click.command(name, context_settings={"help_option_names": ["-h", "--help"]})(call)
 
     return decorate

@@ -13,10 +13,10 @@ from .output import Result, Terminal, command
 # %% ../../nbs/cli/03c_people.ipynb #approve
 @command("approve")
 @click.argument("version", metavar="NAME@VERSION")
-@click.option("--to", "stage", default="production", show_default=True, help="The stage to approve it for.")
+@click.option("--to", "stage", metavar="STAGE", help="The stage to approve it for: production, or what the environment calls it, by default.")
 @click.option("--reason", help="Why, for the history.")
 @click.option("--revoke", is_flag=True, help="Take your approval back.")
-def approve(terminal: Terminal, version: str, stage: str, reason: str | None, revoke: bool) -> Result:
+def approve(terminal: Terminal, version: str, stage: str | None, reason: str | None, revoke: bool) -> Result:
     """Approve of a version in a stage, or take it back.
 
     For stages whose table below [tool.n2p.stages] asks for approvals. It is bound to the bundle, and to who you are: by N2P_TOKEN, else
@@ -32,6 +32,7 @@ def approve(terminal: Terminal, version: str, stage: str, reason: str | None, re
     if not number.isdecimal():
         raise InputError(f"'{version}' names an alias, which may move", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {name}")
     registry = Registry(open_store())
+    stage = stage or registry.store.alias
     event = (registry.revoke if revoke else registry.approve)(name, int(number), stage, reason)
     found = registry.approvals(name, int(number), stage)
     done, already = ("withdrawn", "there was no approval of yours") if revoke else ("approved", "you had approved it already, which counts once")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .environments import promote_between
 from .find import bundle_of_digest
 from .output import Result, Terminal, command, shown_path
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from notebook_to_prod.release.audit import Event
@@ -53,19 +55,20 @@ def register(terminal: Terminal, run: str, name: str) -> Result:
         ("metrics", ", ".join(f"{each} {value:.6g}" for each, value in metrics.items()) or "none recorded"),
         ("bundle", version.bundle),
         *([("made from", version.derived_from)] if version.derived_from else []),
-        ("next", f"n2p promote {shlex.quote(version.name)} {version.version} --to production"),
+        ("next", f"n2p promote {shlex.quote(version.name)} {version.version} --to {store.alias}"),
     ]
     return Result(version.to_dict() | {"notebook_path": record.notebook_path, "changed_columns": changed}, lines)
 
 # %% ../../nbs/cli/03_release.ipynb #promote
 @command("promote")
 @click.argument("name")
-@click.argument("version", type=click.IntRange(min=1))
-@click.option("--to", "alias", default="production", show_default=True, help="The alias to point to the version.")
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@click.option("--from", "source", metavar="ENV", help="The environment that has the version; --to is one then, too.")
+@click.option("--to", "to", help="The alias to point to the version; production, or what the environment calls it, by default.")
 @click.option("--reason", help="Why, for the history.")
 @click.option("--unsealed", is_flag=True, help="Do not ask for a seal; needs a --reason.")
 @click.option("--override", is_flag=True, help="Go against the gates, and past missing approvals; needs a --reason.")
-def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str | None, unsealed: bool, override: bool) -> Result:
+def promote(terminal: Terminal, name: str, version: int | None, source: str | None, to: str | None, reason: str | None, unsealed: bool, override: bool) -> Result:
     """Point an alias, such as production, to a version.
 
     A bundle that is not sealed is sealed first: its lock is installed in an environment of its own, and its golden rows are
@@ -73,17 +76,39 @@ def promote(terminal: Terminal, name: str, version: int, alias: str, reason: str
     which are asked unless they have been, about this bundle and against what the alias points to. Exit code 1 if one says no,
     if approvals that the stage asks for are missing, or if somebody else moves the alias meanwhile; 2 if you lack the role.
 
+    With --from the version is promoted from one environment to another: the bundle and all that is known of it are copied,
+    hashed again where they arrive, registered there and taken through the gates of there. NAME means what is live in the one
+    environment, NAME@VERSION another version. Calling it again finishes what was cut short.
+
     Example: n2p promote flights 2 --to production
     """
+    if source:
+        if not to:
+            raise InputError("to which environment?", where="--to", remedy=f"name one: n2p promote {shlex.quote(name)} --from {source} --to production")
+        return promote_between(terminal, f"{name}@{version}" if version else name, source, to, reason, unsealed, override)
+    name, version = _numbered(name, version)
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
 
-    event = Registry(open_store()).promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate ") else f"seal: {text}"), override)
+    store = open_store()
+    alias = to or store.alias
+    event = Registry(store).promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate ") else f"seal: {text}"), override)
     was = "it pointed there already" if event is None else f"was {_version(event.previous)}{', unsealed' if event.unsealed else ''}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
     data |= {key: getattr(event, key, None) for key in ("unsealed", "gates", "verdicts", "approvals", "user", "identity")}
     gates = [(key, told) for key in ("gates", "approvals") if (told := getattr(event, key, None))]
     return Result(data, [("promoted", f"{name}@{alias} → version {version} ({was})"), *gates, ("next", f"n2p serve {shlex.quote(f'{name}@{alias}')}")])
+
+
+def _numbered(name: str, version: int | None) -> tuple[str, int]:
+    "NAME and VERSION, also if they were written NAME@VERSION."
+    model, _, number = name.rpartition("@")
+    if version is None and model and number.isdecimal():
+        return model, int(number)
+    if version is None or model:
+        what = "which version?" if version is None else f"'{name}' and {version} both name a version"
+        raise InputError(what, where="VERSION", remedy=f"name it by its number: n2p promote {shlex.quote(model or name)} 2; there are those of n2p show {shlex.quote(model or name)}")
+    return name, version
 
 
 def _version(number: int | None) -> str:
@@ -92,10 +117,10 @@ def _version(number: int | None) -> str:
 # %% ../../nbs/cli/03_release.ipynb #rollback
 @command("rollback")
 @click.argument("name")
-@click.option("--alias", default="production", show_default=True, help="The alias to move back.")
+@click.option("--alias", help="The alias to move back; production, or what the environment calls it, by default.")
 @click.option("--reason", help="Why, for the history.")
 @click.option("--drill", is_flag=True, help="Do all of it but the switch, and say how long it takes.")
-def rollback(terminal: Terminal, name: str, alias: str, reason: str | None, drill: bool) -> Result:
+def rollback(terminal: Terminal, name: str, alias: str | None, reason: str | None, drill: bool) -> Result:
     """Point an alias back to the last healthy version.
 
     Of those that it pointed to before. The version is fetched, verified and loaded, and predicts its golden rows, before the alias
@@ -107,6 +132,7 @@ def rollback(terminal: Terminal, name: str, alias: str, reason: str | None, dril
     from notebook_to_prod.release.registry import Registry
 
     registry = Registry(open_store())
+    alias = alias or registry.store.alias
     if drill:
         tried = registry.drill(name, alias)
         ready = f"version {tried.version} in {tried.seconds:.1f} s: loaded, {tried.golden_rows} golden rows predicted"
@@ -136,7 +162,7 @@ def history(terminal: Terminal, name: str) -> Result:
 def _told(event: "Event") -> str:
     move = f"@{event.alias} from {_version(event.previous)}" if event.alias else f"for {event.stage}" if event.stage else None
     gates = event.gates and (f"gates {event.gates}" + (f" ({event.verdicts[:19]})" if event.verdicts else ""))
-    return " ".join(filter(None, (event.time[:19], f"version {event.version}", move, f"by {event.user}{' (token)' * (event.identity == 'token')}", gates, event.approvals and f"approvals {event.approvals}", event.unsealed and "unsealed:", event.reason)))
+    return " ".join(filter(None, (event.time[:19], f"version {event.version}", move, f"by {event.user}{' (token)' * (event.identity == 'token')}", gates, event.approvals and f"approvals {event.approvals}", event.unsealed and "unsealed:", event.why)))
 
 # %% ../../nbs/cli/03_release.ipynb #list
 @command("list")
@@ -190,8 +216,8 @@ def _about(version: "ModelVersion") -> str:
 @command("live")
 @click.argument("name")
 @click.option("--at", metavar="TIME", help="ISO 8601, in UTC unless it says otherwise; now by default.")
-@click.option("--alias", default="production", show_default=True, help="The stage to ask about.")
-def live(terminal: Terminal, name: str, at: str | None, alias: str) -> Result:
+@click.option("--alias", help="The stage to ask about; production, or what the environment calls it, by default.")
+def live(terminal: Terminal, name: str, at: str | None, alias: str | None) -> Result:
     """Show which version was in production, now or then.
 
     Example: n2p live flights --at 2026-03-01T14:30
@@ -201,6 +227,7 @@ def live(terminal: Terminal, name: str, at: str | None, alias: str) -> Result:
     from notebook_to_prod.release.views import find_live, live_now
 
     registry = Registry(open_store())
+    alias = alias or registry.store.alias
     found = None if at else live_now(registry, name, alias)
     event = found.event if found else find_live(registry, name, alias, at)
     version = found.version if found else event and event.version
@@ -228,7 +255,6 @@ def archive(terminal: Terminal, version: str, reason: str | None) -> Result:
 
     Example: n2p archive flights@1 --reason "trained before the new schedule"
     """
-    from notebook_to_prod.errors import InputError
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry, parse_reference
 

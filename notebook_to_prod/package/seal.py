@@ -25,7 +25,7 @@ from .trust import trusted_libraries
 from ..project import Store, digest_text, project_settings, write_json
 
 # %% auto #0
-__all__ = ['Seal', 'lock_digest', 'read_seal', 'answer_seal', 'seal', 'seal_required']
+__all__ = ['Seal', 'lock_digest', 'seal_path', 'read_seal', 'answer_seal', 'seal', 'seal_required']
 
 # %% ../../nbs/package/03e_seal.ipynb #seal
 @dataclass(frozen=True)
@@ -64,14 +64,15 @@ def lock_digest(bundle: Bundle) -> str:
     return digest_text(bundle.lock)
 
 
-def _path(store: Store, digest: str) -> Path:
+def seal_path(store: Store, digest: str) -> Path:
+    "Where the store keeps the seal of a bundle."
     return store.home / "seals" / f"{digest.removeprefix('sha256:')}.json"
 
 
 def read_seal(store: Store, digest: str) -> Seal | None:
     "The seal of a bundle; None if there is none, or none that can be read: sealing again writes it."
     try:
-        found = Seal(**json.loads(_path(store, digest).read_text(encoding="utf-8")))
+        found = Seal(**json.loads(seal_path(store, digest).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
     return found if found.bundle == digest else None
@@ -168,10 +169,10 @@ def seal(
         try:
             said = _replay(bundle, environment, timeout)
         except BundleError:
-            _path(store, bundle.digest).unlink(missing_ok=True)
+            seal_path(store, bundle.digest).unlink(missing_ok=True)
             raise
         found = _made(bundle, digest, rows, said, time.monotonic() - began, environment)
-        write_json(_path(store, bundle.digest), found.to_dict())
+        write_json(seal_path(store, bundle.digest), found.to_dict())
         return found
 
 

@@ -20,10 +20,29 @@ from ..project import Store, digest_bytes, digest_text, store_errors, write_atom
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['COLLECTED', 'Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head', 'append_event', 'settle_log',
-           'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
+__all__ = ['MOVES', 'COLLECTED', 'Origin', 'Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head', 'append_event',
+           'settle_log', 'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
 
 # %% ../../nbs/release/00_audit.ipynb #event
+MOVES = ("promote", "rollback")  # Of an alias
+
+
+@dataclass(frozen=True)
+class Origin:
+    "Where a version or an event was before it came to this environment."
+
+    environment: str
+    version: int  # There
+    store: str  # See `store_id`
+    alias: str | None = None  # Of a move: which it moved there
+    carried: bool = False  # Whether it happened there, and came along
+
+    @property
+    def told(self) -> str:
+        "As a person reads it."
+        return f"from {self.environment}{f'@{self.alias}' if self.alias not in (None, self.environment) else ''} version {self.version} (store {self.store})"
+
+
 @dataclass(frozen=True)
 class Event:
     "One change of state of a model."
@@ -46,6 +65,17 @@ class Event:
     stage: str | None = None  # That an approval, or a request for one, is for: no alias was moved
     approvals: str | None = None  # Of a promotion: how many of how many, and by whom, or `overridden`; of a rollback: `not asked`
     rules: str | None = None  # Digest of the rules that the approvals were counted by
+    origin: Origin | None = None  # Of what came from another environment
+
+    @property
+    def carried(self) -> bool:
+        "Whether it happened in another environment: it was told of there."
+        return self.origin is not None and self.origin.carried
+
+    @property
+    def why(self) -> str:
+        "The reason, and of what came from another environment from where."
+        return "; ".join(filter(None, (self.reason, self.origin and self.origin.told)))
 
     def to_dict(self) -> dict[str, object]:
         "As the log keeps it."
@@ -54,10 +84,12 @@ class Event:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Event:
         "Read what `to_dict` wrote, by this version or a later one that says more; raises `TypeError`."
-        return cls(**{key: value for key, value in content.items() if key in _FIELDS})
+        origin = content.get("origin")
+        known = {key: value for key, value in content.items() if key in _FIELDS}
+        return cls(**known | {"origin": Origin(**{key: value for key, value in origin.items() if key in _ORIGIN}) if origin else None})
 
 
-_FIELDS = {each.name for each in fields(Event)}
+_FIELDS, _ORIGIN = ({each.name for each in fields(kind)} for kind in (Event, Origin))
 
 
 def current_user() -> str:
@@ -147,7 +179,7 @@ def append_event(
         _write_line(store, line)
         _write_head(store, replace(promised.after, size=store.audit.stat().st_size))
     collected = COLLECTED.get()
-    if collected is not None:
+    if collected is not None and not event.carried:
         collected.append(event)
     return event
 

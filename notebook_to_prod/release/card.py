@@ -51,9 +51,11 @@ def _said(records: Records, name: str) -> Section:
 def _model(records: Records) -> Section:
     bundle, version, about = records.bundle, records.version, records.bundle.metadata
     parameters = ", ".join(f"{name} {value}" for name, value in (about.get("parameters") or {}).items())
+    came = next((each.origin.told for each in records.events if each.version == version.version and each.origin), "")
     rows = {
         "model": f"{version.name} version {version.version}",
         "in use as": ", ".join(version.aliases) or "nothing",
+        "environment": " ".join(filter(None, (records.registry.store.environment, came))),
         "bundle": bundle.digest,
         "task": about.get("task", ""),
         "classes": ", ".join(map(str, about.get("classes") or ())),
@@ -209,7 +211,7 @@ def _people(records: Records) -> Section:
     rows += [(f"approvers for {each.stage}", f"{each.approvals} of {_named(approvers_of(each, people, name))}") for each in asking]
     rows += [(f"has the role {role}", _named(people.who_may(role, name))) for role in people.roles]
     rows += [(f"is told of {'everything' if kind == '*' else kind}", _named(people.named(names, name))) for kind, names in people.alerts.items()]
-    given = tuple((each.time[:19], each.stage or "", each.user, "a token" if each.identity == "token" else "the operating system", each.reason or "") for each in standing)
+    given = tuple((each.time[:19], each.stage or "", each.user, "a token" if each.identity == "token" else "the operating system", each.why) for each in standing)
     states = tuple(f"{each.stage}: {_counted(records, each).told}." for each in asking)
     missing = () if owners else (f"owners: [tool.n2p.owners] {name}",)
     missing += () if given else ("approvals: none of this version; [tool.n2p.stages.production] approvals = 1 asks for them",)
@@ -227,7 +229,7 @@ def _counted(records: Records, rules: StageRules) -> Approvals:
 
 
 def _history(records: Records) -> Section:
-    rows = tuple((each.time[:19], each.action, f"version {each.version}", f"@{each.alias}" if each.alias else each.stage or "", each.user, each.reason or "") for each in records.events)
+    rows = tuple((each.time[:19], each.action, f"version {each.version}", f"@{each.alias}" if each.alias else each.stage or "", each.user, each.why) for each in records.events)
     return Section("History", (), (Table(("time, UTC", "what", "of", "stage", "by", "why"), rows),), sources=("the history of the registry",))
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StoreError
 from ..project import Store, store_errors, write_json
 from .audit import Event, append_event, store_id
-from .rows import model_tags, registry_uri
+from .rows import model_tags
 from ..train.tracking import shared_lock, tracking_errors
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ ARCHIVED = "n2p.archived"  # Tag of a version
 
 def registry_lock(store: Store) -> AbstractContextManager[None]:
     "One writer at a time, of this store and of all that share the registry's database."
-    return shared_lock(store, "registry", os.environ.get("MLFLOW_REGISTRY_URI"))
+    return shared_lock(store, "registry", store.registry_uri)
 
 
 def read_tags(client: Callable[[], MlflowClient], store: Store, name: str) -> dict[str, str]:
@@ -126,7 +125,7 @@ def is_pending(store: Store, tags: dict[str, str]) -> bool:
 def _may_settle(store: Store, tags: dict[str, str], key: str) -> bool:
     if not key.startswith(INTENT):
         return False
-    shared = registry_uri(store).startswith("postgresql")
+    shared = store.registry_uri.startswith("postgresql")
     own = _intent_path(store, key.removeprefix(INTENT)).exists()
     return shared or own or f'"store": "{store_id(store)}"' in tags[key]
 

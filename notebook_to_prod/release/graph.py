@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 
 from ..errors import NotFoundError
 from ..project import Store
-from .audit import Event
+from .audit import MOVES, Event
 from .page import Section, Table, html_page
 from .registry import ModelVersion, Registry, check_name
 from ..train.record import RunRecord, find_run
@@ -120,7 +120,7 @@ def deployments(events: Sequence[Event]) -> list[Deployment]:
     "Every stretch of every alias, in the order in which they began."
     found: list[Deployment] = []
     for event in events:
-        if event.alias and event.action in ("promote", "rollback"):
+        if event.alias and event.action in MOVES:
             found = [replace(each, until=event.time) if each.alias == event.alias and not each.until else each for each in found]
             found.append(Deployment(event.alias, event.version, event))
     return found
@@ -133,7 +133,7 @@ def find_version(registry: Registry, reference: str) -> ModelVersion:
     known = registry.versions(check_name(reference))
     if not known:
         raise NotFoundError(f"there is no model '{reference}'", where=str(registry.store.home), remedy=f"register a run first: n2p register RUN --name {reference}")
-    return next((each for each in known if "production" in each.aliases), known[-1])
+    return next((each for each in known if registry.store.alias in each.aliases), known[-1])
 
 
 def find_record(registry: Registry, version: ModelVersion) -> RunRecord | None:
@@ -162,7 +162,7 @@ def lineage_graph(registry: Registry, version: ModelVersion) -> LineageGraph:
     steps = ["run", *(node.id for node in originals), "bundle"]
     edges.append(Edge("run", steps[1], "made", run.facts.get("finished", "")))
     edges += [Edge(one, other, "derived") for one, other in pairwise(steps[1:])]
-    edges += [Edge("bundle", "version", "register", each.time, each.user, each.reason or "") for each in events if each.action == "register" and each.version == version.version][:1] or [
+    edges += [Edge("bundle", "version", "register", each.time, each.user, each.why) for each in events if each.action == "register" and each.version == version.version][:1] or [
         Edge("bundle", "version", "register")
     ]
     nodes, missing = [*nodes, run, *originals, made, registered], []
@@ -174,7 +174,7 @@ def lineage_graph(registry: Registry, version: ModelVersion) -> LineageGraph:
         nodes.append(Node("predictions", "predictions", f"{len(kept)} files", kept[0], {"files": kept}))
         edges += [Edge(node.id, "predictions", "answered") for node in nodes if node.kind == "deployment"]
     missing += [] if record else [f"the record of run {lineage.run_id or 'unknown'}: it is in the store that made the bundle"]
-    missing += [] if any(node.kind == "deployment" for node in nodes) else [f"a deployment: n2p promote {version.name} {version.version} --to production"]
+    missing += [] if any(node.kind == "deployment" for node in nodes) else [f"a deployment: n2p promote {version.name} {version.version} --to {registry.store.alias}"]
     missing += [] if kept else ["predictions: no service has kept its answers in this store"]
     return LineageGraph(version.name, version.version, tuple(nodes), tuple(edges), tuple(missing))
 
@@ -201,7 +201,7 @@ def _deployed(version: ModelVersion, events: Sequence[Event]) -> Iterator[tuple[
         until = f"until {each.until[:19]}" if each.until else "until now"
         facts = {"alias": each.alias, "since": each.event.time, "until": each.until}
         node = Node(f"deployment:{at}", "deployment", each.alias, f"{each.event.time[:19]} {until}", facts)
-        yield node, Edge("version", node.id, each.event.action, each.event.time, each.event.user, each.event.reason or "")
+        yield node, Edge("version", node.id, each.event.action, each.event.time, each.event.user, each.event.why)
 
 
 def _answers(store: Store, name: str) -> list[str]:

@@ -20,7 +20,7 @@ from ..package.keys import require_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
 from .approvals import count_approvals, standing_approvals
-from .audit import Event
+from .audit import Event, Origin
 from .change import ARCHIVED, make_change, parse_events, read_tags, recover, registry_lock
 from .flavour import write_model
 from .gated import pass_gates
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ['register', 'promote', 'locked_events', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
 
 # %% ../../nbs/release/00f_moves.ipynb #register
-def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None) -> ModelVersion:
+def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
     "Make a version of a finished run's bundle; the same bundle under the same name is the same version. Raises `InputError`, or `AccessError`."
     who = acting("register", name)
     if record.status != "finished" or not record.bundle or not record.bundle_path:
@@ -70,7 +70,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
             tags |= {DERIVED: step[0]} if step else {}
             known_seal = read_seal(registry.store, bundle.digest)
             tags |= {SEALED: known_seal.lock} if known_seal else {}
-        event = Event(now(), "register", name, 0, who.user, bundle=bundle.digest, identity=who.known_by)
+        event = Event(now(), "register", name, 0, who.user, bundle=bundle.digest, identity=who.known_by, origin=origin)
         made = make_change(client, registry.store, event, lambda: int(client.create_model_version(name, source, run_id=run_id, tags=tags).version))
     return registry.read(name, made.version)
 
@@ -94,6 +94,7 @@ def promote(
     unsealed: bool = False,
     override: bool = False,
     progress: Callable[[str], None] | None = None,
+    origin: Origin | None = None,  # Where it was promoted before, of a version that came from another environment
 ) -> Event | None:
     "Point an alias to a version; None if it points there already. Raises `VerdictError` if a gate says no, approvals are missing or the alias has moved meanwhile, `AccessError` if a role is, and what `seal` raises."
     for asked, option, what in ((unsealed, "--unsealed", "a promotion without a seal"), (override, "--override", "a promotion against the gates")):
@@ -118,7 +119,7 @@ def promote(
             return None
         _require_unmoved(name, alias, before, current)
         _living(registry.read(name, version))
-        details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts} | _approved(registry, target, alias, who, override, reason)
+        details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts, "origin": origin} | _approved(registry, target, alias, who, override, reason)
         return _move(registry, "promote", target, who, alias, before, reason, **details)
 
 

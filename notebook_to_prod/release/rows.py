@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,10 @@ from urllib.parse import quote
 from ..project import Store
 
 # %% auto #0
-__all__ = ['registry_uri', 'ask_database', 'model_names', 'model_tags', 'model_aliases', 'version_sources', 'version_tags',
-           'version_counts', 'version_metrics']
+__all__ = ['ask_database', 'model_names', 'model_tags', 'model_aliases', 'version_sources', 'version_tags', 'version_counts',
+           'version_metrics']
 
 # %% ../../nbs/release/00b_rows.ipynb #ask
-def registry_uri(store: Store) -> str:
-    "Where the registry is: `MLFLOW_REGISTRY_URI`, else MLflow's address."
-    return os.environ.get("MLFLOW_REGISTRY_URI") or store.tracking_uri
-
-
 def ask_database(
     uri: str,
     question: str,  # SQL with `:names`
@@ -53,31 +47,31 @@ _LIVING = "current_stage <> 'Deleted_Internal'"  # MLflow keeps a row of what wa
 
 def model_names(store: Store) -> list[str] | None:
     "Names of the registered models."
-    found = ask_database(registry_uri(store), "select name from registered_models order by name")
+    found = ask_database(store.registry_uri, "select name from registered_models order by name")
     return None if found is None else [name for (name,) in found]
 
 
 def model_tags(store: Store, name: str, prefix: str) -> dict[str, str] | None:
     "Tags of a model whose names begin with `prefix`."
-    found = ask_database(registry_uri(store), "select key, value from registered_model_tags where name = :name", name=name)
+    found = ask_database(store.registry_uri, "select key, value from registered_model_tags where name = :name", name=name)
     return None if found is None else {key: value for key, value in found if key.startswith(prefix)}
 
 
 def model_aliases(store: Store, name: str) -> dict[str, int] | None:
     "Versions by alias."
-    found = ask_database(registry_uri(store), "select alias, version from registered_model_aliases where name = :name order by alias", name=name)
+    found = ask_database(store.registry_uri, "select alias, version from registered_model_aliases where name = :name order by alias", name=name)
     return None if found is None else {alias: int(version) for alias, version in found}
 
 
 def version_sources(store: Store, name: str) -> dict[int, str] | None:
     "Where MLflow keeps what each version is, by its number."
-    found = ask_database(registry_uri(store), f"select version, source from model_versions where name = :name and {_LIVING} order by version", name=name)
+    found = ask_database(store.registry_uri, f"select version, source from model_versions where name = :name and {_LIVING} order by version", name=name)
     return None if found is None else {int(version): source or "" for version, source in found}
 
 
 def version_tags(store: Store, name: str) -> dict[int, dict[str, str]] | None:
     "Tags of every version."
-    found = ask_database(registry_uri(store), "select version, key, value from model_version_tags where name = :name", name=name)
+    found = ask_database(store.registry_uri, "select version, key, value from model_version_tags where name = :name", name=name)
     if found is None:
         return None
     tags: dict[int, dict[str, str]] = {}
@@ -88,17 +82,17 @@ def version_tags(store: Store, name: str) -> dict[int, dict[str, str]] | None:
 
 def version_counts(store: Store) -> dict[str, int] | None:
     "Number of versions by model."
-    found = ask_database(registry_uri(store), f"select name, count(*) from model_versions where {_LIVING} group by name")
+    found = ask_database(store.registry_uri, f"select name, count(*) from model_versions where {_LIVING} group by name")
     return None if found is None else {name: int(count) for name, count in found}
 
 
 def version_metrics(store: Store, name: str, version: int) -> dict[str, float] | None:
     "Metrics of the run that made a version, if runs and registry share a database."
-    if registry_uri(store) != store.tracking_uri:
+    if store.registry_uri != store.tracking_uri:
         return None
     question = (
         "select key, value, is_nan from latest_metrics where run_uuid in"
         " (select run_id from model_versions where name = :name and version = :version) order by key"
     )
-    found = ask_database(registry_uri(store), question, name=name, version=version)
+    found = ask_database(store.registry_uri, question, name=name, version=version)
     return None if found is None else {key: float("nan") if is_nan else float(value) for key, value, is_nan in found}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..package.seal import seal_path
 from ..project import digest_file, project_settings
 from .approvals import standing_approvals
 from .page import Section, Table, html_page, markdown_page
@@ -79,7 +80,7 @@ def _events(records: Records, what: str, points: float, wanted: Callable[[Any], 
 
 
 def _sealed(records: Records) -> list[Evidence]:
-    path = records.registry.store.home / "seals" / f"{records.bundle.digest.removeprefix('sha256:')}.json"
+    path = seal_path(records.registry.store, records.bundle.digest)
     if records.seal is None or not path.is_file():
         return []
     what = f"{records.seal.golden_rows} golden rows were predicted where only the lock is installed: {records.seal.told}"
@@ -169,7 +170,7 @@ def _reproducible(records: Records) -> list[Evidence]:
 
 def _validated(records: Records) -> list[Evidence]:
     report = records.report_of("quality.metric")
-    served = [each.time for each in records.events if each.version == records.version.version and each.alias == "production"]
+    served = [each.time for each in records.events if each.version == records.version.version and each.alias == records.registry.store.alias]
     before = report is not None and (not served or report.made <= served[0])
     return _gate(records, "quality.metric", "quality.champion", most=1.0 if before else 0.5)
 

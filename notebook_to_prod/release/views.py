@@ -17,7 +17,7 @@ from ..errors import InputError, StoreError
 from ..package.keys import Signature, is_valid, sign, trusted_keys
 from ..project import Store, digest_bytes, digest_json, store_errors
 from .approvals import Approvals
-from .audit import Damage, Event, read_events, read_head, store_id, verify_log
+from .audit import MOVES, Damage, Event, read_events, read_head, store_id, verify_log
 from .change import is_pending, parse_events, read_tags, recover, registry_lock
 from .registry import ModelVersion, Registry, check_alias, check_name
 from .rows import version_counts
@@ -94,13 +94,13 @@ def parse_time(text: str) -> datetime:
 
 def live_at(events: Sequence[Event], alias: str, moment: datetime | None = None) -> Event | None:
     "The move that made an alias point to what it pointed to at a moment, now by default; None if it had not been set."
-    moves = [each for each in events if each.alias == alias and (moment is None or parse_time(each.time) <= moment)]
+    moves = [each for each in events if each.alias == alias and each.action in MOVES and (moment is None or parse_time(each.time) <= moment)]
     return moves[-1] if moves else None
 
 
-def find_live(registry: Registry, name: str, alias: str = "production", at: str | None = None) -> Event | None:
+def find_live(registry: Registry, name: str, alias: str | None = None, at: str | None = None) -> Event | None:
     "`live_at` of a model's history; raises `NotFoundError` if there is no such model."
-    return live_at(registry.history(check_name(name)), check_alias(alias), parse_time(at) if at else None)
+    return live_at(registry.history(check_name(name)), check_alias(alias or registry.store.alias), parse_time(at) if at else None)
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,10 @@ class Live:
         return self.version != (self.event and self.event.version)
 
 
-def live_now(registry: Registry, name: str, alias: str = "production") -> Live:
+def live_now(registry: Registry, name: str, alias: str | None = None) -> Live:
     "What an alias points to, beside the last move of it; raises `NotFoundError` if there is no such model."
     event = find_live(registry, name, alias)
-    return Live(registry.aliased(name, alias), event)
+    return Live(registry.aliased(name, alias or registry.store.alias), event)
 
 # %% ../../nbs/release/02_views.ipynb #export
 def export_log(store: Store, form: str = "jsonl") -> str:
@@ -136,7 +136,9 @@ def export_log(store: Store, form: str = "jsonl") -> str:
 
 
 def _cell(value: object) -> object:
-    "A text as a cell that no spreadsheet takes for a formula."
+    "A text as a cell that no spreadsheet takes for a formula; what has parts, as JSON."
+    if isinstance(value, dict):
+        return json.dumps(value)
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 # %% ../../nbs/release/02_views.ipynb #checkpoint

@@ -63,9 +63,9 @@ class Webhook:
         return self.name or _host(_split(known)) or self.url.partition("/")[0]
 
     def wants(self, event: Event) -> bool:
-        "Whether it is told of an event."
+        "Whether it is told of an event; not of one that was told of in another environment."
         model = not self.models or any(fnmatch.fnmatchcase(event.name, pattern) for pattern in self.models)
-        return model and (not self.events or event.action in self.events)
+        return model and not event.carried and (not self.events or event.action in self.events)
 
     def address(self) -> SplitResult:
         "The whole address; raises `InputError` that does not show it."

@@ -38,7 +38,7 @@ def running_service(
     "Run `n2p serve` on a free port in a process of its own; yields its URL. Raises `ServerError` with what it said if it does not start."
     command = [sys.executable, "-m", "notebook_to_prod", "serve", reference, "--port", "0", "--json"]
     with log.open("w") as errors:
-        process = subprocess.Popen(command, env=os.environ | {"N2P_HOME": str(home)}, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, env=os.environ | {"N2P_HOME": str(home), "N2P_ENV": ""}, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
         line = process.stdout.readline() if process.stdout else ""
         answer = json.loads(line) if line.strip() else {}

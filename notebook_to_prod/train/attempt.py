@@ -90,6 +90,7 @@ class Attempt:
         return kernel_environment(self.question.threads) | self._replay | {
             "N2P_HASHES": str(hashes_path(self.store, hashes)) if hashes else "",
             "N2P_HOME": str(self.store.home),
+            "N2P_ENV": "",  # which would mean another store
             "N2P_RUN_ID": self.record.run_id,
             "N2P_NOTEBOOK": str(self.record.input_notebook),
             "N2P_HEARD": str(self.record.heard),

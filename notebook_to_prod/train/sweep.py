@@ -217,12 +217,12 @@ def _in_cluster(workers: int, function: Callable[..., Any], *arguments: Any) -> 
 _stopped: list[dict[str, Any]] = []  # Why this worker runs nothing any more
 
 
-def _run_set(home: str, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Outcome:
+def _run_set(store: Store, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Outcome:
     "Run one set, in a worker; one that was stopped runs no other, though the pool has given it the next already."
     if _stopped:
         return Outcome(parameters, None, _stopped[0])
     try:
-        record = run_notebook(notebook, parameters, store=Store(Path(home)), **options)
+        record = run_notebook(notebook, parameters, store=store, **options)
     except N2PError as error:
         if isinstance(error, RunInterruptedError):
             _stopped.append(error.to_dict())
@@ -261,13 +261,13 @@ def run_sweep(
         require_locked(find_project(parsed.path.resolve().parent))
     count = min(workers or os.cpu_count() or 1, len(given))
     options["threads"] = thread_count(threads)
-    home, path = str((store or open_store()).home), str(Path(notebook).resolve())
+    used, path = store or open_store(), str(Path(notebook).resolve())
     outcomes: dict[int, Outcome] = {}
     try:
         with interruptible(), _dask(dask, count) if dask else _processes(count) as submit:
             if progress is not None:
                 progress(0, len(given), "starting")
-            futures = {submit(_run_set, home, path, parameters, options): position for position, parameters in enumerate(given)}
+            futures = {submit(_run_set, used, path, parameters, options): position for position, parameters in enumerate(given)}
             for number, future in enumerate(_completed(futures, dask is not None), 1):
                 position = futures[future]
                 outcomes[position] = _outcome(future, given[position])

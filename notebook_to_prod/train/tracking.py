@@ -47,6 +47,8 @@ def tracking_errors(store: Store) -> Iterator[None]:
     except (MlflowException, RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = masked(str(error).strip().splitlines()[0])[:300]
         remedy = "start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the project"
+        if store.environment:
+            remedy = f"start the server or database that [tool.n2p.environments.{store.environment}] names, or correct the address there"
         raise TrackingError(f"MLflow does not work: {reason}", where=address(store), remedy=remedy) from error
 
 
@@ -100,7 +102,7 @@ def open_client(store: Store) -> MlflowClient:
     for logger in _QUIET:
         logging.getLogger(logger).setLevel(logging.WARNING)
     with shared_lock(store, "mlflow"), tracking_errors(store):
-        return MlflowClient(tracking_uri=store.tracking_uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or store.tracking_uri)
+        return MlflowClient(tracking_uri=store.tracking_uri, registry_uri=store.registry_uri)
 
 # %% ../../nbs/train/14_tracking.ipynb #tracked-run
 @dataclass(frozen=True)
