@@ -30,7 +30,7 @@ import notebook_to_prod
 from notebook_to_prod.errors import InputError, NotFoundError, StoreError, VerdictError
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.announce import deliver_all, on_event
-from notebook_to_prod.release.audit import Event, read_events, record_event
+from notebook_to_prod.release.audit import ACTIONS, Event, read_events, record_event
 from notebook_to_prod.release.change import make_change
 from notebook_to_prod.release.outbox import (
     Delivered,
@@ -43,7 +43,7 @@ from notebook_to_prod.release.outbox import (
 )
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.release.views import verify_audit
-from notebook_to_prod.release.webhook import KINDS, Webhook, message, post, read_webhooks, verify_webhook
+from notebook_to_prod.release.webhook import Webhook, message, post, read_webhooks, verify_webhook
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -173,7 +173,7 @@ def test_every_action_of_the_package_can_be_asked_for() -> None:
     made = re.compile(r"""(?:Event\(now\(\), |_move\(registry, |(?:share|keep|record)_event\([^"\n]*?)"([a-z-]+)\"""")
     found = {action for path in package.rglob("*.py") for action in made.findall(path.read_text("utf-8"))}
     assert {"register", "promote", "rollback", "archive", "override", "gate-failed"} <= found
-    assert found - set(KINDS) == set(), "add it to KINDS of nbs/release/00g_webhook.ipynb"
+    assert found - set(ACTIONS) == set(), "add it to ACTIONS of nbs/release/00_audit.ipynb"
 
 
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, receiver: Receiver) -> None:

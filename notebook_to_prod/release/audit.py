@@ -20,11 +20,12 @@ from ..project import Store, digest_bytes, digest_text, store_errors, write_atom
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['MOVES', 'COLLECTED', 'Origin', 'Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head', 'append_event',
-           'settle_log', 'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
+__all__ = ['MOVES', 'ACTIONS', 'COLLECTED', 'Origin', 'Event', 'current_user', 'store_id', 'Head', 'head_path', 'read_head',
+           'append_event', 'settle_log', 'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
 
 # %% ../../nbs/release/00_audit.ipynb #event
 MOVES = ("promote", "rollback")  # Of an alias
+ACTIONS = ("register", "request", "approve", "revoke", *MOVES, "archive", "override", "gate-failed")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Event:
     "One change of state of a model."
 
     time: str  # ISO 8601, UTC
-    action: str  # `register`, `request`, `approve`, `revoke`, `promote`, `rollback`, `archive`, `override`, `gate-failed`
+    action: str  # One of `ACTIONS`
     name: str
     version: int  # 0 of a bundle that is none
     user: str

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import AccessError, InputError
 from ..project import digest_text, find_project, project_settings
-from .audit import current_user
+from .audit import ACTIONS, current_user
 
 # %% auto #0
 __all__ = ['TABLES', 'ROLES', 'KINDS', 'People', 'who_is_told', 'settings_place', 'read_people', 'check_names', 'check_list',
@@ -27,7 +27,7 @@ __all__ = ['TABLES', 'ROLES', 'KINDS', 'People', 'who_is_told', 'settings_place'
 TABLES = ("teams", "owners", "roles", "alerts", "tokens", "stages")  # Below [tool.n2p]
 ROLES = ("register", "promote", "approve", "override", "archive")
 _ROLE_OF = {"rollback": "promote"}
-KINDS = ("register", "request", "approve", "revoke", "promote", "rollback", "archive", "override", "gate-failed", "drift", "performance")  # Of events and alerts
+KINDS = (*ACTIONS, "drift", "performance")  # Of events and alerts
 
 
 @dataclass(frozen=True)

@@ -28,13 +28,13 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from ..errors import InputError
 from ..project import digest_text, project_settings
-from .audit import Event
+from .audit import ACTIONS, Event
+from .people import who_is_told
 
 # %% auto #0
-__all__ = ['KINDS', 'Webhook', 'read_webhooks', 'message', 'new_secret', 'signed_headers', 'verify_webhook', 'Answer', 'post']
+__all__ = ['Webhook', 'read_webhooks', 'message', 'new_secret', 'signed_headers', 'verify_webhook', 'Answer', 'post']
 
 # %% ../../nbs/release/00g_webhook.ipynb #config
-KINDS = ("register", "promote", "rollback", "archive", "override", "gate-failed")
 _SECTION = "[[tool.n2p.webhooks]]"
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
@@ -46,7 +46,7 @@ class Webhook:
     url: str = field(repr=False)  # May hold `$VARIABLE`s
     name: str = ""  # Of the webhook, by default that of its host
     secret: str = ""  # `$VARIABLE` that holds the key of the signature; unsigned without
-    events: tuple[str, ...] = ()  # Of `KINDS`; all by default
+    events: tuple[str, ...] = ()  # Of `ACTIONS`; all by default
     models: tuple[str, ...] = ()  # Patterns of names; all by default
     timeout: float = 5.0  # Seconds to wait for an answer
     attempts: int = 10  # Before an event is given up
@@ -139,8 +139,8 @@ def _webhook(number: int, table: dict[str, Any]) -> Webhook:
     if "$" not in (_split(table["url"]).password or "$"):
         raise _wrong(number, "url", "the address of a webhook holds a password", "put it into a variable: https://USER:$PASSWORD@HOST/PATH")
     for kind in table.get("events", ()):
-        if kind not in KINDS:
-            raise _wrong(number, "events", f"there is no event '{kind}'", f"the events are {', '.join(KINDS)}")
+        if kind not in ACTIONS:
+            raise _wrong(number, "events", f"there is no event '{kind}'", f"the events are {', '.join(ACTIONS)}")
     return Webhook(**{key: tuple(value) if key in _LISTS else value for key, value in table.items()})
 
 
@@ -157,7 +157,8 @@ def message(event: Event, sequence: int) -> tuple[str, bytes]:
     told = event.to_dict()
     id = event.id or f"{event.store or 'log'}-{sequence}"  # one of before events had ids
     head = {"id": id, "type": told.pop("action"), "time": told.pop("time"), "model": told.pop("name"), "version": told.pop("version") or None}
-    return id, json.dumps({**head, **told, "id": id, "sequence": sequence}, ensure_ascii=False, separators=(",", ":")).encode()
+    notify = who_is_told(event.name, event.action) if event.action in ACTIONS else ()
+    return id, json.dumps({**head, **told, "id": id, "sequence": sequence, "notify": notify}, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def new_secret() -> str:
