@@ -25,6 +25,7 @@ from test_postgres import CELLS, address  # noqa: F401 - a fixture
 
 from notebook_to_prod.errors import InputError, N2PError, NotFoundError, StoreError, VerdictError
 from notebook_to_prod.package import keys
+from notebook_to_prod.package.bundle import Bundle, open_bundle, write_bundle
 from notebook_to_prod.package.gates.evaluation import Evaluation, load_evaluation
 from notebook_to_prod.package.gates.verdict import Override, read_reports, save_report
 from notebook_to_prod.package.seal import Seal, lock_digest, read_seal, seal_path
@@ -208,6 +209,36 @@ def test_an_older_version_and_one_that_is_not_there(staging: Store, production: 
             promote_between(staging, production, reference)
     with pytest.raises(InputError, match="the same store"):
         promote_between(staging, replace(staging, environment="other"), NAME)
+
+
+def test_a_variant_brings_what_it_was_made_from(staging: Store, production: Store, tmp_path: Path) -> None:
+    source = copied(staging, tmp_path / "staging")
+    registry = Registry(source)
+    bundle = registry.bundle(registry.read(NAME, 2))
+    contents = {name: (bundle.path / name).read_bytes() for name in bundle.files}
+    step = {"bundle": bundle.digest, "how": "fewer trees", "variant": "small"}
+    contents["metadata.json"] = json.dumps({**bundle.metadata, "derived_from": step}).encode()
+    small = write_bundle(source.bundles, contents)
+    version, _ = registry.register_bundle(small, "small")
+    done = promote_between(source, production, "small@1")
+    there = Registry(production)
+    assert done.bundle == small.digest and {bundle.digest, small.digest} <= {each.digest for each in opened(production)}
+    assert there.lineage(there.read("small", 1)) == registry.lineage(version)
+    assert there.read("small", 1).derived_from == bundle.digest
+
+
+def opened(store: Store) -> list[Bundle]:
+    return [open_bundle(path) for path in store.bundles.iterdir()]
+
+
+def test_environments_may_share_a_registry(staging: Store, tmp_path: Path) -> None:
+    source = copied(staging, tmp_path / "staging")
+    shared = f"sqlite:///{source.home / 'mlflow.db'}"
+    target = Store(open_store(tmp_path / "production").home, "production", "production", shared)
+    before = len(Registry(source).history(NAME))
+    done = promote_between(source, target, NAME)
+    assert done.version == 2 and len(Registry(source).history(NAME)) == before + 1, "it has the events already"
+    assert Registry(source).read(NAME, 2).aliases == ("production", "staging")
 
 
 # What is refused

@@ -17,12 +17,13 @@ def promote_between(terminal: Terminal, model: str, source: str, target: str, re
     from notebook_to_prod.release.environments import promote_between as promote
 
     done = promote(open_environment(source), open_environment(target), model, reason, unsealed, override, terminal.note)
+    terminal.environment = target  # which the answer is about
     where = f"{done.name}@{done.alias} in {target} → version {done.version}"
     state = f" (was {done.event.previous or 'nothing'})" if done.event else " (it was live there already)"
     lines = [("promoted", f"{where}{state}"), ("from", f"{source} version {done.origin.version}"), ("bundle", done.bundle)]
     lines += [("evidence", f"{len(done.pieces)} pieces verified there, {done.sent} of them sent now")]
     lines += [("gates", done.event.gates)] if done.event and done.event.gates else []
-    return Result(done.to_dict(), [*lines, ("next", f"n2p serve {shlex.quote(f'{done.name}@{done.alias}')} --env {target}")])
+    return Result(done.to_dict(), [*lines, ("next", f"n2p serve {shlex.quote(f'{done.name}@{done.alias}')}")])
 
 # %% ../../nbs/cli/02c_environments.ipynb #environments
 @command("environments")

@@ -42,19 +42,19 @@ class Piece:
         return self.there() == self.digest
 
 
-def _file(kind: str, label: str, data: bytes, path: Path) -> Piece:
-    "A file, whole or not at all."
+def _file(kind: str, label: str, path: Path, digest: str, read: Callable[[], bytes]) -> Piece:
+    "A file, whole or not at all; it is read when it is sent."
 
     def send() -> None:
         if path.parent.is_dir():
             remove_orphans(path.parent)
-        arrived = write_atomic(path.parent / f"{temporary_prefix(path)}arrived.tmp", data)
+        arrived = write_atomic(path.parent / f"{temporary_prefix(path)}arrived.tmp", read())
         with store_errors(path):
-            if digest_file(arrived) == digest_bytes(data):  # so that what has its name has been hashed from the disk, also after a kill
+            if digest_file(arrived) == digest:  # so that what has its name has been hashed from the disk, also after a kill
                 arrived.replace(path)
             arrived.unlink(missing_ok=True)
 
-    return Piece(kind, label, digest_bytes(data), path, partial(_hash, path), send)
+    return Piece(kind, label, digest, path, partial(_hash, path), send)
 
 
 def _hash(path: Path) -> str:
@@ -113,12 +113,12 @@ def _run(record: RunRecord, target: Store) -> Iterator[Piece]:
     for name in names:
         path = target.runs / record.run_id / name
         if name not in (_RECORD, "certificate.json") or (name == "certificate.json" and not path.exists()):  # one of its own stays
-            yield _file("run", f"run {record.run_id}: {name}", (folder / name).read_bytes(), path)
+            yield _file("run", f"run {record.run_id}: {name}", path, digest_file(folder / name), (folder / name).read_bytes)
     here = replace(record, folder=str(target.runs / record.run_id), bundle_path=str(target.bundle(record.bundle or "")), mlflow_run_id=None)
     data = json.dumps(here.to_record(), indent=2, ensure_ascii=False).encode() + b"\n"
     path = target.runs / record.run_id / _RECORD
     there = lambda: _asked(path.read_bytes(), data) if path.is_file() else ""  # noqa: E731 - it belongs to this one piece
-    yield replace(_file("run", f"run {record.run_id}: {_RECORD}", data, path), digest=_asked(data, data), there=there)
+    yield replace(_file("run", f"run {record.run_id}: {_RECORD}", path, digest_bytes(data), lambda: data), digest=_asked(data, data), there=there)
 
 
 def _asked(found: bytes, sent: bytes) -> str:
@@ -137,7 +137,7 @@ def _verdicts(source: Store, bundle: Bundle, target: Store) -> Iterator[Piece]:
         path = report_path(target, report)
         if not _is_report(path):
             data = json.dumps(replace(report, override=None).to_dict(), indent=2, ensure_ascii=False).encode() + b"\n"
-            yield _file("verdicts", f"verdicts {report.digest[:19]} on {bundle.digest[:19]}", data, path)
+            yield _file("verdicts", f"verdicts {report.digest[:19]} on {bundle.digest[:19]}", path, digest_bytes(data), partial(bytes, data))
 
 
 def _is_report(path: Path) -> bool:
@@ -153,7 +153,8 @@ def _seal(source: Store, bundle: Bundle, target: Store) -> Iterator[Piece]:
     if found is not None and found.lock != lock_digest(bundle):
         raise StoreError("the seal is of another lock", where=str(seal_path(source, bundle.digest)), remedy=f"seal the bundle again: n2p bundle seal {bundle.digest[7:19]} --again")
     if found is not None and read_seal(target, bundle.digest) is None:
-        yield _file("seal", f"seal of {bundle.digest[:19]}", seal_path(source, bundle.digest).read_bytes(), seal_path(target, bundle.digest))
+        kept = seal_path(source, bundle.digest)
+        yield _file("seal", f"seal of {bundle.digest[:19]}", seal_path(target, bundle.digest), digest_file(kept), kept.read_bytes)
 
 # %% ../../nbs/release/03_pieces.ipynb #list
 def list_pieces(
