@@ -13,6 +13,7 @@ import sysconfig
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,13 @@ LIMIT = 240  # Seconds; only keeps a command that hangs from blocking the suite
 AT_START = {"PYTHONHASHSEED"}  # Variables that only a new interpreter obeys
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["preloaded"])
+
+
+def start_forks() -> None:
+    """Start the fork server, if it does not run, with this folder on its path: it passes over what it cannot import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Python 3.11 gives it no `sys.path`
+        forkserver.ensure_running()
 
 
 def forked(arguments: list[str], folder: Path, variables: dict[str, str], stdout: Path, stderr: Path) -> None:
@@ -159,6 +167,7 @@ class Project:
         with tempfile.TemporaryDirectory() as folder:
             outputs = (Path(folder) / "stdout", Path(folder) / "stderr")
             given = ([*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
+            start_forks()
             process = FORKS.Process(target=forked, args=given)
             process.start()
             process.join(LIMIT)
