@@ -11,7 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
@@ -88,6 +88,7 @@ def forked(arguments: list[str], folder: Path, variables: dict[str, str], stdout
     for path, descriptor in ((stdout, 1), (stderr, 2)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
+    assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
@@ -164,18 +165,31 @@ class Project:
         """Run `n2p` to its end, in a process of its own that does not have to import what every command needs."""
         if variables.keys() & AT_START:
             return self.command("n2p", *arguments, cwd=cwd, **variables)
-        with tempfile.TemporaryDirectory() as folder:
-            outputs = (Path(folder) / "stdout", Path(folder) / "stderr")
-            given = ([*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
-            start_forks()
-            process = FORKS.Process(target=forked, args=given)
-            process.start()
-            process.join(LIMIT)
-            if process.is_alive():
-                process.kill()
-                process.join()
-                pytest.fail(f"n2p {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
-            return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
+        return self.fork(*arguments, cwd=cwd, **variables)()
+
+    def fork(self, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Callable[[], Done]:
+        """Start `n2p` in such a process, which is at work at once; what is returned waits for its end."""
+        folder = tempfile.TemporaryDirectory()
+        outputs = (Path(folder.name) / "stdout", Path(folder.name) / "stderr")
+        given = ([*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
+        start_forks()
+        process = FORKS.Process(target=forked, args=given)
+        process.start()
+
+        def wait() -> Done:
+            with folder:
+                process.join(LIMIT)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+                    pytest.fail(f"n2p {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
+                return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
+
+        return wait
+
+    def together(self, *commands: Iterable[str | Path], **variables: str) -> list[Done]:
+        """Run several commands of `n2p` at the same time."""
+        return [wait() for wait in [self.fork(*command, **variables) for command in commands]]
 
     def run(self, notebook: str | Path, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Done:
         """Run `n2p run NOTEBOOK --json ...` to its end."""
