@@ -1419,6 +1419,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'notebook_to_prod/package/gates/explain.py'),
                                                         'notebook_to_prod.package.gates.explain._Coded.encode': ( 'package/gates/explain.html#_coded.encode',
                                                                                                                   'notebook_to_prod/package/gates/explain.py'),
+                                                        'notebook_to_prod.package.gates.explain._import_shap': ( 'package/gates/explain.html#_import_shap',
+                                                                                                                 'notebook_to_prod/package/gates/explain.py'),
                                                         'notebook_to_prod.package.gates.explain._importance': ( 'package/gates/explain.html#_importance',
                                                                                                                 'notebook_to_prod/package/gates/explain.py'),
                                                         'notebook_to_prod.package.gates.explain._judge_feature': ( 'package/gates/explain.html#_judge_feature',

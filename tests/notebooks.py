@@ -11,8 +11,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
@@ -75,11 +76,19 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["preloaded"])
 
 
+def start_forks() -> None:
+    """Start the fork server, if it does not run, with this folder on its path: it passes over what it cannot import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # Python 3.11 gives it no `sys.path`
+        forkserver.ensure_running()
+
+
 def forked(arguments: list[str], folder: Path, variables: dict[str, str], stdout: Path, stderr: Path) -> None:
     """What a process of the fork server does: become `n2p` in that folder, with those variables and outputs."""
     for path, descriptor in ((stdout, 1), (stderr, 2)):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
+    assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
@@ -156,17 +165,31 @@ class Project:
         """Run `n2p` to its end, in a process of its own that does not have to import what every command needs."""
         if variables.keys() & AT_START:
             return self.command("n2p", *arguments, cwd=cwd, **variables)
-        with tempfile.TemporaryDirectory() as folder:
-            outputs = (Path(folder) / "stdout", Path(folder) / "stderr")
-            given = ([*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
-            process = FORKS.Process(target=forked, args=given)
-            process.start()
-            process.join(LIMIT)
-            if process.is_alive():
-                process.kill()
-                process.join()
-                pytest.fail(f"n2p {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
-            return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
+        return self.fork(*arguments, cwd=cwd, **variables)()
+
+    def fork(self, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Callable[[], Done]:
+        """Start `n2p` in such a process, which is at work at once; what is returned waits for its end."""
+        folder = tempfile.TemporaryDirectory()
+        outputs = (Path(folder.name) / "stdout", Path(folder.name) / "stderr")
+        given = ([*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
+        start_forks()
+        process = FORKS.Process(target=forked, args=given)
+        process.start()
+
+        def wait() -> Done:
+            with folder:
+                process.join(LIMIT)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+                    pytest.fail(f"n2p {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
+                return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
+
+        return wait
+
+    def together(self, *commands: Iterable[str | Path], **variables: str) -> list[Done]:
+        """Run several commands of `n2p` at the same time."""
+        return [wait() for wait in [self.fork(*command, **variables) for command in commands]]
 
     def run(self, notebook: str | Path, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Done:
         """Run `n2p run NOTEBOOK --json ...` to its end."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import mlflow_tables
 import pytest
 from notebooks import Project
 
@@ -30,6 +31,8 @@ from notebook_to_prod.release.audit import (
 )
 from notebook_to_prod.release.registry import Registry, share_event
 from notebook_to_prod.release.views import export_log, make_checkpoint, verify_audit
+
+mlflow_tables.install()
 
 REASONS = ("first model", "späte Flüge", 'a "quoted" one', "two\nlines", "")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from notebooks import Project
 from published import NOTEBOOKS
 
 from notebook_to_prod.errors import CheckError, InputError, NotebookError
@@ -1079,23 +1080,23 @@ def n2p(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 def test_run_command_allows_a_code(project: Path) -> None:
     path = written(project, "import random\nprint(random.random())", parameters="rows = 3")
-    refused = n2p(project, "run", path.name)
-    assert refused.returncode == 1 and "N2P203" in refused.stderr
-    ran = n2p(project, "run", path.name, "--allow", "N2P203", "--json")
-    assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["status"] == "finished"
+    refused = Project(project).n2p("run", path.name)
+    assert refused.code == 1 and "N2P203" in refused.stderr
+    ran = Project(project).run(path.name, "--allow", "N2P203")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["status"] == "finished"
 
 
 def test_run_says_what_the_checker_warns_of(project: Path) -> None:
     cells = ["import time\nprint(time.time())", "if rows > 9:\n    import no_such_module_7"]
     path = written(project, *cells, parameters="rows = 3")
-    done = n2p(project, "run", path.name, "--json")
-    ran = json.loads(done.stdout)
+    done = Project(project).run(path.name)
+    ran = done.json
     assert [each["code"] for each in ran["warnings"]] == ["N2P502", "N2P401"] and ran["status"] == "finished"
     assert "warning: N2P502 in cell 'cell-0', line 2: time.time reads the clock" in done.stderr
     kept = json.loads((Path(ran["folder"]) / "record.json").read_text(encoding="utf-8"))
     assert kept["warnings"] == ran["warnings"]
-    again = json.loads(n2p(project, "run", path.name, "--json").stdout)
+    again = Project(project).run(path.name).json
     assert again["reused"] and again["warnings"] == ran["warnings"]
 
 

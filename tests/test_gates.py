@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return once(tmp_path_factory, "gates", train)
 
 
-def test_some_gates_alone_do_not_replace_the_answer_of_all(trained: Project) -> None:
-    bundle = run_of(trained, "leak")["bundle"]
-    whole = trained.n2p("gate", run_of(trained, "leak")["run_id"], *QUICK, "--json")
+@pytest.fixture(scope="module")
+def judged(trained: Project) -> Callable[[str], Done]:
+    """What the quick gates say of the bundle with a mistake, asked once."""
+    return cache(lambda mistake: trained.n2p("gate", run_of(trained, mistake)["run_id"], *QUICK, "--json"))
+
+
+def test_some_gates_alone_do_not_replace_the_answer_of_all(trained: Project, judged: Callable[[str], Done]) -> None:
+    bundle, whole = run_of(trained, "leak")["bundle"], judged("leak")
     one = trained.n2p("gate", run_of(trained, "leak")["run_id"], "--only", "quality.support", "--json")
     assert (whole.code, one.code) == (1, 0)
     reports = read_reports(Store(trained.home), bundle)
@@ -151,8 +157,10 @@ def said_no(done: Done) -> dict[tuple[str, str], dict[str, Any]]:
         ("memory", "quality.dummy", "roc_auc"),
     ],
 )
-def test_a_planted_mistake_is_stopped_by_its_gate(mistake: str, gate: str, subject: str, trained: Project) -> None:
-    done = trained.n2p("gate", run_of(trained, mistake)["run_id"], *QUICK, "--json")
+def test_a_planted_mistake_is_stopped_by_its_gate(
+    mistake: str, gate: str, subject: str, trained: Project, judged: Callable[[str], Done]
+) -> None:
+    done = judged(mistake)
     assert done.code == 1
     found = said_no(done)
     assert (gate, subject) in found, found.keys()

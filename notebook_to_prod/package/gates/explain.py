@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
@@ -188,8 +189,8 @@ _BACKGROUND = 25  # Training rows that stand for an absent feature
 def shap_importance(case: Case, policy: Policy) -> dict[str, float]:  # Largest first
     "Mean absolute Shapley value of every feature over some test rows, in units of the answer."
     import numpy as np
-    import shap
 
+    shap = _import_shap()
     rows, train = case.test_sample(policy, policy.explain.shap_rows), case.train_sample(policy, _BACKGROUND)
     coded = _Coded([*train.X.columns], [train.X, rows.X])
     background, explained = (coded.encode(each) for each in (train.X, rows.X))
@@ -207,6 +208,19 @@ def shap_importance(case: Case, policy: Policy) -> dict[str, float]:  # Largest 
         values = explainer(explained, max_evals=2 * (2 * explained.shape[1] + 1), silent=True).values
     means = np.abs(values).mean(axis=(0, *range(2, values.ndim)))
     return dict(sorted(zip(rows.X.columns, map(float, means), strict=True), key=lambda item: -item[1]))
+
+
+def _import_shap() -> ModuleType:
+    "SHAP without the compiler: Numba takes ten seconds in every new process for loops that here take milliseconds."
+    import numba
+
+    compiled = numba.config.DISABLE_JIT
+    numba.config.DISABLE_JIT = 1
+    try:
+        import shap  # whose functions ask for the compiler as they are defined; those of a pipeline keep it
+    finally:
+        numba.config.DISABLE_JIT = compiled
+    return shap
 
 
 class _Coded:
