@@ -108,6 +108,11 @@ def killed(home: Path, name: str, token: str) -> list[dict[str, Any]]:
 
         return act
 
+    def found_and_revoked(registry: Registry) -> dict[str, Any]:
+        told = found(name)(registry)
+        registry.revoke(name, 1)
+        return told
+
     steps = [(change, "write_json"), (MlflowClient, "set_registered_model_tag"), (change, "_share")]
     steps += [(MlflowClient, "delete_registered_model_tag"), (change, "append_event")]
     told = []
@@ -115,8 +120,7 @@ def killed(home: Path, name: str, token: str) -> list[dict[str, Any]]:
         process, _ = forked(token, die_after(holder, step), home)
         process.join()
         assert process.exitcode == -signal.SIGKILL, (step, process.exitcode)
-        told.append({"step": step} | asked(None, found(name), home))
-        asked(token, lambda registry: registry.revoke(name, 1) is not None, home)
+        told.append({"step": step} | asked(token, found_and_revoked, home))
     return told
 
 

@@ -173,7 +173,7 @@ def test_every_action_of_the_package_can_be_asked_for() -> None:
     made = re.compile(r"""(?:Event\(now\(\), |_move\(registry, |(?:share|keep|record)_event\([^"\n]*?)"([a-z-]+)\"""")
     found = {action for path in package.rglob("*.py") for action in made.findall(path.read_text("utf-8"))}
     assert {"register", "promote", "rollback", "archive", "override", "gate-failed"} <= found
-    assert found - set(KINDS) == set(), "add it to KINDS of nbs/release/00g_webhook.ipynb"
+    assert found - set(KINDS) == set(), "add it to EVENTS of nbs/release/00b_people.ipynb"
 
 
 def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, receiver: Receiver) -> None:

@@ -20,14 +20,15 @@ from ..project import digest_text, find_project, project_settings
 from .audit import current_user
 
 # %% auto #0
-__all__ = ['TABLES', 'ROLES', 'KINDS', 'People', 'who_is_told', 'settings_place', 'read_people', 'check_names', 'check_list',
-           'Identity', 'new_token', 'identify', 'acting']
+__all__ = ['TABLES', 'ROLES', 'EVENTS', 'KINDS', 'People', 'who_is_told', 'settings_place', 'read_people', 'check_names',
+           'check_list', 'Identity', 'new_token', 'identify', 'acting']
 
 # %% ../../nbs/release/00b_people.ipynb #people
 TABLES = ("teams", "owners", "roles", "alerts", "tokens", "stages")  # Below [tool.n2p]
 ROLES = ("register", "promote", "approve", "override", "archive")
 _ROLE_OF = {"rollback": "promote"}
-KINDS = ("register", "request", "approve", "revoke", "promote", "rollback", "archive", "override", "gate-failed", "drift", "performance")  # Of events and alerts
+EVENTS = ("register", "request", "approve", "revoke", "promote", "rollback", "archive", "override", "gate-failed")  # What a history holds
+KINDS = (*EVENTS, "drift", "performance")  # Of events and alerts
 
 
 @dataclass(frozen=True)

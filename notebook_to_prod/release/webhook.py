@@ -29,12 +29,13 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from ..errors import InputError
 from ..project import digest_text, project_settings
 from .audit import Event
+from .people import EVENTS
 
 # %% auto #0
 __all__ = ['KINDS', 'Webhook', 'read_webhooks', 'message', 'new_secret', 'signed_headers', 'verify_webhook', 'Answer', 'post']
 
 # %% ../../nbs/release/00g_webhook.ipynb #config
-KINDS = ("register", "promote", "rollback", "archive", "override", "gate-failed")
+KINDS = EVENTS
 _SECTION = "[[tool.n2p.webhooks]]"
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
