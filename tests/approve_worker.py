@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,12 +34,15 @@ def forked(token: str | None, act: Callable[[Registry], Any], home: Path, gate: 
     def run() -> None:
         os.environ |= {"N2P_TOKEN": token} if token else {}
         registry = Registry(Store(home))
+        registry._client.search_registered_models()
+        other.send("ready")
         if gate is not None:
             gate.wait()
         other.send(act(registry))
 
     process = FORK.Process(target=run)
     process.start()
+    assert end.recv() == "ready"  # one after the other, since each opens the database under a lock
     return process, end
 
 
@@ -59,6 +63,7 @@ def promote(name: str) -> Callable[[Registry], bool]:
         while True:
             with contextlib.suppress(VerdictError):
                 return registry.promote(name, 1) is not None
+            time.sleep(0.2)
 
     return until_done
 
@@ -74,15 +79,16 @@ def found(name: str) -> Callable[[Registry], dict[str, Any]]:
 
 
 def at_once(home: Path, name: str, approvers: list[str], movers: list[str]) -> dict[str, Any]:
-    """Everybody approves, each from two machines, while others try to promote."""
-    gate = FORK.Barrier(2 * len(approvers) + len(movers))
-    people = [forked(token, approve(name), home, gate) for token in [*approvers, *approvers]]
+    """Everybody approves, the first of them twice, while others try to promote."""
+    hands = [*approvers, approvers[0]]
+    gate = FORK.Barrier(len(hands) + len(movers))
+    people = [forked(token, approve(name), home, gate) for token in hands]
     people += [forked(token, promote(name), home, gate) for token in movers]
     for process, _ in people:
         process.join()
         assert process.exitcode == 0, process.exitcode
     told = [end.recv() for _, end in people]
-    new = {"approved": sum(told[: 2 * len(approvers)]), "promoted": sum(told[2 * len(approvers) :])}
+    new = {"approved": sum(told[: len(hands)]), "promoted": sum(told[len(hands) :])}
     return asked(None, found(name), home) | new
 
 
@@ -102,6 +108,11 @@ def killed(home: Path, name: str, token: str) -> list[dict[str, Any]]:
 
         return act
 
+    def found_and_revoked(registry: Registry) -> dict[str, Any]:
+        told = found(name)(registry)
+        registry.revoke(name, 1)
+        return told
+
     steps = [(change, "write_json"), (MlflowClient, "set_registered_model_tag"), (change, "_share")]
     steps += [(MlflowClient, "delete_registered_model_tag"), (change, "append_event")]
     told = []
@@ -109,8 +120,7 @@ def killed(home: Path, name: str, token: str) -> list[dict[str, Any]]:
         process, _ = forked(token, die_after(holder, step), home)
         process.join()
         assert process.exitcode == -signal.SIGKILL, (step, process.exitcode)
-        told.append({"step": step} | asked(None, found(name), home))
-        asked(token, lambda registry: registry.revoke(name, 1) is not None, home)
+        told.append({"step": step} | asked(token, found_and_revoked, home))
     return told
 
 

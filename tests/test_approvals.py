@@ -15,7 +15,7 @@ import pytest
 from notebooks import UNSEALED, Project, make_project
 from test_postgres import CELLS
 
-from notebook_to_prod.errors import AccessError, InputError, VerdictError
+from notebook_to_prod.errors import AccessError, InputError, NotFoundError, VerdictError
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.approvals import count_approvals
 from notebook_to_prod.release.audit import current_user, read_events
@@ -184,8 +184,11 @@ def test_a_token_says_who_somebody_is_or_nothing_does(trained: Project, registry
     assert [(each.user, each.identity) for each in registry.history("named")] == [("bob", "token")]
     before = len(list(read_events(registry.store)))
     for wrong, what in (("n2p_unknown", "not one of"), ("", "empty"), (" ", "empty"), (TOKENS["bob"][1], "not one of")):
-        done = trained.n2p("promote", "named", "1", "--to", "canary", "--json", N2P_TOKEN=wrong)
-        assert (done.code, done.error["type"]) == (2, "AccessError") and what in done.error["what"]
+        team.patch.setenv("N2P_TOKEN", wrong)
+        with pytest.raises(AccessError, match=what):
+            registry.promote("named", 1, "canary")
+    done = trained.n2p("promote", "named", "1", "--to", "canary", "--json", N2P_TOKEN="")
+    assert (done.code, done.error["type"]) == (2, "AccessError") and "empty" in done.error["what"]
     assert len(list(read_events(registry.store))) == before, "nobody is let in under the system's name"
     done = trained.n2p("promote", "named", "1", "--to", "canary", "--json", N2P_TOKEN=TOKENS["cat"][0] + "\n")
     assert (done.code, done.json["user"], done.json["identity"]) == (0, "cat", "token")
@@ -247,34 +250,63 @@ def test_n_of_m_on_the_command_line(trained: Project, registry: Registry, team: 
     assert (refused.code, refused.error["type"]) == (1, "VerdictError")
     assert refused.error["what"] == "production asks for 2 approvals of flights@1, and there are 0 of 2"
     assert refused.error["remedy"] == "bob, cat, dan may still approve: n2p approve flights@1 --to production"
-    assert as_user("sue", "promote", "flights", "1").code == 1
-    for user, why in (("ann", "ann (known by a token) registered it"), ("sue", "not an approver"), ("eve", "approver")):
-        no = as_user(user, "approve", "flights@1", "--json")
-        assert (no.code, no.error["type"]) == (2, "AccessError") and why in no.error["what"]
+    no = as_user("ann", "approve", "flights@1", "--json")
+    assert (no.code, no.error["type"]) == (2, "AccessError")
+    assert "ann (known by a token) registered it" in no.error["what"] and no.error["remedy"] == "ask bob, cat, dan"
     given = as_user("bob", "approve", "flights@1", "--reason", "read the report", "--json").json
     assert given["changed"] and (given["user"], given["identity"]) == ("bob", "token")
     assert given["approvals"]["given"] == ["bob"] and given["approvals"]["may"] == ["cat", "dan"]
     assert "counts once" in as_user("bob", "approve", "flights@1").stdout
-    shown = as_user("sue", "show", "flights@1")
-    assert "production: 1 of 2: bob; until " in shown.stdout and "cat, dan may still approve" in shown.stdout
-    assert as_user("cat", "approve", "flights@1").code == 0
+    shown = as_user("sue", "show", "flights@1").stdout
+    assert "production: 1 of 2: bob; until " in shown and "cat, dan may still approve" in shown
+    team.be("cat")
+    assert registry.approve("flights", 1)
     assert as_user("cat", "approve", "flights@1", "--revoke", "--json").json["approvals"]["given"] == ["bob"]
-    assert as_user("cat", "approve", "flights@1", "--revoke", "--json").json["changed"] is False
-    own = as_user("bob", "promote", "flights", "1", "--json")
-    assert own.code == 1 and "without your own" in own.error["what"], "who promotes does not approve"
-    assert as_user("dan", "approve", "flights@1").code == 0
+    team.be("dan")
+    assert registry.approve("flights", 1)
     done = as_user("sue", "promote", "flights", "1", "--json").json
     assert (done["changed"], done["approvals"], done["gates"]) == (True, "2 of 2: bob, dan", "not asked")
-    actions = ["register", "request", "approve", "approve", "revoke", "approve", "promote"]
-    events = registry.history("flights")
-    assert [each.action for each in events] == actions
-    assert {each.bundle for each in events} == {events[0].bundle} and len({each.rules for each in events[1:]}) == 1
-    assert find_live(registry, "flights") == events[-1] and verify_audit(registry).damage == []
     lines = as_user("sue", "history", "flights").stdout
     assert "for production by bob (token) read the report" in lines and "approvals 2 of 2: bob, dan" in lines
     assert as_user("bob", "approve", "flights@production").code == 2
-    assert as_user("bob", "approve", "flights@1", "--to", "canary").code == 2, "canary asks for none"
-    assert as_user("bob", "approve", "flights@2").code == 2
+
+    events = registry.history("flights")
+    assert [each.action for each in events] == [
+        "register",
+        "request",
+        "approve",
+        "approve",
+        "revoke",
+        "approve",
+        "promote",
+    ]
+    assert {each.bundle for each in events} == {events[0].bundle} and len({each.rules for each in events[1:]}) == 1
+    assert find_live(registry, "flights") == events[-1] and verify_audit(registry).damage == []
+
+
+def test_who_may_not_approve(registry: Registry, team: Team) -> None:
+    team.be("ann")
+    register(registry, "refused")
+    assert registry.revoke("refused", 1) is None, "there is nothing to take back"
+    team.be("eve")
+    with pytest.raises(AccessError, match=r"eve .* is not an approver of production for 'refused'") as caught:
+        registry.approve("refused", 1)
+    assert caught.value.remedy == "ask ann, bob, cat, dan"
+    team.be("bob")
+    with pytest.raises(InputError, match="canary asks for no approvals") as nothing:
+        registry.approve("refused", 1, "canary")
+    assert nothing.value.remedy == "the stages that ask are production"
+    with pytest.raises(NotFoundError):
+        registry.approve("refused", 2)
+    assert registry.approve("refused", 1) and registry.approve("refused", 1) is None
+    with pytest.raises(VerdictError, match="without your own there are 0 of 2"):
+        registry.promote("refused", 1)
+    assert [each.action for each in registry.history("refused")] == ["register", "approve"], "nobody has asked"
+    team.be("sue")
+    for _ in range(2):
+        with pytest.raises(VerdictError, match="there is 1 of 2: bob") as few:
+            registry.promote("refused", 1)
+    assert few.value.exit_code == 1 and [each.action for each in registry.history("refused")][2:] == ["request"]
 
 
 def test_card_and_score_tell_of_approvals(trained: Project, registry: Registry, team: Team) -> None:
