@@ -2760,6 +2760,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'notebook_to_prod/release/moves.py'),
                                                 'notebook_to_prod.release.moves.promote': ( 'release/moves.html#promote',
                                                                                             'notebook_to_prod/release/moves.py'),
+                                                'notebook_to_prod.release.moves.promoting': ( 'release/moves.html#promoting',
+                                                                                              'notebook_to_prod/release/moves.py'),
                                                 'notebook_to_prod.release.moves.register': ( 'release/moves.html#register',
                                                                                              'notebook_to_prod/release/moves.py'),
                                                 'notebook_to_prod.release.moves.rollback': ( 'release/moves.html#rollback',

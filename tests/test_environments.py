@@ -392,12 +392,13 @@ def test_reports_count_where_they_arrive_and_overrides_do_not(
     failed = replace(report.verdicts[0], status="fail")
     overruled = replace(report, verdicts=(failed, *report.verdicts[1:]), override=Override("ada", "for a test", "2026"))
     save_report(source, overruled)
+    with pytest.raises(InputError, match="needs a reason"):
+        promote_between(source, production, NAME, override=True)
+    assert Registry(production).names() == [], "nothing was sent for a call that lacks a reason"
     with pytest.raises(VerdictError, match="the gates of production say no") as caught:
         promote_between(source, production, NAME)
     assert caught.value.exit_code == 1 and Registry(production).aliased(NAME, "production") is None
     assert [each.override for each in read_reports(production, digest)] == [None]
-    with pytest.raises(InputError, match="needs a reason"):
-        promote_between(source, production, NAME, override=True)
     done = promote_between(source, production, NAME, "the champion is on fire", override=True)
     assert done.event and (done.event.gates, done.event.reason) == ("overridden", "the champion is on fire")
     assert len(Registry(production).versions(NAME)) == 1

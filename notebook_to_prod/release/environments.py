@@ -18,7 +18,7 @@ from ..project import Store, digest_json, environment_settings, open_environment
 from .announce import announced
 from .audit import MOVES, Event, Origin, store_id
 from .change import make_change, parse_events, read_tags, recover, registry_lock
-from .moves import promote, register
+from .moves import promote, promoting, register
 from .pieces import Piece, list_pieces
 from .registry import ModelVersion, Registry, check_name
 from .versions import SEALED
@@ -144,6 +144,7 @@ def promote_between(
     if source.home == target.home:
         remedy = "give each environment a home of its own; within one store: n2p promote NAME VERSION --to ALIAS"
         raise InputError(f"{source.environment} and {target.environment} are the same store", where=str(source.home), remedy=remedy)
+    promoting(reference.partition("@")[0], reason, unsealed, override)  # before anything is sent
     tell, here = progress or (lambda text: None), Registry(target)
     there = Registry(source)
     leaving = _leaving(there, reference)

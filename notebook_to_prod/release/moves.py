@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['register', 'promote', 'locked_events', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
+__all__ = ['register', 'promoting', 'promote', 'locked_events', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
 
 # %% ../../nbs/release/09_moves.ipynb #register
 def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
@@ -85,6 +85,16 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 # %% ../../nbs/release/09_moves.ipynb #promote
+def promoting(name: str, reason: str | None, unsealed: bool, override: bool) -> Identity:
+    "Who runs this process, if they may promote a model like that; raises `InputError` if it needs a reason, and what `acting` raises."
+    for asked, option, what in ((unsealed, "--unsealed", "a promotion without a seal"), (override, "--override", "a promotion against the gates")):
+        if asked and not (reason or "").strip():
+            raise InputError(f"{what} needs a reason", where=option, remedy="say for the history why: --reason TEXT")
+    if override:
+        acting("override", name)
+    return acting("promote", name)
+
+
 def promote(
     registry: Versions,
     name: str,
@@ -97,12 +107,7 @@ def promote(
     origin: Origin | None = None,  # Where it was promoted before, of a version that came from another environment
 ) -> Event | None:
     "Point an alias to a version; None if it points there already. Raises `VerdictError` if a gate says no, approvals are missing or the alias has moved meanwhile, `AccessError` if a role is, and what `seal` raises."
-    for asked, option, what in ((unsealed, "--unsealed", "a promotion without a seal"), (override, "--override", "a promotion against the gates")):
-        if asked and not (reason or "").strip():
-            raise InputError(f"{what} needs a reason", where=option, remedy="say for the history why: --reason TEXT")
-    who = acting("promote", name)
-    if override:
-        acting("override", name)
+    who = promoting(name, reason, unsealed, override)
     target = _living(registry.read(name, version))
     before = registry.aliased(name, alias)
     if before == version:

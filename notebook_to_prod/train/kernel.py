@@ -57,7 +57,8 @@ def running_kernel(
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with tempfile.TemporaryDirectory(prefix="n2p-", ignore_cleanup_errors=True) as folder:
         manager = KernelManager(Path(folder), variables.get("N2P_HEARD"))
-        run_sync(manager.start_kernel)(env=os.environ | dict(variables), cwd=str(cwd), **silent)
+        inherited = {name: value for name, value in os.environ.items() if name != "N2P_TOKEN"}  # a notebook approves of nothing
+        run_sync(manager.start_kernel)(env=inherited | dict(variables), cwd=str(cwd), **silent)
         finished = False
         try:
             yield manager
