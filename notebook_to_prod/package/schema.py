@@ -14,7 +14,8 @@ from typing import Any
 from ..errors import BundleError, DataError, ExportError
 
 # %% auto #0
-__all__ = ['Column', 'jsonable', 'infer_column', 'Schema', 'edited_column', 'check_schema', 'infer_schema', 'to_rows', 'to_table']
+__all__ = ['Column', 'jsonable', 'infer_column', 'Schema', 'edited_column', 'check_schema', 'infer_schema', 'to_rows', 'to_table',
+           'columns_to_table']
 
 # %% ../../nbs/package/00_schema.ipynb #column
 @dataclass(frozen=True)
