@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.app import Application
 
 # %% auto #0
-__all__ = ['open_socket', 'run_server', 'forkable', 'run_workers', 'serve']
+__all__ = ['Work', 'open_socket', 'run_server', 'forkable', 'run_workers', 'serve']
 
 # %% ../../nbs/serve/03_server.ipynb #open-socket
 _REASONS = {
@@ -57,6 +57,7 @@ def run_server(
     app: Application,
     bound: socket.socket,  # Listening
     parent: int | None = None,  # A pipe that ends with the process which must not be outlived
+    began: Callable[[], None] = lambda: None,  # Called when requests are taken
 ) -> None:
     "Answer on a socket until a signal stops this process."
     import uvicorn
@@ -67,6 +68,7 @@ def run_server(
             await super().startup(sockets)
             if parent is not None:
                 asyncio.get_running_loop().add_reader(parent, self._orphaned)
+            began()
 
         def _orphaned(self) -> None:
             asyncio.get_running_loop().remove_reader(parent)  # type: ignore[arg-type]
@@ -94,19 +96,22 @@ def forkable() -> Iterator[None]:
         yield
 
 
-_QUICK, _GIVE_UP = 1.0, 5  # Seconds that a worker must live, and how many in a row may not
+_GIVE_UP = 5
+Work = Callable[[int, Callable[[], None]], None]  # Given a pipe that ends with the parent, and what to call when it has begun
 
 
 def run_workers(
-    work: Callable[[int], None],  # Given a pipe that ends with this process
+    work: Work,
     count: int,
 ) -> None:
     "Keep so many forked processes at work until a signal stops this one; raises `ServerError` if they end as soon as they begin."
     if not hasattr(os, "fork"):
         raise ServerError("this system cannot fork", where=sys.platform, remedy="use --workers 1, and start several services")
     reading, writing = os.pipe()
+    begun, begin_writing = os.pipe()
+    os.set_blocking(begun, False)
     signals = {signal.SIGTERM, signal.SIGINT}
-    living: dict[int, float] = {}
+    living: set[int] = set()
     stopped: list[int] = []
 
     def stop(number: int, _: Any) -> None:
@@ -119,8 +124,9 @@ def run_workers(
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         pid = os.fork()
         if not pid:
-            _child(work, reading, writing, signals)
-        living[pid] = time.monotonic()
+            os.close(writing)
+            _child(lambda: work(reading, lambda: os.write(begin_writing, b".") and None), signals)
+        living.add(pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
     for stream in (sys.stdout, sys.stderr):
@@ -129,25 +135,24 @@ def run_workers(
     gc.freeze()  # or the first collection in each worker would copy the memory that they share
     before = {number: signal.signal(number, stop) for number in signals}
     try:
-        _keep(begin, count, living, stopped)
+        _keep(begin, count, living, stopped, begun)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(writing)
-        os.close(reading)
+        for each in (reading, writing, begun, begin_writing):
+            os.close(each)
         gc.unfreeze()
 
 
-def _child(work: Callable[[int], None], reading: int, writing: int, signals: set[signal.Signals]) -> None:
+def _child(work: Callable[[], None], signals: set[signal.Signals]) -> None:
     "The whole life of a worker."
     code = 1
     try:
-        os.close(writing)
         os.setpgid(0, 0)  # Ctrl-C is for the parent, which tells the workers once
         for number in signals:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        work(reading)
+        work()
         code = 0
     except BaseException:  # noqa: BLE001 - nothing of the parent may run in the child
         traceback.print_exc()
@@ -156,25 +161,27 @@ def _child(work: Callable[[int], None], reading: int, writing: int, signals: set
         os._exit(code)
 
 
-def _keep(begin: Callable[[], None], count: int, living: dict[int, float], stopped: list[int]) -> None:
+def _keep(begin: Callable[[], None], count: int, living: set[int], stopped: list[int], begun: int) -> None:
     for _ in range(count):
         begin()
-    quick = 0
+    failures = 0
     while living:
         pid, status = os.waitpid(-1, 0)
         if pid not in living:
             continue
-        lived = time.monotonic() - living.pop(pid)
+        living.remove(pid)
         if stopped:
             continue
         print(f"worker {pid} ended ({os.waitstatus_to_exitcode(status)}); another takes its place", file=sys.stderr, flush=True)
-        quick = quick + 1 if lived < _QUICK else 0
-        if quick == _GIVE_UP:
+        with contextlib.suppress(BlockingIOError):
+            failures = -1 if os.read(begun, 4096) else failures
+        failures += 1
+        if failures == _GIVE_UP:
             signal.raise_signal(signal.SIGTERM)
-            _keep(begin, 0, living, stopped)
+            _keep(begin, 0, living, stopped, begun)
             raise ServerError("the workers end as soon as they begin", where=f"the last with {os.waitstatus_to_exitcode(status)}", remedy="read what they said, or use --workers 1")
-        if quick:
-            time.sleep(min(2.0, 0.1 * 2**quick))
+        if failures:
+            time.sleep(0.1 * 2**failures)
         if not stopped:
             begin()
 
@@ -198,4 +205,4 @@ def serve(
         if workers == 1:
             run_server(app, bound)
         else:
-            run_workers(lambda parent: run_server(app, bound, parent), workers)
+            run_workers(lambda parent, began: run_server(app, bound, parent, began), workers)
