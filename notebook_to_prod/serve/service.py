@@ -52,14 +52,14 @@ def refused_by_headers(scope: Scope, limit: int) -> Refusal | None:
         if name == b"content-type":
             kind = value
         elif name == b"content-length" and value.isdigit() and int(value) > limit:
-            return _too_large(limit)
+            return _too_large(limit, closing=int(value) > 2 * limit)
     if kind == b"application/json" or kind.partition(b";")[0].strip().lower() == b"application/json":
         return None
     return refusal(415, "content_type", ["header", "content-type"], "The content type must be application/json")
 
 
-def _too_large(limit: int) -> Refusal:
-    return refusal(413, "too_large", ["body"], f"The body must not be longer than {limit} bytes")
+def _too_large(limit: int, closing: bool = False) -> Refusal:
+    return refusal(413, "too_large", ["body"], f"The body must not be longer than {limit} bytes", (_CLOSE,) if closing else ())
 
 
 async def read_body(
@@ -90,7 +90,7 @@ async def read_body(
         return refusal(408, "timeout", ["body"], f"The body must arrive within {seconds:g} seconds", (_CLOSE,))
     if length <= limit:
         return b"".join(parts)
-    return Refusal(413, _too_large(limit).detail, (_CLOSE,) if message.get("more_body", False) else ())
+    return _too_large(limit, closing=message.get("more_body", False))
 
 # %% ../../nbs/serve/01c_service.ipynb #service
 _log = logging.getLogger("notebook_to_prod.serve")
@@ -123,9 +123,9 @@ class Service:
                 if (refused := hook(call)) is not None:
                     return refused
             if (refused := refused_by_headers(call.scope, limit)) is not None:
-                if refused.status != 413 or await read_body(receive, limit, seconds) is not None:
-                    return Refusal(refused.status, refused.detail, (_CLOSE,) if refused.status == 413 else ())
-                return None
+                if refused.status == 413 and _CLOSE not in refused.headers:
+                    return await read_body(receive, limit, seconds) and refused  # read, for the sender to read why
+                return refused
             body = await read_body(receive, limit, seconds)
             if type(body) is not bytes:
                 return body
