@@ -126,6 +126,7 @@ def plain(value: Any) -> Any:
 
 
 ROWS = [{name: plain(FRAME[name].iloc[position]) for name in FRAME} for position in range(len(FRAME))]
+COLUMNS = {name: [row[name] for row in ROWS] for name in FRAME}
 GOOD = ROWS[3]
 
 
@@ -137,10 +138,12 @@ def test_the_rows_cover_every_kind_of_value() -> None:
     assert None not in GOOD.values()
 
 
-@pytest.mark.parametrize("shape", ["one", "list", "rows"])
+@pytest.mark.parametrize("shape", ["one", "list", "rows", "columns"])
 def test_classes_and_probabilities_are_exactly_the_pipelines(shape: str, classifier: Service) -> None:
     table = FRAME.iloc[3:4] if shape == "one" else FRAME
-    answer = classifier.post({"one": GOOD, "list": ROWS, "rows": {"rows": ROWS}}[shape]).json()
+    answer = classifier.post(
+        {"one": GOOD, "list": ROWS, "rows": {"rows": ROWS}, "columns": {"columns": COLUMNS}}[shape]
+    ).json()
     assert answer["predictions"] == classifier.pipeline.predict(table).tolist()
     assert answer["probabilities"] == classifier.pipeline.predict_proba(table).tolist()
     assert answer["classes"] == classifier.pipeline.classes_.tolist() == ["early", "late", "on time"]
@@ -272,6 +275,13 @@ def test_every_wrong_field_of_every_row_is_named(classifier: Service) -> None:
     for body in (rows, {"rows": rows}):
         details = classifier.post(body).json()["detail"]
         assert [detail["loc"][-2:] for detail in details] == [[1, "class"], [1, "size"], [3, "seats"]]
+    details = classifier.post({"columns": {name: [row[name] for row in rows] for name in GOOD}}).json()["detail"]
+    assert sorted(detail["loc"][-2:] for detail in details) == [["class", 1], ["seats", 3], ["size", 1]]
+
+
+def test_columns_of_different_lengths_are_refused(classifier: Service) -> None:
+    answer = classifier.post({"columns": COLUMNS | {"class": [1.0]}})
+    assert (answer.status_code, answer.json()["detail"][0]["type"]) == (422, "lengths_differ"), answer.text
 
 
 # What it refuses as a whole
@@ -418,7 +428,9 @@ def test_what_the_description_allows_is_answered(data: st.DataObject, classifier
     answer = classifier.post(data.draw(described(body, description["components"]["schemas"])))
     assert_answered(answer)
     if answer.status_code == 422:  # what OpenAPI cannot say: an offset or none, what the pipeline itself refuses
-        assert {detail["loc"][-1] for detail in answer.json()["detail"]} <= {"when", "seen", "ä", "class", "body"}
+        places = [detail["loc"] for detail in answer.json()["detail"]]
+        fields = {next(part for part in reversed(place) if isinstance(part, str)) for place in places}
+        assert fields <= {"when", "seen", "ä", "class", "body", "columns"}  # columns of different lengths
 
 
 def test_the_description_is_the_schema(classifier: Service) -> None:

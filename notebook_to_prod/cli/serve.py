@@ -17,24 +17,29 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.predictor import Predictor
 
 # %% ../../nbs/cli/04_serve.ipynb #serve
-def _predictor(reference: str) -> "Predictor":
+def _predictor(reference: str, forkable: bool = False) -> "Predictor":
+    import contextlib
+
     from notebook_to_prod.package.keys import trusted_keys
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.serve.predictor import load_predictor
+    from notebook_to_prod.serve.server import forkable as single_threaded
 
     store = open_store()
     registry = Registry(store)
     version = registry.resolve(reference)
     path, metrics = registry.bundle(version).path, registry.metrics(version)
-    return load_predictor(path, version.bundle, version.name, str(version.version), metrics, trusted_keys(store))
+    with single_threaded() if forkable else contextlib.nullcontext():
+        return load_predictor(path, version.bundle, version.name, str(version.version), metrics, trusted_keys(store))
 
 
 @command("serve")
 @click.argument("model")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-def serve(terminal: Terminal, model: str, port: int, host: str) -> None:
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes that answer; one uses one core.")
+def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) -> None:
     """Serve a model over HTTP.
 
     MODEL is NAME@ALIAS or NAME@VERSION.
@@ -43,7 +48,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str) -> None:
     """
     from notebook_to_prod.serve.server import serve as serve_predictor
 
-    predictor = _predictor(model)
+    predictor = _predictor(model, forkable=workers > 1)
 
     def announce(url: str) -> None:
         lines = [
@@ -54,7 +59,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str) -> None:
         ]
         terminal.result(Result({"url": url, **predictor.identity}, lines))
 
-    serve_predictor(predictor, host, port, announce)
+    serve_predictor(predictor, host, port, announce, workers)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 @command("export-service")

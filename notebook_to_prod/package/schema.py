@@ -14,7 +14,8 @@ from typing import Any
 from ..errors import BundleError, DataError, ExportError
 
 # %% auto #0
-__all__ = ['Column', 'jsonable', 'infer_column', 'Schema', 'edited_column', 'check_schema', 'infer_schema', 'to_rows', 'to_table']
+__all__ = ['Column', 'jsonable', 'infer_column', 'Schema', 'edited_column', 'check_schema', 'infer_schema', 'to_rows', 'to_table',
+           'columns_to_table']
 
 # %% ../../nbs/package/00_schema.ipynb #column
 @dataclass(frozen=True)
@@ -406,20 +407,29 @@ def to_table(
     rows: Sequence[Mapping[str, Any]],  # One mapping of names to JSON values a row
 ) -> Any:  # A table of the schema's container
     "Turn rows of JSON into the table that the pipeline was fitted on."
+    return columns_to_table(schema, [[row[name] for row in rows] for name in schema.names])
+
+
+def columns_to_table(
+    schema: Schema,
+    values: Sequence[list[Any]],  # The JSON values of each column, in the schema's order
+) -> Any:  # A table of the schema's container
+    "Turn columns of JSON values into the table that the pipeline was fitted on."
     import numpy as np
     import pandas as pd
 
-    columns = {column.name: _series(column, [row[column.name] for row in rows]) for column in schema.columns}
+    count = len(values[0])
+    columns = {column.name: _series(column, each) for column, each in zip(schema.columns, values, strict=True)}
     if schema.container == "array":
         arrays = [values.to_numpy() for values in columns.values()]
         if schema.dtype == "object":
-            stacked = np.empty((len(rows), len(arrays)), dtype=object)
+            stacked = np.empty((count, len(arrays)), dtype=object)
             for position, values in enumerate(arrays):
                 stacked[:, position] = values
             return stacked
         return np.asarray(np.column_stack(arrays), dtype=schema.dtype, order=schema.order)
     if schema.container == "dataframe":
-        frame = pd.DataFrame(columns, index=pd.RangeIndex(len(rows)))
+        frame = pd.DataFrame(columns, index=pd.RangeIndex(count))
         if schema.order == "C":
             frame = pd.DataFrame(np.asarray(frame.to_numpy(), order="C"), columns=frame.columns)
         return frame.set_axis([int(name) for name in frame.columns], axis=1) if schema.integer_names else frame

@@ -5,6 +5,7 @@
 # %% ../../nbs/serve/04_generate.ipynb #imports
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 import shutil
@@ -34,10 +35,15 @@ _RUNTIME_MODULES = (
     "package.profile",
     "package.bundle",
     "serve.request",
+    "serve.decode",
     "serve.predictor",
+    "serve.batch",
+    "serve.service",
     "serve.app",
+    "serve.server",
 )
 _RUNTIME_REQUIREMENTS = ["fastapi", "fastapi-offline", "uvicorn", "pydantic"]
+_FAST_REQUIREMENTS = ["msgspec", "uvloop", "httptools"]  # Those that are installed here
 _TEMPLATES = ("app.py", "README.md")
 
 
@@ -66,7 +72,9 @@ def service_lock(
     "The requirements file of a service; raises `DependencyError` if the index does not answer or the versions conflict."
     bundle = predictor.bundle
     signed = ["cryptography"] if read_signatures(bundle.path) else []
-    fast = ["onnxruntime"] if predictor.scorer.plan is not None and predictor.scorer.plan.forests and has_onnxruntime() else []
+    fast = [name for name in _FAST_REQUIREMENTS if importlib.util.find_spec(name) is not None]
+    if predictor.scorer.plan is not None and predictor.scorer.plan.forests and has_onnxruntime():
+        fast.append("onnxruntime")
     pins = requirement_closure([*_RUNTIME_REQUIREMENTS, *signed, *fast]) | read_lock(bundle.lock)
     text = lock_text(pins).replace("# The versions that the model was trained with, and what they need.\n", "")
     header = f"# The service of {predictor.name} version {predictor.version}: the model's versions and the server's.\n"

@@ -63,9 +63,17 @@ class Predictor:
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
         "Predict rows that have been checked; raises `DataError` if the model gives no finite number for one."
+        names = self.bundle.schema.names
+        return self.score_rows([tuple(row[name] for name in names) for row in rows])
+
+    def score_rows(
+        self,
+        rows: Sequence[Sequence[Any]],  # Values in the order of the schema's columns
+    ) -> Prediction:
+        "Predict rows without names, as `score` does."
         if not rows:
             return Prediction([])
-        said = self.scorer.score(rows)
+        said = self.scorer.score_columns([*map(list, zip(*rows, strict=True))])
         unusable = unusable_row(said, self.classes)
         if unusable is not None:
             remedy = "send values closer to those that the model was trained with"

@@ -5,16 +5,21 @@
 # %% ../../nbs/serve/00_request.ipynb #imports
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, Tag
-from pydantic import create_model
+from pydantic import TypeAdapter, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..package.schema import Column, Schema
 
 # %% auto #0
-__all__ = ['column_type', 'row_model', 'request_type', 'rows_of']
+__all__ = ['Row', 'ROW_LIMIT', 'integer_ends', 'moment_check', 'is_literal', 'column_type', 'row_model', 'request_type',
+           'rows_of', 'Refusal', 'refusal', 'Reader']
 
 # %% ../../nbs/serve/00_request.ipynb #column-type
 def _whole(value: Any) -> Any:
@@ -24,13 +29,19 @@ def _whole(value: Any) -> Any:
 _INTEGER_BOUNDS = {f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 
-def _integer(column: Column) -> Any:
+def integer_ends(column: Column) -> tuple[int, int]:
+    "The smallest and the largest whole number that a column takes."
     dtype = column.dtype.lower()
     bits = _INTEGER_BOUNDS.get(dtype, 64)
     low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     if column.bounded:
         low = low if column.minimum is None else max(low, column.minimum)
         high = high if column.maximum is None else min(high, column.maximum)
+    return low, high
+
+
+def _integer(column: Column) -> Any:
+    low, high = integer_ends(column)
     return Annotated[StrictInt, Field(ge=low, le=high), BeforeValidator(_whole)]
 
 
@@ -42,9 +53,9 @@ def _number(column: Column) -> Any:
 _MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?( ?(Z|[+-]\d\d:?\d\d))?)?")
 
 
-def _datetime(column: Column) -> Any:
+def moment_check(column: Column) -> Callable[[str], str]:
+    "What refuses a text that is no moment of the column, with a `ValueError`."
     zoned = "," in column.dtype
-
     unit = re.search(r"datetime64\[(\w+)", column.dtype)
 
     def check(text: str) -> str:
@@ -59,7 +70,11 @@ def _datetime(column: Column) -> Any:
             raise ValueError(f"must lie between {column.minimum or 'any moment'} and {column.maximum or 'any other'}")
         return text
 
-    return Annotated[StrictStr, AfterValidator(check), Field(json_schema_extra={"format": "date-time"})]
+    return check
+
+
+def _datetime(column: Column) -> Any:
+    return Annotated[StrictStr, AfterValidator(moment_check(column)), Field(json_schema_extra={"format": "date-time"})]
 
 
 def _no_boolean(value: Any) -> Any:
@@ -68,9 +83,14 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
+def is_literal(column: Column) -> bool:
+    "Whether the categories are texts, whole numbers or booleans, which a type can name one by one."
+    return bool(column.categories) and all(isinstance(value, str | int) for value in column.categories or ())
+
+
 def _one_of(column: Column) -> Any:
     values = column.categories or ()
-    if values and all(isinstance(value, str | int) for value in values):
+    if is_literal(column):
         return Annotated[Literal[values], BeforeValidator(_no_boolean)] if bool not in map(type, values) else Literal[values]
 
     def check(value: Any) -> Any:
@@ -110,19 +130,109 @@ def row_model(
 
 
 def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
-    "The request of `/predict`: a row, a list of rows, or `{\"rows\": [...]}`, each of at most `limit` rows."
+    "The request of `/predict`: a row, a list of rows, `{\"rows\": [...]}` or `{\"columns\": {...}}`, each of at most `limit` rows."
     many = Annotated[list[row], Field(min_length=1, max_length=limit)]  # type: ignore[valid-type]
     rows = create_model("Rows", __config__=ConfigDict(extra="forbid"), rows=(many, ...))
+    columns = create_model("Columns", __config__=ConfigDict(extra="forbid"), columns=(_values_model(schema, limit), ...))
 
     def shape(value: Any) -> str:
         if isinstance(value, list):
             return "list"
-        return "many" if isinstance(value, dict) and value.keys() == {"rows"} and (isinstance(value["rows"], list) or "rows" not in schema.names) else "row"
+        for name, kind in (("rows", list), ("columns", dict)):
+            if isinstance(value, dict) and value.keys() == {name} and (isinstance(value[name], kind) or name not in schema.names):
+                return name
+        return "row"
 
-    return Annotated[Annotated[row, Tag("row")] | Annotated[many, Tag("list")] | Annotated[rows, Tag("many")], Discriminator(shape)]
+    one_of = Annotated[row, Tag("row")] | Annotated[many, Tag("list")] | Annotated[rows, Tag("rows")] | Annotated[columns, Tag("columns")]
+    return Annotated[one_of, Discriminator(shape)]
+
+
+def _values_model(schema: Schema, limit: int) -> type[BaseModel]:
+    "Columns of values, as long as each other."
+    fields: dict[str, Any] = {
+        f"column_{position}": (Annotated[list[column_type(column)], Field(min_length=1, max_length=limit)], Field(alias=column.name, title=column.name))  # type: ignore[misc]
+        for position, column in enumerate(schema.columns)
+    }
+
+    def same(self: Any) -> Any:
+        lengths = {name: len(value) for name, value in self.__dict__.items()}
+        if len({*lengths.values()}) > 1:
+            shortest, longest = min(lengths.values()), max(lengths.values())
+            raise PydanticCustomError("lengths_differ", "The columns must have as many values each, not {shortest} and {longest}", {"shortest": shortest, "longest": longest})
+        return self
+
+    return create_model("Values", __config__=ConfigDict(extra="forbid"), __validators__={"same": model_validator(mode="after")(same)}, **fields)
 
 
 def rows_of(request: Any) -> list[dict[str, Any]]:
     "The rows of a validated request, by column name."
-    models = request if isinstance(request, list) else getattr(request, "rows", None) if type(request).__name__ == "Rows" else [request]
-    return [model.model_dump(by_alias=True) for model in models or []]
+    if type(request).__name__ == "Columns":
+        columns = request.columns.model_dump(by_alias=True)
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    models = request if isinstance(request, list) else request.rows if type(request).__name__ == "Rows" else [request]
+    return [model.model_dump(by_alias=True) for model in models]
+
+
+# %% ../../nbs/serve/00_request.ipynb #reader
+Row = tuple[Any, ...]  # The values of one row in the order of the schema's columns; None is missing
+ROW_LIMIT = 100_000
+_SHOWN_ERRORS, _SHOWN_LETTERS = 20, 200
+
+
+@dataclass(frozen=True)
+class Refusal:
+    "Why a request is not answered: an HTTP status, and for each thing that is wrong its type, place and message."
+
+    status: int
+    detail: list[dict[str, Any]]
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    @property
+    def body(self) -> bytes:
+        "As it is sent."
+        return json.dumps({"detail": self.detail}, separators=(",", ":")).encode()
+
+
+def refusal(status: int, kind: str, where: list[Any], message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Refusal:
+    "A refusal for one reason."
+    return Refusal(status, [{"type": kind, "loc": where, "msg": message}], headers)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is given twice")
+    return found
+
+
+def _short(value: Any) -> Any:
+    "A text that can be sent: not long, and without half characters."
+    return value[:_SHOWN_LETTERS].encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+class Reader:
+    "Reads the body of a request by the types above: the one that says what is wrong, and the judge of every faster one."
+
+    def __init__(self, schema: Schema, limit: int = ROW_LIMIT):
+        self.schema = schema
+        self._type = TypeAdapter(request_type(row_model(schema), schema, limit))
+
+    def __call__(self, body: bytes) -> list[Row] | Refusal:
+        if not body:
+            return refusal(422, "missing", ["body"], "Field required")
+        try:
+            content = json.loads(body, object_pairs_hook=_no_duplicates)
+        except RecursionError:
+            return _not_json("the body is nested too deeply")
+        except ValueError as error:
+            return _not_json(str(error))
+        try:
+            request = self._type.validate_python(content)
+        except ValidationError as error:
+            shown = error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_ERRORS]
+            return Refusal(422, [{"type": each["type"], "loc": ["body", *map(_short, each["loc"])], "msg": _short(each["msg"])} for each in shown])
+        return [tuple(row.values()) for row in rows_of(request)]
+
+
+def _not_json(reason: str) -> Refusal:
+    return refusal(422, "json_invalid", ["body", 0], _short(f"The body is not valid JSON: {reason}"))

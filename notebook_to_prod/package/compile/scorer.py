@@ -15,7 +15,7 @@ from typing import Any
 from ..bundle import Bundle, Prediction, largest_difference, predict
 from .choose import choose_engines, time_both
 from .plan import Plan
-from ..schema import jsonable, to_table
+from ..schema import columns_to_table, jsonable
 
 # %% auto #0
 __all__ = ['Scorer', 'load_scorer']
@@ -45,12 +45,20 @@ class Scorer:
         rows: Sequence[Mapping[str, Any]],  # At least one; JSON values by column, which fit the schema
     ) -> Prediction:
         "Predict rows; raises whatever the pipeline raises."
-        if self.plan is not None and (len(rows) < _ALWAYS or self._is_plan_faster(len(rows))):
+        return self.score_columns([[row[name] for row in rows] for name in self.bundle.schema.names])
+
+    def score_columns(
+        self,
+        columns: Sequence[list[Any]],  # One list a column in the schema's order, of at least one value
+    ) -> Prediction:
+        "Predict rows given as columns; raises whatever the pipeline raises."
+        count = len(columns[0])
+        if self.plan is not None and (count < _ALWAYS or self._is_plan_faster(count)):
             try:
-                return _planned(self.plan, rows)
+                return _planned(self.plan, columns)
             except Exception:  # noqa: BLE001, S110 - the pipeline answers whatever the plan does not, or says what is wrong with the rows
                 pass
-        return predict(self.pipeline, to_table(self.bundle.schema, rows))
+        return predict(self.pipeline, columns_to_table(self.bundle.schema, columns))
 
     def _is_plan_faster(self, rows: int) -> bool:
         size = min(10_000, 10 ** round(math.log10(rows)))
@@ -67,12 +75,11 @@ class Scorer:
         return f"**{self.engine}**" + (f"; measured: {tables}" if tables else "")
 
 
-def _planned(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> Prediction:
-    names = plan.schema.names
-    if len(rows) == 1:
-        said, chances = plan.answer_row([rows[0][name] for name in names])
+def _planned(plan: Plan, columns: Sequence[list[Any]]) -> Prediction:
+    if len(columns[0]) == 1:
+        said, chances = plan.answer_row([column[0] for column in columns])
         return Prediction([said], None if chances is None else [chances])
-    answers, probabilities = plan.answer([[row[name] for row in rows] for name in names])
+    answers, probabilities = plan.answer(columns)
     return Prediction(jsonable(answers), None if probabilities is None else jsonable(probabilities))
 
 # %% ../../../nbs/package/compile/19_scorer.ipynb #load-scorer
@@ -98,8 +105,9 @@ def load_scorer(
 
 def _replay(bundle: Bundle, plan: Plan) -> None:
     "Answer the golden rows together and one by one; raises `ValueError` if an answer is not the recorded one, `Refused` if there is none."
-    golden, rows = bundle.golden, bundle.golden["rows"]
-    together, alone = _planned(plan, rows), [_planned(plan, [row]) for row in rows]
+    golden = bundle.golden
+    columns = [[row[name] for row in golden["rows"]] for name in plan.schema.names]
+    together, alone = _planned(plan, columns), [_planned(plan, [[value] for value in row]) for row in zip(*columns, strict=True)]
     largest_difference(golden["predictions"], together.predictions)
     largest_difference(golden["predictions"], [each.predictions[0] for each in alone])
     largest_difference(golden["probabilities"], together.probabilities)
