@@ -323,13 +323,18 @@ async def load(url: str, body: bytes, until: asyncio.Event, counts: dict[str, in
     while not until.is_set():
         try:
             async with connected(url) as (reader, writer):
+                served = False
                 while not until.is_set():
                     writer.write(asked(url, body))
                     try:
                         status, headers, _ = await read_answer(reader)
-                    except (asyncio.IncompleteReadError, ConnectionError):
-                        counts["dropped"] += 1
+                    except (asyncio.IncompleteReadError, ConnectionError) as error:
+                        fresh = (
+                            isinstance(error, ConnectionResetError) and not served
+                        )  # nobody had taken the connection
+                        counts["reset" if fresh else "dropped"] += 1
                         break
+                    served = True
                     counts["answered" if status == 200 else "failed"] += 1
                     if headers.get("connection") == "close":
                         break

@@ -50,7 +50,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 # %% ../../nbs/serve/03_server.ipynb #run
-_LINGER = 1.0  # Seconds
+_LINGER, _LAST, _BACKLOG = 1.0, 0.3, 2048  # Seconds, seconds, connections that wait
 
 
 def run_server(
@@ -76,13 +76,20 @@ def run_server(
 
         async def shutdown(self, sockets: Any = None) -> None:
             app.service.draining = True
-            end = time.monotonic() + _LINGER
-            while self.server_state.connections and time.monotonic() < end and not self.force_exit:
+            end, quiet = time.monotonic() + _LINGER, 0
+            while quiet < 5 and time.monotonic() < end and not self.force_exit:
                 await asyncio.sleep(0.02)
+                quiet = 0 if self.server_state.connections else quiet + 1
+            bound.listen(0)  # for all processes that share it: nobody waits in line when it closes
+            for each in self.servers:
+                each.close()
+            bound.close()
+            await asyncio.sleep(_LAST)  # whoever is connected gets an answer
             await super().shutdown(sockets)
 
     logging = copy.deepcopy(LOGGING_CONFIG)
     logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    bound.listen(_BACKLOG)
     config = uvicorn.Config(app, log_level="warning", log_config=logging, access_log=False, server_header=False, ws="none")
     Server(config).run(sockets=[bound])
 
@@ -103,6 +110,7 @@ Work = Callable[[int, Callable[[], None]], None]  # Given a pipe that ends with 
 def run_workers(
     work: Work,
     count: int,
+    release: Callable[[], None] = lambda: None,  # Called when this process is told to stop: what it shares with the workers must end with them
 ) -> None:
     "Keep so many forked processes at work until a signal stops this one; raises `ServerError` if they end as soon as they begin."
     if not hasattr(os, "fork"):
@@ -116,6 +124,7 @@ def run_workers(
 
     def stop(number: int, _: Any) -> None:
         stopped.append(number)
+        release()
         for each in living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGTERM)
@@ -200,9 +209,9 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     with bound, forkable() if workers > 1 else contextlib.nullcontext():
         app = create_app(predictor)
-        bound.listen(2048)
+        bound.listen(_BACKLOG)
         announce(f"http://{shown}:{bound.getsockname()[1]}")
         if workers == 1:
             run_server(app, bound)
         else:
-            run_workers(lambda parent, began: run_server(app, bound, parent, began), workers)
+            run_workers(lambda parent, began: run_server(app, bound, parent, began), workers, release=bound.close)
