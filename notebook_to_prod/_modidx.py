@@ -3323,8 +3323,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'notebook_to_prod/serve/folder.py'),
                                                'notebook_to_prod.serve.folder._finish': ( 'serve/folder.html#_finish',
                                                                                           'notebook_to_prod/serve/folder.py'),
-                                               'notebook_to_prod.serve.folder._is_whole': ( 'serve/folder.html#_is_whole',
-                                                                                            'notebook_to_prod/serve/folder.py'),
                                                'notebook_to_prod.serve.folder._keep_text': ( 'serve/folder.html#_keep_text',
                                                                                              'notebook_to_prod/serve/folder.py'),
                                                'notebook_to_prod.serve.folder._keep_texts': ( 'serve/folder.html#_keep_texts',

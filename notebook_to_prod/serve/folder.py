@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BundleError, InputError
-from ..package.bundle import Bundle, copy_bundle, open_bundle
+from ..errors import InputError
+from ..package.bundle import Bundle, copy_bundle, is_damaged, open_bundle
 from ..project import atomic_folder, digest_bytes, store_errors, write_atomic, write_json
 
 # %% auto #0
@@ -165,8 +165,10 @@ def _decide(folder: Path, path: str, new: bytes | None, record: _Record | None, 
     merged = None if (folder / path).is_symlink() or (folder / path).is_dir() else merge_texts(mine, base, new)
     if merged is not None:
         return ("kept", fresh, settled) if merged == mine else ("merged", fresh, {path: merged, **settled})
-    waiting = _Record(record.last if record else digest_bytes(b""), fresh.last)
-    return CONFLICT, waiting, {beside: new} if offered is None or settled else {}
+    last = record.last if record else digest_bytes(b"")
+    if offered is None or settled:
+        return CONFLICT, _Record(last, fresh.last), {beside: new}
+    return CONFLICT, _Record(last, record.unmerged if record else None), {}  # somebody is working in `FILE.new`
 
 # %% ../../nbs/serve/03b_folder.ipynb #apply
 def _finish(folder: Path) -> None:
@@ -202,15 +204,6 @@ def _finish(folder: Path) -> None:
         if path.is_file() and path.name not in named:
             path.unlink()
 
-
-def _is_whole(folder: Path, digest: str) -> bool:
-    try:
-        open_bundle(folder / _BUNDLE, digest)
-    except (BundleError, InputError):
-        return False
-    known = {path.relative_to(folder / _BUNDLE).as_posix() for path in (folder / _BUNDLE).rglob("*") if path.is_file()}
-    return known == {*open_bundle(folder / _BUNDLE).files, "manifest.json"}
-
 # %% ../../nbs/serve/03b_folder.ipynb #write-folder
 def write_folder(
     folder: Path,
@@ -236,7 +229,7 @@ def write_folder(
                 steps.append(_Step(name, None if present is None else digest_bytes(present), None if text is None else _keep_text(folder, text)))
         _keep_texts(folder, texts, kept)
         there = (folder / _BUNDLE).exists()
-        actions[_BUNDLE] = "unchanged" if _is_whole(folder, bundle.digest) else "replaced" if there else "written"
+        actions[_BUNDLE] = "unchanged" if not is_damaged(folder / _BUNDLE, bundle.digest) else "replaced" if there else "written"
         if actions[_BUNDLE] != "unchanged":
             _stage_bundle(bundle, folder / _NEW_BUNDLE)
         write_json(folder / _JOURNAL, {"state": _state(made, kept), "steps": [vars(step) for step in steps]})
