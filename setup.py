@@ -26,7 +26,7 @@ setup(
     packages=[*find_packages(include=["notebook_to_prod", "notebook_to_prod.*"]), *HOMES],
     package_dir=HOMES,
     package_data={
-        "notebook_to_prod": ["py.typed", "*/templates/*"],
+        "notebook_to_prod": ["py.typed", "*/templates/**"],
         "notebook_to_prod.examples": ["*/*.ipynb"],
         "notebook_to_prod.environments": ["serve.Dockerfile"],
     },

@@ -238,7 +238,7 @@ def test_wheel_and_sdist_build(checkout: Path, tmp_path: Path) -> None:
         names = set(archive.namelist())
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
     wanted = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    wanted |= {path.relative_to(ROOT).as_posix() for path in PACKAGE.glob("*/templates/*") if path.is_file()}
+    wanted |= {path.relative_to(ROOT).as_posix() for path in PACKAGE.glob("*/templates/**/*") if path.is_file()}
     wanted |= {f"{PACKAGE.name}/py.typed", f"{PACKAGE.name}/examples/flights/train.ipynb"}
     assert wanted - names == set()
     scripts = re.findall(r"^([\w-]+) *=", entry_points, re.MULTILINE)

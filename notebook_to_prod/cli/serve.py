@@ -62,20 +62,37 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) ->
     serve_predictor(predictor, host, port, announce, workers)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
+_TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one
+
+
 @command("export-service")
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--no-hashes", is_flag=True, help="Do not ask the package index for hashes.")
-def export_service(terminal: Terminal, model: str, folder: Path, no_hashes: bool) -> Result:
+@click.option("--force", is_flag=True, help="Take the new text of files that were edited or deleted.")
+def export_service(terminal: Terminal, model: str, folder: Path, no_hashes: bool, force: bool) -> Result:
     """Write a service that runs without this package.
 
-    The folder holds the app, the bundle, a lock with hashes, a Dockerfile and a README.
+    The folder holds app.py, the bundle, a lock with hashes, a Dockerfile, compose.yaml with Prometheus and Grafana,
+    k8s/ with kustomize overlays, tests/ and a locustfile.py of the golden rows, and a README.
+
+    In a folder of an earlier export, edits are kept: files that nobody touched are replaced, others merged. Where both
+    changed the same lines, the new text is beside the file as FILE.new, and the exit code is 1.
 
     Example: n2p export-service flights@production service
     """
+    from notebook_to_prod.serve.folder import CONFLICT
     from notebook_to_prod.serve.generate import export_service as generate
 
     predictor = _predictor(model)
-    written = generate(predictor, folder, hashes=not no_hashes)
-    data = {"service": str(written), **predictor.identity}
-    return Result(data, [("service", shown_path(written)), ("model", f"{predictor.name} version {predictor.version}"), ("next", f"read {shown_path(written / 'README.md')}")])
+    report = generate(predictor, folder, hashes=not no_hashes, force=force)
+    conflicts = report.paths(CONFLICT)
+    lines = [("service", shown_path(report.folder)), ("model", f"{predictor.name} version {predictor.version}")]
+    for action, paths in report.by_action.items():
+        named = action in _TOLD
+        lines += [(action, path) for path in paths] if named else [(action, f"{len(paths)} files")]
+    merge = f"take over what you want of each FILE.new, delete it, and export again; or --force ({len(conflicts)} to do)"
+    lines.append(("next", merge if conflicts else f"read {shown_path(report.folder / 'README.md')}"))
+    return Result({**report.to_dict(), **predictor.identity}, lines, int(bool(conflicts)))
+
+

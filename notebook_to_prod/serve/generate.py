@@ -6,24 +6,27 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import re
-import shutil
 from pathlib import Path
+from typing import Any
 
 import notebook_to_prod
 from ..errors import InputError
-from ..package.bundle import copy_bundle
+from ..package.bundle import Bundle
 from ..package.compile.onnx import has_onnxruntime
 from ..package.keys import read_signatures
 from ..package.lock import hash_lock, lock_text, read_lock
+from ..package.schema import Column
 from ..package.trust import trusted_libraries
-from ..project import atomic_folder, shipped_file
+from ..project import shipped_file
+from .folder import FolderReport, read_state, write_folder
 from .predictor import Predictor
 from ..train.environment import requirement_closure
 
 # %% auto #0
-__all__ = ['runtime_modules', 'service_lock', 'export_service']
+__all__ = ['runtime_modules', 'service_lock', 'service_slug', 'export_service']
 
 # %% ../../nbs/serve/04_generate.ipynb #runtime-modules
 _RUNTIME_MODULES = (
@@ -44,7 +47,6 @@ _RUNTIME_MODULES = (
 )
 _RUNTIME_REQUIREMENTS = ["fastapi", "fastapi-offline", "uvicorn", "pydantic"]
 _FAST_REQUIREMENTS = ["msgspec", "uvloop", "httptools"]  # Those that are installed here
-_TEMPLATES = ("app.py", "README.md")
 
 
 def runtime_modules() -> tuple[str, ...]:
@@ -53,16 +55,15 @@ def runtime_modules() -> tuple[str, ...]:
     return (*_RUNTIME_MODULES, *(f"package.compile.{path.stem}" for path in sorted(folder.glob("[a-z]*.py"))))
 
 
-def _copy_runtime(target: Path) -> None:
-    "Copy the modules that serving needs, under a package of the same name."
+def _runtime_texts() -> dict[str, bytes]:
+    "The modules that serving needs, under a package of the same name."
     source = Path(notebook_to_prod.__file__).parent
-    root = target / "notebook_to_prod"
+    texts = {"__init__.py": f'"""The serving part of notebook_to_prod."""\n\n__version__ = "{notebook_to_prod.__version__}"\n'.encode()}
     for module in runtime_modules():
         relative = Path(*module.split(".")).with_suffix(".py")
-        (root / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / relative, root / relative)
-        (root / relative).with_name("__init__.py").touch()
-    (root / "__init__.py").write_text(f'"""The serving part of notebook_to_prod."""\n\n__version__ = "{notebook_to_prod.__version__}"\n')
+        texts[relative.as_posix()] = (source / relative).read_bytes()
+        texts.setdefault(relative.with_name("__init__.py").as_posix(), b"")
+    return {f"notebook_to_prod/{name}": text for name, text in texts.items()}
 
 # %% ../../nbs/serve/04_generate.ipynb #service-lock
 def service_lock(
@@ -80,28 +81,89 @@ def service_lock(
     header = f"# The service of {predictor.name} version {predictor.version}: the model's versions and the server's.\n"
     return header + (hash_lock(text, bundle.metadata["python"]) if hashes else text)
 
+# %% ../../nbs/serve/04_generate.ipynb #context
+_LIBRARIES_MIB, _LISTED = 384, 12
+_TYPES = {"integer": "int", "number": "float", "boolean": "bool", "datetime": "str"}
+
+
+def service_slug(name: str) -> str:
+    "A model's name as a Kubernetes Service and an image may be called: letters of ASCII, digits and hyphens, at most 40."
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-")
+    return slug if slug[:1].isalpha() else f"model-{slug}".rstrip("-")
+
+
+def _annotation(column: Column) -> str:
+    "The type of a column's values, as Python writes it."
+    values = column.categories or ()
+    if column.kind in _TYPES:
+        kind = _TYPES[column.kind]
+    elif values and not column.allow_unseen and len(values) <= _LISTED and all(isinstance(value, str | int) for value in values):
+        kind = f"Literal[{', '.join(json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value) for value in values)}]"
+    else:
+        kind = "str" if all(isinstance(value, str) for value in values) else "Any"
+    return f"{kind} | None" if column.nullable else kind
+
+
+def _remark(column: Column) -> str:
+    "What training saw of a column, on one line."
+    if column.categories:
+        listed = ", ".join(map(str, column.categories)) if len(column.categories) <= _LISTED else f"{len(column.categories)} values"
+        return " ".join(f"{listed}{', or another' if column.allow_unseen else ''}".split())
+    if column.minimum is None and column.maximum is None:
+        return ""
+    return f"{column.minimum} to {column.maximum}{', anything else is refused' if column.bounded else ''}"
+
+
+def _memory(bundle: Bundle) -> int:
+    "MiB that a pod asks for."
+    model = sum(entry["size"] for entry in bundle.files.values()) / 2**20
+    return 64 * math.ceil((_LIBRARIES_MIB + 4 * model) / 64)
+
+
+def _context(predictor: Predictor, hashes: bool) -> dict[str, Any]:
+    "What a template may name."
+    bundle, golden = predictor.bundle, predictor.bundle.golden
+    said = {name: golden[name] and golden[name][:1] for name in ("predictions", "probabilities")}
+    columns = [{"name": each.name, "kind": each.kind, "nullable": each.nullable, "annotation": _annotation(each), "remark": _remark(each)} for each in bundle.schema.columns]
+    return {
+        **predictor.identity,
+        "slug": service_slug(predictor.name),
+        "tag": re.sub(r"[^\w.-]+", "-", predictor.version, flags=re.ASCII).lstrip(".-") or "0",
+        "n2p": notebook_to_prod.__version__,
+        "python": bundle.metadata["python"],
+        "task": bundle.metadata["task"],
+        "estimator": bundle.metadata["estimator"],
+        "require_hashes": "--require-hashes " if hashes else "",
+        "metrics": {name: value for name, value in sorted(predictor.metrics.items()) if math.isfinite(value)},
+        "trusted": sorted(trusted_libraries() & {name.partition(".")[0] for name in bundle.metadata["uses"]}),
+        "columns": columns,
+        "literal": any(each["annotation"].startswith("Literal[") for each in columns),
+        "example": json.dumps(golden["rows"][0]),
+        "answer": json.dumps({**said, "classes": predictor.classes, **predictor.identity}),
+        "memory_request": _memory(bundle),
+        "memory_limit": 2 * _memory(bundle),
+    }
+
 # %% ../../nbs/serve/04_generate.ipynb #export-service
+_TEMPLATES = "serve/templates/service"
+_HIDDEN = {"dockerignore": ".dockerignore"}
+
+
 def export_service(
     predictor: Predictor,
-    folder: str | Path,  # Must be absent or empty
+    folder: str | Path,  # Absent, empty, or written by an export of the same model
     hashes: bool = True,
-) -> Path:
-    "Write a service into `folder`, whole or not at all; raises `InputError` if something is there already."
+    force: bool = False,  # Take the new texts where they were edited or deleted
+) -> FolderReport:
+    "Write a service into `folder`, or bring the one there up to date; raises `InputError` if the folder holds something else."
     target = Path(folder).expanduser().resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError("the folder is not empty", where=str(target), remedy="name a new folder, or remove this one first")
+    state = read_state(target)
+    if state and state["model"] != predictor.name and not force:
+        raise InputError(f"the folder holds the service of the model '{state['model']}'", where=str(target), remedy="name another folder, or give --force")
     lock = service_lock(predictor, hashes)
-    if target.exists():
-        target.rmdir()
-    with atomic_folder(target) as temporary:
-        (temporary / "requirements.lock").write_text(lock, encoding="utf-8")
-        copy_bundle(predictor.bundle, temporary / "bundle")
-        _copy_runtime(temporary)
-        for name in _TEMPLATES:
-            (temporary / name).write_text(_render(name, predictor, hashes), encoding="utf-8")
-        (temporary / "Dockerfile").write_text(_dockerfile(predictor.bundle.metadata["python"], hashes), encoding="utf-8")
-        (temporary / ".dockerignore").write_text("*\n!app.py\n!bundle\n!notebook_to_prod\n!requirements.lock\n")
-    return target
+    texts = {"requirements.lock": lock.encode(), "Dockerfile": _dockerfile(predictor.bundle.metadata["python"], hashes).encode()}
+    made = {"n2p": notebook_to_prod.__version__, **predictor.identity}
+    return write_folder(target, texts | _runtime_texts() | _render(_context(predictor, hashes)), predictor.bundle, made, force)
 
 
 def _dockerfile(python: str, hashes: bool) -> str:
@@ -111,18 +173,17 @@ def _dockerfile(python: str, hashes: bool) -> str:
     return text if hashes else text.replace(" --require-hashes", "")
 
 
-def _render(name: str, predictor: Predictor, hashes: bool) -> str:
-    import json
+def _quoted(value: Any) -> str:
+    "Text, numbers, lists and tables of them as Python and YAML both write them."
+    return json.dumps(value, ensure_ascii=False)
 
-    from jinja2 import Environment, StrictUndefined
 
-    template = shipped_file(f"serve/templates/{name}.jinja").read_text(encoding="utf-8")
-    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string(template).render(
-        **predictor.identity,
-        python=predictor.bundle.metadata["python"],
-        require_hashes="--require-hashes " if hashes else "",
-        metrics={name: value for name, value in sorted(predictor.metrics.items()) if math.isfinite(value)},
-        trusted=sorted(trusted_libraries() & {name.partition(".")[0] for name in predictor.bundle.metadata["uses"]}),
-        example=json.dumps(predictor.bundle.golden["rows"][0]),
-    )
+def _render(context: dict[str, Any]) -> dict[str, bytes]:
+    "Every template of a service, by the path that it becomes."
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    root = shipped_file(f"{_TEMPLATES}/app.py.jinja").parent
+    environment = Environment(loader=FileSystemLoader(root), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment.filters |= {"python": _quoted, "yaml": _quoted}
+    names = {path.relative_to(root).as_posix() for path in root.rglob("*.jinja")}
+    return {_HIDDEN.get(stem := name.removesuffix(".jinja"), stem): environment.get_template(name).render(context).encode() for name in sorted(names)}
