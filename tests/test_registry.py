@@ -148,6 +148,14 @@ def register(project: Project, model: str, *runs: str) -> list[ModelVersion]:
     return [Registry(store).register(find_run(store, run_id(project, run)), model) for run in runs]
 
 
+def in_production(factory: pytest.TempPathFactory, model: str) -> Project:
+    """The project with the three runs, with one of them in production under a name that no other test uses."""
+    project = once(factory, "trained", train)
+    (version,) = register(project, model, "five")
+    Registry(Store(project.home)).promote(model, version.version)
+    return project
+
+
 def copied(project: Project, version: ModelVersion) -> tuple[str, str]:
     """The run in MLflow and the path of the bundle among its artifacts."""
     return project.record(version.run_id)["mlflow_run_id"], f"versions/{version.bundle[7:19]}/bundle"

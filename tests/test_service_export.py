@@ -25,7 +25,7 @@ from notebooks import SCRIPTS, Project, make_project
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from test_bundle import once
-from test_registry import register, train
+from test_registry import in_production
 
 from notebook_to_prod.errors import InputError
 from notebook_to_prod.package.bundle import Bundle, open_bundle
@@ -52,10 +52,7 @@ TRAINING_SIDE = {
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with a model in production."""
-    project = once(tmp_path_factory, "trained", train)
-    (model,) = register(project, MODEL, "five")
-    Registry(Store(project.home)).promote(MODEL, model.version)
-    return project
+    return in_production(tmp_path_factory, MODEL)
 
 
 @pytest.fixture(scope="session")
@@ -375,13 +372,14 @@ def running(image: Image) -> Iterator[str]:
         port = str(free.getsockname()[1])
     words = {"8000": port, "0.0.0.0": "127.0.0.1"}
     program, *rest = (words.get(word, word) for word in image.command)
-    process = subprocess.Popen(
-        [image.root / "venv/bin" / program, *rest],
-        cwd=image.service,
-        env=image.environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with served([image.root / "venv/bin" / program, *rest], image.service, image.environment) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def served(command: list[str | Path], folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """The address of a service that a command of that folder runs."""
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         yield listening(process)
     finally:
@@ -482,18 +480,8 @@ def shell(project: Project, script: str) -> str:
 
 @contextlib.contextmanager
 def started(project: Project, command: str) -> Iterator[str]:
-    process = subprocess.Popen(
-        ["bash", "-euc", f"exec {command}"],
-        cwd=project.folder,
-        env=project.environment({}),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield listening(process)
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
+    with served(["bash", "-euc", f"exec {command}"], project.folder, project.environment({})) as url:
+        yield url
 
 
 def test_the_readme_leads_to_the_recorded_answers(stranger: Project, bundle: Bundle) -> None:

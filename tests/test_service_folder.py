@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from notebooks import Project
-from test_bundle import once
-from test_registry import register, train
+from test_registry import in_production, register
 
 from notebook_to_prod.errors import BundleError, InputError
 from notebook_to_prod.package.bundle import Bundle, open_bundle, write_bundle
@@ -35,10 +34,7 @@ SECOND["tests/test_service.py"] = b"assert True\n"
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project of test_registry, and one of its models under a name of this file's."""
-    project = once(tmp_path_factory, "trained", train)
-    (model,) = register(project, MODEL, "five")
-    Registry(Store(project.home)).promote(MODEL, model.version)
-    return project
+    return in_production(tmp_path_factory, MODEL)
 
 
 @pytest.fixture(scope="session")
