@@ -26,9 +26,10 @@ from typing import Any
 from .errors import InputError, StoreError
 
 # %% auto #0
-__all__ = ['canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project', 'project_settings',
-           'temporary_prefix', 'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store',
-           'open_store', 'environment_settings', 'open_environment', 'shipped_file', 'stop_process']
+__all__ = ['SETTINGS', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
+           'project_settings', 'temporary_prefix', 'remove_orphans', 'store_errors', 'write_atomic', 'write_json',
+           'atomic_folder', 'Store', 'open_store', 'environment_settings', 'open_environment', 'shipped_file',
+           'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -74,10 +75,16 @@ def find_project(
     return start
 
 # %% ../nbs/01_project.ipynb #settings
+SETTINGS = (
+    *("check", "gates", "require_seal", "trusted"),
+    *("stages", "owners", "teams", "roles", "alerts", "tokens", "environments", "webhooks", "card", "score"),
+)  # Below [tool.n2p]
+
+
 def project_settings(
     project: Path | None = None,  # Its root, that of the current folder by default
 ) -> dict[str, Any]:
-    "`[tool.n2p]` of a project, empty if it has none; raises `InputError` if the file cannot be read."
+    "`[tool.n2p]` of a project, empty if it has none; raises `InputError` if the file cannot be read or has a setting that there is not."
     path = (project or find_project()) / "pyproject.toml"
     if not path.is_file():
         return {}
@@ -87,6 +94,10 @@ def project_settings(
         raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
     if not isinstance(table, dict):
         raise InputError("[tool.n2p] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
+    for key in table.keys() - {*SETTINGS}:  # passed over, a misspelt one would ask nothing
+        near = difflib.get_close_matches(key, SETTINGS, n=1)
+        what = f"unknown setting '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
+        raise InputError(what, where=f"{path}, [tool.n2p]", remedy=f"the settings are {', '.join(SETTINGS)}")
     return table
 
 # %% ../nbs/01_project.ipynb #temporary

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from notebooks import Done, Project
 from sklearn.base import BaseEstimator
+from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -30,7 +31,8 @@ from notebook_to_prod.errors import DataError, InputError, NotFoundError
 from notebook_to_prod.package.bundle import Bundle, open_bundle
 from notebook_to_prod.package.gates.case import GATES, Case, load_apart, open_case
 from notebook_to_prod.package.gates.evaluation import keep_evaluation, keep_table, load_evaluation, load_table
-from notebook_to_prod.package.gates.policy import Policy, make_policy, read_policy
+from notebook_to_prod.package.gates.explain import forbidden
+from notebook_to_prod.package.gates.policy import Policy, find_policy, make_policy, read_policy
 from notebook_to_prod.package.gates.report import html_page
 from notebook_to_prod.package.gates.run import run_gates
 from notebook_to_prod.package.gates.statistics import auc_interval, bootstrap, clopper_pearson
@@ -269,6 +271,26 @@ def test_a_backtest_decides_on_every_past_version(trained: Project) -> None:
     assert trained.n2p("gate", "--backtest", "nobody", "--json").code == 2
 
 
+def test_a_misspelt_table_of_a_project_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.n2p.gate.explain]\nforbidden = ["sex"]\n')
+    with pytest.raises(InputError, match="did you mean 'gates'"):
+        find_policy(tmp_path)
+
+
+def test_a_forbidden_feature_counts_by_what_it_does_to_the_answers() -> None:
+    random = np.random.default_rng(3)
+    frame = pd.DataFrame({"pay": random.normal(size=900)})
+    frame["wage"], frame["shoe"] = frame["pay"] + random.normal(0, 0.01, 900), random.normal(size=900)
+    left = (frame["pay"] + random.normal(0, 0.5, 900) > 0).astype(int)
+    model = make_pipeline(make_column_transformer(("passthrough", ["pay", "wage"])), LogisticRegression())
+    case = Case(model.fit(frame[:600], left[:600]), frame[:600], left[:600], frame[600:], left[600:])
+    policy = make_policy({"explain": {"forbidden": ["wage", "shoe", "wages"]}})
+    said = {each.subject: each for each in forbidden(case, policy)}
+    assert said["wage"].status == "fail" and said["wage"].number > 0.05, "though pay can stand in for it"
+    assert said["shoe"].status == "pass" and said["shoe"].number == 0, "the model is given it, and drops it"
+    assert said["wages"].status == "warn" and "did you mean 'wage'" in said["wages"].why
+
+
 @pytest.mark.parametrize("prefix", ["", "gates.", "tool.n2p.gates."])
 def test_a_policy_of_toml_is_read_with_and_without_its_prefix(tmp_path: Path, prefix: str) -> None:
     path = tmp_path / "policy.toml"
@@ -296,6 +318,9 @@ def test_the_policy_decides_and_is_read_strictly(trained: Project, tmp_path: Pat
         refused = trained.n2p("gate", run, "--policy", wrong, "--only", "quality", "--json")
         assert refused.code == 2, text
         assert what in refused.error["what"], refused.error
+    policy = tmp_path / "shown.yaml"
+    policy.write_text(trained.n2p("gate", "--show-policy").stdout)
+    assert read_policy(policy).quality.metrics == {"roc_auc": 0.6}, "what is shown can be edited and given back"
     shown = trained.n2p("gate", "--show-policy", "--json")
     assert shown.json["quality"]["metrics"] == {"roc_auc": 0.6}
 
@@ -303,6 +328,8 @@ def test_the_policy_decides_and_is_read_strictly(trained: Project, tmp_path: Pat
 def test_expectations_can_be_written_edited_and_asked(trained: Project, tmp_path: Path) -> None:
     run, file, policy = run_of(trained, "none")["run_id"], tmp_path / "expected.yaml", tmp_path / "policy.yaml"
     assert trained.n2p("gate", run, "--write-expectations", file).code == 0
+    again = trained.n2p("gate", run, "--write-expectations", file, "--json")
+    assert again.code == 2 and "there already" in again.json["error"]["what"], "what was edited would be lost"
     policy.write_text("data: {expectations: expected.yaml}")
     before = trained.n2p("gate", run, "--policy", policy, "--only", "data.expectations", "--json")
     assert [each["status"] for each in before.json["verdicts"] if each["subject"] == "training"] == ["pass"]

@@ -101,13 +101,15 @@ def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html
     from notebook_to_prod.package.gates.report import terminal_table, write_page
     from notebook_to_prod.package.gates.verdict import report_path
 
-    path = report_path(store, report)
+    from notebook_to_prod.package.lineage import find_origin
+
+    path, (_, record) = report_path(store, report), find_origin(store, report.bundle)
     if html:
         write_page(report, html, name)
     if not terminal.json:
         console().print(terminal_table(report))
     said = "passed" if report.passed else f"NOT passed: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
-    lines = [("", ""), ("bundle", report.bundle), ("gates", f"{said} ({sum(report.seconds.values()):.0f} s)"), ("report", shown_path(path))]
+    lines = [("", ""), ("bundle", report.bundle), *([("run", f"{record.run_id} of {record.notebook}")] if record else []), ("gates", f"{said} ({sum(report.seconds.values()):.0f} s)"), ("report", shown_path(path))]
     reasons: dict[str, list[str]] = {}
     for each in report.verdicts:
         if each.status == "skipped":
@@ -136,12 +138,15 @@ def _show_policy(policy: "Policy") -> Result:
     content = asdict(policy) | {"skip": list(policy.skip), "warn": list(policy.warn)}
     content.pop("folder")
     plain = {name: {key: list(each) if isinstance(each, tuple) else each for key, each in value.items()} if isinstance(value, dict) else value for name, value in content.items()}
-    return Result({"digest": policy.digest, **plain}, [("policy", policy.digest), ("", "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())])
+    return Result({"digest": policy.digest, **plain}, [("# policy", policy.digest), ("", "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())])
 
 
 def _write_expectations(bundle: "Bundle", path: Path) -> Result:
+    from notebook_to_prod.errors import InputError
     from notebook_to_prod.package.gates.data import infer_expectations, write_expectations
 
+    if path.exists():
+        raise InputError("the file is there already", where=str(path), remedy="name another, or remove it first: what was edited there would be lost")
     written = write_expectations(infer_expectations(bundle.schema), path)
     lines = [("written", shown_path(written)), ("next", f'edit it, and name it: [tool.n2p.gates.data] expectations = "{shown_path(written)}"')]
     return Result({"expectations": str(written)}, lines)

@@ -39,6 +39,9 @@ def stage_policy(stage: str) -> Policy | None:
     return find_policy(project) if wanted is True else read_policy(project / Path(wanted))
 
 # %% ../../nbs/release/07_gated.ipynb #pass
+_MOST_TOLD = 5  # Verdicts
+
+
 @dataclass(frozen=True)
 class Passed:
     "What the gates of a stage said of a promotion."
@@ -83,7 +86,8 @@ def pass_gates(
         return Passed("overridden", report.digest)
     if refused:
         refused(report)
-    failed = ", ".join(dict.fromkeys(each.gate for each in report.failed))
+    failed = "; ".join(f"{each.gate} ({each.why})" for each in report.failed[:_MOST_TOLD])
+    failed += f"; and {len(report.failed) - _MOST_TOLD} more" if len(report.failed) > _MOST_TOLD else ""
     what = f"the gates of {stage} say no: {failed}"
     raise VerdictError(what, where=f"bundle {bundle.digest[:19]}", remedy=f"see why: n2p gate {bundle.digest[7:19]}; or overrule them: --override --reason TEXT")
 

@@ -83,9 +83,6 @@ def settings_place(project: Path | None, table: str) -> str:
 def read_people(project: Path | None = None) -> People:
     "The people of a project, that of the current folder by default; raises `InputError` that names a wrong key and its remedy."
     settings = project_settings(project)
-    for key in settings.keys() - {*TABLES, "gates"}:  # `gates` is a table of its own
-        if near := _near(key, TABLES, 0.8):
-            raise InputError(f"unknown table '{key}'{near}", where=settings_place(project, key), remedy=f"the tables of people are {', '.join(TABLES)}")
     read = {table: _lists(settings.get(table, {}), settings_place(project, table), table == "tokens") for table in TABLES[:-1]}
     teams = read["teams"]
     for name, members in teams.items():
@@ -129,8 +126,8 @@ def _lists(table: Any, where: str, single: bool) -> dict[str, tuple[str, ...]]:
     return {key: check_list(key, [value] if single and isinstance(value, str) else value, where) for key, value in table.items()}
 
 
-def _near(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+def _near(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, list(known), n=1)
     return f", did you mean '{found[0]}'?" if found else ""
 
 def _check_tokens(tokens: Mapping[str, tuple[str, ...]], where: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from .case import Case, gate, kinds
-from .policy import Policy
+from .policy import DataPolicy, Policy
 from .verdict import Verdict, judge, skipped
 from ..schema import Schema, infer_schema, jsonable
 from ...project import write_atomic
@@ -89,7 +89,7 @@ def infer_expectations(schema: Schema) -> Expectations:
         if column.categories is not None and len(column.categories) <= _MOST_LISTED:
             asked["values"] = list(column.categories)
         columns[column.name] = asked
-    return Expectations(columns)
+    return Expectations(columns, DataPolicy().unexpected)  # strict to the last row, it would refuse the table beside the one it is of
 
 
 def write_expectations(expectations: Expectations, path: Path) -> Path:

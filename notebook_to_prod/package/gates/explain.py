@@ -5,6 +5,7 @@
 # %% ../../../nbs/package/gates/12_explain.ipynb #imports
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import importlib.util
 import math
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'Proxy', 'find_proxies', 'forbidden',
-           'shap_importance', 'shap_values']
+__all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'Proxy', 'find_proxies', 'answer_moves',
+           'forbidden', 'shap_importance', 'shap_values']
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #importance
 REPEATS = 5
@@ -153,6 +154,20 @@ def _values(case: Case, rows: Rows, name: str) -> pd.Series:
     return case.sensitive[name].iloc[rows.positions]
 
 
+def answer_moves(case: Case, policy: Policy, feature: str) -> float:
+    "How far the answers move, as a mean over rows, when a feature is shuffled: in probability, of a regression in standard deviations of the target."
+    import numpy as np
+
+    rows = case.test_sample(policy, policy.explain.rows)
+    order = np.random.default_rng(policy.seed).permutation(len(rows.y))
+    before, after = case.answers(rows), case.ask(_shuffled(rows.X, [(feature, order)]))
+    if before.probabilities is not None and after.probabilities is not None:
+        return float(np.abs(before.probabilities - after.probabilities).max(axis=1).mean())
+    if case.task == "regression":
+        return float(np.abs(before.predictions - after.predictions).mean() / (np.std(np.asarray(rows.y, dtype="float64")) or 1.0))
+    return float((before.predictions != after.predictions).mean())
+
+
 @gate("explain.forbidden")
 def forbidden(case: Case, policy: Policy) -> Iterator[Verdict]:
     "Do forbidden features, and what stands for them, not matter?"
@@ -168,19 +183,28 @@ def forbidden(case: Case, policy: Policy) -> Iterator[Verdict]:
     for pattern in settings.forbidden:
         named = [each for each in dict.fromkeys([*case.schema.names, *beside]) if fnmatch.fnmatch(each, pattern)]
         if not named:
-            yield Verdict(name, "pass", f"no feature is called '{pattern}', and no table tells what stands for it", pattern, 0.0, settings.importance, False)
+            near = difflib.get_close_matches(pattern, [*case.schema.names, *beside], n=1)
+            what = f"no feature is called '{pattern}'" + (f", did you mean '{near[0]}'?" if near else ", and no table tells what stands for it")
+            yield Verdict(name, "warn", what, pattern, 0.0, settings.importance, False)
         for feature in named:
-            yield _judge_feature(name, feature, feature, found, settings.importance, 1.0) if feature in found else skipped(name, f"'{feature}' is no feature; what stands for it is judged", feature)
+            yield _judge_input(case, policy, feature) if feature in case.schema.names else skipped(name, f"'{feature}' is no feature; what stands for it is judged", feature)
             for proxy in find_proxies(case, policy, feature):
-                yield _judge_feature(name, feature, proxy.feature, found, settings.importance, proxy.score)
+                yield _judge_proxy(name, feature, proxy.feature, found, settings.importance, proxy.score)
 
 
-def _judge_feature(name: str, forbidden: str, feature: str, found: dict[str, Estimate], limit: float, score: float) -> Verdict:
+def _judge_input(case: Case, policy: Policy, feature: str) -> Verdict:
+    "By what it does to the answers: a feature that others can stand in for costs no score when it is shuffled."
+    moved, limit = answer_moves(case, policy, feature), policy.explain.importance
+    why = f"'{feature}' is forbidden: another value moves the answer by {shown(moved)} on average, asked for less than {shown(limit)}"
+    return Verdict("explain.forbidden", "fail" if moved >= limit else "pass", why, feature, moved, limit, False)
+
+
+def _judge_proxy(name: str, forbidden: str, feature: str, found: dict[str, Estimate], limit: float, score: float) -> Verdict:
     each = found.get(feature, Estimate(0.0, (0.0, 0.0), ""))
     status = "fail" if each.number >= limit and each.interval[0] > 0 else "pass"
-    who = f"'{feature}' is forbidden" if feature == forbidden else f"'{feature}' stands for '{forbidden}' (it tells it with a score of {shown(score)})"
+    who = f"'{feature}' stands for '{forbidden}' (it tells it with a score of {shown(score)})"
     why = f"{who}: without it the score is worse by {shown(each.number)}, asked for less than {shown(limit)}"
-    return Verdict(name, status, why, feature if feature == forbidden else f"{feature} for {forbidden}", each.number, limit, False, each.interval, {"tells": score})
+    return Verdict(name, status, why, f"{feature} for {forbidden}", each.number, limit, False, each.interval, {"tells": score})
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #shap
 _BACKGROUND = 25  # Training rows that stand for an absent feature

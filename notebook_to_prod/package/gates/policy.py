@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ...errors import InputError
-from ...project import digest_file, digest_json
+from ...project import digest_file, digest_json, project_settings
 
 # %% auto #0
 __all__ = ['QualityPolicy', 'DataPolicy', 'RobustnessPolicy', 'FairnessPolicy', 'ExplainPolicy', 'ServingPolicy', 'Policy',
@@ -86,7 +86,7 @@ class ExplainPolicy:
 
     required: tuple[str, ...] = ()  # Features that have to matter
     forbidden: tuple[str, ...] = ()  # Features that must not matter, nor what stands for them
-    importance: float = 0.001  # Loss of score from which on a feature matters
+    importance: float = 0.001  # Loss of score from which on a feature matters, and move of the answer from which on a forbidden one does
     proxy: float = 0.9  # Score at which one feature tells a forbidden one
     shap: bool = True  # Where SHAP is installed
     rows: int = 2_000
@@ -214,5 +214,6 @@ def _yaml(text: str) -> Any:
 
 def find_policy(project: Path) -> Policy:
     "The policy of a project: `[tool.n2p.gates]` of its pyproject.toml, else the defaults."
+    project_settings(project)  # raises if it has a table that is nearly one of ours
     path = project / "pyproject.toml"
     return read_policy(path if path.is_file() else None)
