@@ -89,10 +89,12 @@ warn = ["quality.simple", "quality.found_slices", "quality.calibration", "data.d
 resamples = 100
 [tool.n2p.gates.quality]
 metrics = { roc_auc = 0.6 }
+slices = ["MaritalStatus=Single", "Gender=Male"]
+slice_drop = 0.2
 [tool.n2p.gates.fairness]
 attributes = ["Gender"]
 """
-GATES_ASKED = ("data.expectations", "data.unused", "quality.metric", "quality.simple", "fairness")
+GATES_ASKED = ("data.expectations", "data.unused", "quality.metric", "quality.simple", "quality.slices", "fairness")
 
 
 def train(project: Project) -> None:
@@ -214,6 +216,11 @@ def test_compare_on_the_command_line(trained: Project, comparison: ModelComparis
     said = n2p(trained, "compare", "attrition@1", "attrition@production", "--html", "compare.html")
     assert (said["before"], said["after"]) == ("attrition version 1", "attrition version 2")
     assert said["differences"] == comparison.differences
+    told = [text for label, text in comparison.lines() if label == "metric"]
+    for name, each in comparison.differences.items():
+        (line,) = [text for text in told if text.startswith(f"{name} ")]
+        way = "better by" if each["number"] > 0 else "worse by" if each["number"] < 0 else "the same"
+        assert way in line and "+" not in line, line
     read = self_contained((trained.folder / "compare.html").read_text("utf-8"))
     assert read.tags.count("svg") >= 3
     assert "OverTime" in read.text and "strength" in read.text
@@ -435,6 +442,15 @@ def test_the_card_says_what_the_records_say(card: ModelCard, registry: Registry)
     (metrics,) = section(card, "Metrics")["tables"]
     told = {row["metric"]: row["number and interval"] for row in metrics}
     assert told == {name: shown_estimate(each) for name, each in kept.evaluation["metrics"].items()}
+    slices = section(card, "Slices")
+    worst, named = slices["tables"] if len(slices["tables"]) == 2 else ([], *slices["tables"])
+    assert len(worst) == len((kept.evaluation["slices"] or {})["worst"])
+    assert {row["of"] for row in named} == {"MaritalStatus=Single", "Gender=Male"}
+    assert not any("asked for at least" in each for each in slices["text"]), (
+        "a slice that passes is in no list of bad ones"
+    )
+    passing = sum(row["verdict"] == "pass" for row in named)
+    assert slices["text"][1].startswith(f"Of the slices that the policy names, {passing} of 2 keep to its floor")
     groups, verdicts = section(card, "Fairness")["tables"]
     assert {row["group"] for row in groups} == {"Gender=Female", "Gender=Male"}
     assert {row["gate"] for row in verdicts} == {"fairness.groups"}
@@ -516,7 +532,7 @@ def test_the_card_on_the_command_line(trained: Project, card: ModelCard) -> None
 @pytest.fixture(scope="module")
 def score(registry: Registry, trained: Project) -> MLTestScore:
     """The score of what is in production, where there is no command that watches."""
-    return ml_test_score(records(registry, trained), ["gate", "rollback"])
+    return ml_test_score(records(registry, trained))
 
 
 def by_key(score: MLTestScore) -> dict[str, TestScore]:
@@ -551,9 +567,14 @@ def test_zeros_are_honest_and_say_what_comes_later(score: MLTestScore, registry:
     tests = by_key(score)
     for key in ("online", "fresh", "quality", "canary", "rollback", "cost"):
         assert (tests[key].points, tests[key].evidence) == (0.0, ()), key
-    assert "n2p watch attrition@production (not available yet)" in tests["online"].next
-    there = ml_test_score(records(registry, trained), ["gate", "rollback", "watch", "rollback --drill"])
-    assert "not available" not in by_key(there)["online"].next + by_key(there)["rollback"].next
+    assert "n2p watch attrition@production (which a later version adds)" in tests["online"].next
+    there = ml_test_score(records(registry, trained), ["gate", "rollback", "watch"])
+    assert "later version" not in by_key(there)["online"].next
+    commands = {name for names in ROOMS.values() for name in names}
+    for each in score.tests:
+        for told in re.split(r"[;,]|\bthen\b", each.next.replace("(which a later version adds)", "(later)")):
+            named = re.findall(r"n2p ([a-z-]+)", told)
+            assert "(later)" in told or set(named) <= commands, each.next
     assert tests["validated"].points == 0.5, "it was gated only after it had been promoted"
     assert tests["tuned"].points == 0.5, "two sets of parameters are few"
 
@@ -616,5 +637,5 @@ def test_the_score_on_the_command_line(trained: Project, score: MLTestScore) -> 
     assert (done.json["score"], done.json["sections"]) == (score.score, score.sections)
     watched = "watch" in [name for names in ROOMS.values() for name in names]
     (online,) = [each for each in done.json["tests"] if each["key"] == "online"]
-    assert ("not available yet" in online["next"]) == (not watched)
+    assert ("later version" in online["next"]) == (not watched)
     assert "ML Test Score" in self_contained((trained.folder / "score.html").read_text("utf-8")).text

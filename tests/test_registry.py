@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +189,7 @@ def test_the_journey_of_a_model_on_the_command_line(trained: Project, registry: 
     register(trained, "journey", "six")
 
     first = trained.n2p("promote", "journey", "1", "--json")
+    who = {"user": getpass.getuser(), "identity": "os"}
     assert first.json == {
         "name": "journey",
         "version": 1,
@@ -197,6 +199,8 @@ def test_the_journey_of_a_model_on_the_command_line(trained: Project, registry: 
         "gates": "not asked",
         "verdicts": None,
         "unsealed": True,
+        "approvals": None,
+        **who,
     }
     second = trained.n2p("promote", "journey", "2", "--to", "production", "--reason", "meilleur à l’épreuve", "--json")
     assert second.json == {
@@ -208,9 +212,12 @@ def test_the_journey_of_a_model_on_the_command_line(trained: Project, registry: 
         "gates": "not asked",
         "verdicts": None,
         "unsealed": True,
+        "approvals": None,
+        **who,
     }
     back = trained.n2p("rollback", "journey", "--reason", "it's late", "--json")
-    assert back.json == {"name": "journey", "version": 1, "alias": "production", "previous": 2, "skipped": None}
+    untold = dict.fromkeys(("skipped", "approvals", "overruled"))
+    assert back.json == {"name": "journey", "version": 1, "alias": "production", "previous": 2, **untold}
     assert registry.aliased("journey", "production") == 1
 
     events = trained.n2p("history", "journey", "--json").json["events"]
@@ -401,6 +408,9 @@ def test_a_reference_says_which_version(reference: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_reference(reference)
     assert caught.value.remedy
+    if reference != "flights":
+        with pytest.raises(InputError):
+            parse_reference(reference, "production")
 
 
 @pytest.mark.parametrize("name", ["flights", "Late flights 2", "a.b-c_d"])
@@ -408,12 +418,28 @@ def test_a_version_is_found_by_number_and_by_alias(name: str, trained: Project, 
     register(trained, name, "five", "six")
     registry.promote(name, 2)
     assert registry.resolve(f"{name}@1").version == 1
-    assert registry.resolve(f"{name}@production").version == 2
+    assert registry.resolve(f"{name}@production").version == registry.resolve(name).version == 2
     assert [version.aliases for version in registry.versions(name)] == [(), ("production",)]
+
+
+def test_a_name_alone_means_what_is_live(trained: Project, registry: Registry) -> None:
+    register(trained, "alone", "five", "six")
+    registry.promote("alone", 1)
+    live = registry.read("alone", 1)
+    assert trained.n2p("bundle", "verify", "alone", "--json").json["bundle"] == live.bundle
+    said = trained.n2p("compare", "alone", "alone@2", "--json").json
+    assert (said["before"], said["after"]) == ("alone version 1", "alone version 2")
+    signed = trained.n2p("bundle", "sign", "alone", "--key", "nobody", "--json")
+    assert (signed.code, signed.error["type"]) == (2, "NotFoundError") and "no run" in signed.error["what"]
+    nobody = trained.n2p("bundle", "verify", "nobody", "--json")
+    assert nobody.code == 2 and nobody.error["what"] == "there is no run 'nobody'"
+    for command in (("archive", "alone"), ("approve", "alone")):
+        assert trained.n2p(*command, "--json").error["what"] == "'alone' does not say which version"
 
 
 UNKNOWN: dict[str, tuple[Callable[[Registry], object], str]] = {
     "model": (lambda registry: registry.resolve("nobody@production"), "n2p register"),
+    "nothing-live": (lambda registry: registry.resolve("known"), "n2p promote known 2 --to production"),
     "alias": (lambda registry: registry.resolve("known@staging"), "n2p promote known 2 --to staging"),
     "version": (lambda registry: registry.resolve("known@7"), "there are 1, 2"),
     "version-zero": (lambda registry: registry.resolve("known@0"), "there are 1, 2"),

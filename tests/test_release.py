@@ -100,7 +100,12 @@ def test_production_is_entered_through_the_gates(
         told: list[str] = []
         event = registry.promote("gated", 2, progress=told.append)
         assert event and event.gates == "passed" and event.verdicts and told, "the policy has changed: asked anew"
-        assert registry.rollback("gated").version == 1
+        why = "version 1 was promoted against its gates: ten rows are all there are"
+        assert registry.drill("gated").overruled == why
+        drilled = trained.n2p("rollback", "gated", "--drill")
+        assert drilled.code == 0 and why in drilled.stdout
+        went = trained.n2p("rollback", "gated", "--json")
+        assert (went.code, went.json["version"], went.json["overruled"]) == (0, 1, why)
         told.clear()
         assert registry.promote("gated", 2, progress=told.append) and not told, "on this bundle, policy and champion"
         assert verify_audit(registry).damage == []
@@ -108,6 +113,46 @@ def test_production_is_entered_through_the_gates(
         policy.write_text("")
     lines = trained.n2p("history", "gated").stdout
     assert "gates overridden" in lines and "ten rows are all there are" in lines
+
+
+def test_what_a_version_was_promoted_against() -> None:
+    def event(action: str, **details: Any) -> Event:
+        alias = None if action == "override" else "production"
+        return Event("2026-01-01", action, "m", 1, "ada", alias, **details)
+
+    forced = event("promote", gates="overridden", approvals="overridden, 0 of 2", reason="the fair is today")
+    both = "version 1 was promoted against its gates and past missing approvals: the fair is today"
+    assert moves.overruled([forced], "production", 1) == both
+    assert moves.overruled([forced], "staging", 1) == moves.overruled([forced], "production", 2) == ""
+    assert moves.overruled([forced, event("promote", gates="passed")], "production", 1) == ""
+    overridden = event("override", reason="eve: a known leak")
+    told = moves.overruled([overridden, event("promote", gates="overridden")], "production", 1)
+    assert told == "version 1 was promoted against its gates: eve: a known leak"
+    assert moves.overruled([overridden, event("promote", gates="not asked")], "production", 1) == ""
+
+
+def test_an_alias_that_is_new_is_said_to_ask_no_gates(
+    trained: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.folder)
+    register(registry, "named", 2)
+    registry.promote("named", 1, to="preview")
+    done = trained.n2p("promote", "named", "1", "--to", "stagign", "--json")
+    assert done.code == 0 and done.json["alias"] == "stagign"
+    assert "warning: 'stagign' is new, and asks no gates; did you mean 'staging'?" in done.stderr
+    again = trained.n2p("promote", "named", "2", "--to", "stagign", "--json")
+    assert again.code == 0 and "warning" not in again.stderr
+    assert moves.new_alias(registry, "named", "preveiw") == (
+        "'preveiw' is new, and asks no gates; did you mean 'preview'?"
+    )
+    assert moves.new_alias(registry, "named", "xyz") == "'xyz' is new, and asks no gates"
+    settings = trained.folder / "pyproject.toml"
+    settings.write_text('[tool.n2p.stages]\nxyz = false\n[tool.n2p.environments.tryout]\nhome = "tryout"\n')
+    try:
+        assert [moves.new_alias(registry, "named", each) for each in ("xyz", "tryout", "production")] == [None] * 3
+        assert (moves.new_alias(registry, "named", "tryuot") or "").endswith("did you mean 'tryout'?")
+    finally:
+        settings.write_text("")
 
 
 # Two at once, and what may not be promoted

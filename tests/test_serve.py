@@ -478,7 +478,8 @@ def test_a_port_that_is_taken_ends_with_3(classifier: Service, trained: Project)
 
 
 @pytest.mark.parametrize(
-    ("reference", "remedy"), [("nobody@production", "n2p register"), ("classes@staging", "n2p promote classes")]
+    ("reference", "remedy"),
+    [("nobody@production", "n2p register"), ("nobody", "n2p register"), ("classes@staging", "n2p promote classes")],
 )
 def test_an_unknown_reference_ends_with_2(reference: str, remedy: str, trained: Project) -> None:
     done = trained.n2p("serve", reference, "--port", "0", "--json")

@@ -34,7 +34,7 @@ def _written(path: Path | None, text: str, lines: list[tuple[str, str]]) -> str 
 def compare(terminal: Terminal, before: str, after: str, html: Path | None) -> Result:
     """Compare two models, on the same held-out rows where they have them.
 
-    Each is NAME@VERSION, NAME@ALIAS, a run or a bundle's folder or digest.
+    Each is NAME@VERSION, NAME@ALIAS, NAME alone for what is in production, a run or a bundle's folder or digest.
 
     Example: n2p compare flights@production flights@2 --html compare.html
     """
@@ -128,8 +128,7 @@ def score(terminal: Terminal, model: str, html: Path | None) -> Result:
 
 
 def _there() -> set[str]:
-    "The commands of `n2p` that there are, and each with its options."
-    group = click.get_current_context().find_root().command
-    names = group.list_commands(click.get_current_context()) if isinstance(group, click.Group) else []
-    rollback = group.get_command(click.get_current_context(), "rollback") if isinstance(group, click.Group) else None
-    return {*names, *(f"rollback {option}" for each in (rollback.params if rollback else ()) for option in each.opts)}
+    "The commands of `n2p` that there are."
+    context = click.get_current_context()
+    group = context.find_root().command
+    return set(group.list_commands(context)) if isinstance(group, click.Group) else set()

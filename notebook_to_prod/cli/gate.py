@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def gate(terminal: Terminal, bundle: str | None, policy: Path | None, against: str | None, only: tuple[str, ...], **options: Any) -> Result:
     """Ask every gate about a bundle.
 
-    Exit code 1 if one says no. BUNDLE is a folder, a run, NAME@ALIAS or NAME@VERSION.
+    Exit code 1 if one says no. BUNDLE is a folder, a run, NAME@ALIAS or NAME@VERSION; NAME alone means what is in production.
 
     Example: n2p gate latest --against flights@production
     """

@@ -16,7 +16,8 @@ from .output import Result, Terminal, command, shown_path
 def bundle() -> None:
     """Show, verify, seal, compare and sign bundles.
 
-    BUNDLE is a folder, 8 or more letters of a digest, NAME@VERSION, NAME@ALIAS, or a run that made one.
+    BUNDLE is a folder, 8 or more letters of a digest, NAME@VERSION, NAME@ALIAS, or a run that made one;
+    NAME alone means what is in production, but where a bundle is signed.
 
     Example: n2p bundle show latest
     """
@@ -154,7 +155,7 @@ def sign(terminal: Terminal, bundle: str, key: str) -> Result:
     from notebook_to_prod.package import keys
     from notebook_to_prod.project import open_store
 
-    opened = find_bundle(open_store(), bundle).bundle
+    opened = find_bundle(open_store(), bundle, live=False).bundle  # a signature is for what was named
     signature = keys.sign(opened.digest, key)
     keys.add_signature(opened.path, signature)
     return Result({"bundle": opened.digest, "key": signature.key}, [("bundle", opened.digest), ("signed by", f"{key}, {signature.key}")])

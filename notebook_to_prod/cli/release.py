@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .environments import promote_between
-from .find import bundle_of_digest
+from .find import bundle_of_digest, is_model
 from .output import Result, Terminal, command, shown_path
 from ..errors import InputError
 
@@ -88,11 +88,13 @@ def promote(terminal: Terminal, name: str, version: int | None, source: str | No
         return promote_between(terminal, f"{name}@{version}" if version else name, source, to, reason, unsealed, override)
     name, version = _numbered(name, version)
     from notebook_to_prod.project import open_store
-    from notebook_to_prod.release.registry import Registry
+    from notebook_to_prod.release.registry import Registry, new_alias
 
     store = open_store()
-    alias = to or store.alias
-    event = Registry(store).promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate ") else f"seal: {text}"), override)
+    registry, alias = Registry(store), to or store.alias
+    if unheard := new_alias(registry, name, alias):
+        terminal.note(f"warning: {unheard}")
+    event = registry.promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate ") else f"seal: {text}"), override)
     was = "it pointed there already" if event is None else f"was {_version(event.previous)}{', unsealed' if event.unsealed else ''}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
     data |= {key: getattr(event, key, None) for key in ("unsealed", "gates", "verdicts", "approvals", "user", "identity")}
@@ -124,22 +126,23 @@ def rollback(terminal: Terminal, name: str, alias: str | None, reason: str | Non
     """Point an alias back to the last healthy version.
 
     Of those that it pointed to before. The version is fetched, verified and loaded, and predicts its golden rows, before the alias
-    moves; one that fails is passed over.
+    moves; one that fails is passed over. If it was once promoted against its gates, the result says so.
 
     Example: n2p rollback flights --reason "late flights missed"
     """
     from notebook_to_prod.project import open_store
-    from notebook_to_prod.release.registry import Registry
+    from notebook_to_prod.release.registry import Registry, overruled
 
     registry = Registry(open_store())
     alias = alias or registry.store.alias
     if drill:
         tried = registry.drill(name, alias)
         ready = f"version {tried.version} in {tried.seconds:.1f} s: loaded, {tried.golden_rows} golden rows predicted"
-        return Result(tried.to_dict(), [("would go", f"{name}@{alias} → {ready}"), *(("passed over", each) for each in tried.skipped), ("now", f"still {_version(tried.previous)}")])
+        return Result(tried.to_dict(), [("would go", f"{name}@{alias} → {ready}"), *(("passed over", each) for each in tried.skipped), *([("note", tried.overruled)] if tried.overruled else []), ("now", f"still {_version(tried.previous)}")])
     event = registry.rollback(name, alias, reason)
-    data = {"name": name, "version": event.version, "alias": alias, "previous": event.previous, "skipped": event.gates, "approvals": event.approvals}
-    passed_over = [(label, told) for label, told in (("passed over", event.gates), ("approvals", event.approvals)) if told]
+    against = overruled(registry.history(name), alias, event.version)
+    data = {"name": name, "version": event.version, "alias": alias, "previous": event.previous, "skipped": event.gates, "approvals": event.approvals, "overruled": against or None}
+    passed_over = [(label, told) for label, told in (("passed over", event.gates), ("approvals", event.approvals), ("note", against)) if told]
     return Result(data, [("rolled back", f"{name}@{alias} → version {event.version} (was {_version(event.previous)})"), *passed_over])
 
 # %% ../../nbs/cli/03_release.ipynb #history
@@ -334,7 +337,7 @@ for _command in (verify, export, checkpoint):
 def why(terminal: Terminal, before: str, after: str, attribute: bool) -> Result:
     """Show what differs between two runs, and what moved the metrics.
 
-    Each is a run, NAME@ALIAS or NAME@VERSION.
+    Each is a run, NAME@ALIAS or NAME@VERSION; NAME alone means what is in production.
 
     Example: n2p why flights@1 latest --attribute
     """
@@ -362,12 +365,18 @@ def why(terminal: Terminal, before: str, after: str, attribute: bool) -> Result:
 
 
 def _run_of(name: str) -> "RunRecord":
+    from notebook_to_prod.errors import NotFoundError
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.train.record import find_run
 
     store = open_store()
-    return find_run(store, Registry(store).resolve(name).run_id if "@" in name else name)
+    try:
+        return find_run(store, Registry(store).resolve(name).run_id if "@" in name else name)
+    except NotFoundError:
+        if "@" in name or not is_model(store, name):
+            raise
+        return find_run(store, Registry(store).resolve(name).run_id)
 
 # %% ../../nbs/cli/03_release.ipynb #reproduce
 @command("reproduce")
@@ -379,7 +388,8 @@ def _run_of(name: str) -> "RunRecord":
 def reproduce(terminal: Terminal, run: str, level: str, fresh_env: bool, tolerance: float, ignore: tuple[str, ...]) -> Result:
     """Execute a run again from its record, and certify the result.
 
-    Exit code 1 if it does not agree as far as --level asks. RUN is a run id, a part of one, `latest`, NAME@ALIAS or NAME@VERSION.
+    Exit code 1 if it does not agree as far as --level asks. RUN is a run id, a part of one, `latest`, NAME@ALIAS or NAME@VERSION;
+    NAME alone means what is in production.
 
     Example: n2p reproduce latest --fresh-env
     """

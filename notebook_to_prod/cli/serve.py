@@ -42,7 +42,7 @@ def _predictor(reference: str, forkable: bool = False) -> "Predictor":
 def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) -> None:
     """Serve a model over HTTP.
 
-    MODEL is NAME@ALIAS or NAME@VERSION.
+    MODEL is NAME@ALIAS or NAME@VERSION; NAME alone means what is in production.
 
     Example: n2p serve flights@production --port 8000
     """
@@ -73,6 +73,7 @@ _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to
 def export_service(terminal: Terminal, model: str, folder: Path, no_hashes: bool, force: bool) -> Result:
     """Write a service that runs without this package.
 
+    MODEL is NAME@ALIAS or NAME@VERSION; NAME alone means what is in production.
     The folder holds app.py, the bundle, a lock with hashes, a Dockerfile, compose.yaml with Prometheus and Grafana,
     k8s/ with kustomize overlays, tests/ and a locustfile.py of the golden rows, and a README.
 

@@ -130,9 +130,14 @@ def _slices(records: Records) -> Section:
     if not found:
         return Section("Slices", missing=missing)
     rows = tuple((each["slice"], f"{each['rows']:,}", f"{each['merit']:.4g}", f"{each['rest']:.4g}", f"{each['p']:.2g}") for each in found["worst"])
-    text = f"{found['tried']} slices of one or two values were tried; " + ("those that are worse than the rest by more than chance:" if rows else "none is worse than the rest by more than chance.")
-    named = tuple(each.why for each in records.verdicts("quality.slices") if each.status != "skipped")
-    return Section("Slices", (text, *named), (Table(("slice", "rows", found["merit"], "of the rest", "p, corrected"), rows),), sources=("evaluation.json of the bundle",))
+    worse = "those that are worse than the rest by more than chance are in the first table, the worst first." if rows else "none is worse than the rest by more than chance."
+    named = [each for each in records.verdicts("quality.slices") if each.status != "skipped"]
+    held = sum(each.status == "pass" for each in named)
+    policy = (f"Of the slices that the policy names, {held} of {len(named)} keep to its floor: see the table of verdicts.",) if named else ()
+    tables = (Table(("slice", "rows", found["merit"], "of the rest", "p, corrected"), rows), *([_told(named)] if named else []))
+    report = records.report_of("quality.slices") if named else None
+    sources = ("evaluation.json of the bundle", *([records.report_file(report)] if report else []))
+    return Section("Slices", (f"{found['tried']} slices of one or two values were tried; {worse}", *policy), tables, sources=sources)
 
 
 def _fairness(records: Records) -> Section:

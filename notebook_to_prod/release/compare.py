@@ -170,7 +170,7 @@ class ModelComparison:
 
     def _difference(self, name: str) -> str:
         found = self.differences.get(name)
-        return f", {_verdict(found)} on the same rows: {_signed(found)}" if found and found["number"] is not None else ""
+        return f", {_by_how_much(found)}" if found and found["number"] is not None else ""
 
     def _answers(self) -> str:
         found = self.answers
@@ -203,6 +203,21 @@ def _signed(estimate: Mapping[str, Any]) -> str:
 def _verdict(estimate: Mapping[str, Any]) -> str:
     low, high = estimate["interval"] or (0.0, 0.0)
     return "better" if low > 0 else "worse" if high < 0 else "no certain difference"
+
+
+def _by_how_much(estimate: Mapping[str, Any]) -> str:
+    "In words, since a sign would be read as that of the metric, of which less may be better."
+    ends, verdict = estimate["interval"], _verdict(estimate)
+    if verdict == "better":
+        return f"better by {estimate['number']:.4g} on the same rows ({ends[0]:.4g} to {ends[1]:.4g})"
+    if verdict == "worse":
+        return f"worse by {-estimate['number']:.4g} on the same rows ({-ends[1]:.4g} to {-ends[0]:.4g})"
+    between = f" ({_way(ends[0])} to {_way(ends[1])})" if ends else ""
+    return f"{verdict} on the same rows: {_way(estimate['number'])}{between}"
+
+
+def _way(number: float) -> str:
+    return f"better by {number:.4g}" if number > 0 else f"worse by {-number:.4g}" if number < 0 else "the same"
 
 
 def _short(digest: str | None) -> str:

@@ -20,7 +20,7 @@ from .audit import MOVES, Event, Origin, store_id
 from .change import make_change, parse_events, read_tags, recover, registry_lock
 from .moves import promote, promoting, register
 from .pieces import Piece, list_pieces
-from .registry import ModelVersion, Registry, check_name
+from .registry import ModelVersion, Registry
 from .versions import SEALED
 from .views import live_now, verify_audit
 from ..train.record import RunRecord, find_run, read_record
@@ -72,7 +72,7 @@ class _Leaving:
 def _find_version(registry: Registry, reference: str) -> ModelVersion:
     "What `NAME@VERSION` or `NAME@ALIAS` is, or of `NAME` what is live."
     store = registry.store
-    found = registry.resolve(reference if "@" in reference else f"{check_name(reference)}@{store.alias}")
+    found = registry.resolve(reference)
     if found.archived:
         what, remedy = f"version {found.version} of '{found.name}' is archived in {store.environment}", "promote another version"
         raise InputError(what, where=f"{found.name}@{found.version}", remedy=remedy)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,13 +20,14 @@ from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..package.keys import require_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
+from ..project import environment_settings
 from .approvals import count_approvals, standing_approvals
 from .audit import Event, Origin
 from .change import ARCHIVED, make_change, parse_events, read_tags, recover, registry_lock
 from .flavour import write_model
 from .gated import pass_gates
 from .people import Identity, acting, read_people
-from .stages import require_identity, rules_digest, stage_rules
+from .stages import read_stages, require_identity, rules_digest, stage_rules
 from .versions import DERIVED, SEALED, ModelVersion, Versions
 from ..train.record import RunRecord, now
 from ..train.tracking import track_late, tracking_errors
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['register', 'promoting', 'promote', 'locked_events', 'alias_path', 'Drill', 'drill_rollback', 'rollback', 'archive']
+__all__ = ['register', 'new_alias', 'promoting', 'promote', 'locked_events', 'alias_path', 'overruled', 'Drill', 'drill_rollback',
+           'rollback', 'archive']
 
 # %% ../../nbs/release/09_moves.ipynb #register
 def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
@@ -83,6 +86,22 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+# %% ../../nbs/release/09_moves.ipynb #new-alias
+_CUSTOMARY = ("production", "staging", "canary", "shadow")
+
+
+def new_alias(registry: Versions, name: str, alias: str) -> str | None:
+    "What to say of an alias that no version of a model ever had, and that no stage or environment is called; None of any other."
+    environments = environment_settings()
+    known = {*read_stages(), *environments, *(table.get("alias", each) for each, table in environments.items()), registry.store.alias}
+    if alias in known or registry.aliased(name, alias) is not None:
+        return None
+    had = {event.alias for event in registry.events(name) if event.alias}
+    if alias in had:
+        return None
+    near = difflib.get_close_matches(alias, sorted(known | had | set(_CUSTOMARY) - {alias}), n=1)
+    return f"'{alias}' is new, and asks no gates" + (f"; did you mean '{near[0]}'?" if near else "")
 
 # %% ../../nbs/release/09_moves.ipynb #promote
 def promoting(name: str, reason: str | None, unsealed: bool, override: bool) -> Identity:
@@ -231,6 +250,19 @@ def alias_path(events: list[Event], alias: str) -> list[int]:
             path = path[: path.index(event.version) + 1] if event.version != path[-2] else path[:-1]
     return path
 
+# %% ../../nbs/release/09_moves.ipynb #overruled
+def overruled(events: list[Event], alias: str, version: int) -> str:
+    "What the last promotion of a version went against, and why; empty if nothing. A rollback, which asks nothing, has to say it."
+    promotion = next((each for each in reversed(events) if (each.action, each.alias, each.version) == ("promote", alias, version)), None)
+    if promotion is None:
+        return ""
+    against = ["against its gates"] if promotion.gates == "overridden" else []
+    against += ["past missing approvals"] if (promotion.approvals or "").startswith("overridden") else []
+    before = events[: events.index(promotion)]
+    told = [each.why for each in before if against[:1] == ["against its gates"] and (each.action, each.version) == ("override", version)]
+    why = "; ".join(dict.fromkeys(filter(None, (promotion.why, *told[-1:])))) or "no reason on record"
+    return f"version {version} was promoted {' and '.join(against)}: {why}" if against else ""
+
 # %% ../../nbs/release/09_moves.ipynb #rollback
 @dataclass(frozen=True)
 class Drill:
@@ -243,13 +275,15 @@ class Drill:
     skipped: tuple[str, ...]  # Versions in between that are not healthy, and why
     golden_rows: int
     seconds: float  # From the question to the version being ready
+    overruled: str = ""  # What the version was promoted against, see `overruled`
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
         return asdict(self) | {"skipped": list(self.skipped)}
 
     def _repr_markdown_(self) -> str:
-        return f"**{self.name}@{self.alias}** would go back to version {self.version} in {self.seconds:.1f} s"
+        warned = f"; {self.overruled}" if self.overruled else ""
+        return f"**{self.name}@{self.alias}** would go back to version {self.version} in {self.seconds:.1f} s{warned}"
 
 
 def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
@@ -257,7 +291,8 @@ def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
     from notebook_to_prod.package.gates.case import kept_apart
 
     began = time.perf_counter()
-    path, current = alias_path(registry.history(name), alias), registry.aliased(name, alias)
+    events, current = registry.history(name), registry.aliased(name, alias)
+    path = alias_path(events, alias)
     if current is not None and path[-1:] != [current]:
         path.append(current)  # somebody moved the alias with another tool
     skipped = []
@@ -271,7 +306,7 @@ def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one version, an older one may be healthy
             skipped.append(f"version {number}: {error.what if isinstance(error, N2PError) else f'{type(error).__name__}: {error}'}")
             continue
-        return Drill(name, alias, number, current, tuple(skipped), len(bundle.golden["rows"]), time.perf_counter() - began)
+        return Drill(name, alias, number, current, tuple(skipped), len(bundle.golden["rows"]), time.perf_counter() - began, overruled(events, alias, number))
     what = f"'{name}' has no earlier version in {alias}" + (f" that is healthy: {'; '.join(skipped)}" if skipped else "")
     raise NotFoundError(what, where=f"{name}@{alias}", remedy=f"promote one: n2p promote {name} VERSION --to {alias}")
 

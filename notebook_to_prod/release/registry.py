@@ -17,7 +17,7 @@ from .approvals import Approvals
 from .approve import approvals, approve, revoke
 from .audit import Event, record_event
 from .change import make_change, recover, registry_lock
-from .moves import Drill, alias_path as alias_path, archive, drill_rollback, promote, register, rollback
+from .moves import Drill, alias_path as alias_path, archive, drill_rollback, new_alias as new_alias, overruled as overruled, promote, register, rollback
 from .people import acting
 from .versions import ModelVersion, Versions, check_alias, check_name, parse_reference as parse_reference
 from ..train.record import RunRecord, now

@@ -150,7 +150,7 @@ def _slices(records: Records) -> list[Evidence]:
 
 
 _MODEL: tuple[tuple[str, str, Check, str], ...] = (
-    ("review", "Model specs are reviewed and submitted", _review, "commit the notebook before n2p run; then an approval, for a stage that asks for one: {approve}"),
+    ("review", "Model specs are reviewed and submitted", _review, "commit the notebook before n2p run; then an approval, for a stage that asks for one: n2p approve {reference}"),
     ("online", "Offline and online metrics correlate", lambda records: [], "{watch}, with the outcomes of what was predicted"),
     ("tuned", "All hyperparameters have been tuned", _tuned, f"n2p run with a grid of at least {_ENOUGH_SETS} sets of parameters"),
     ("staleness", "The impact of model staleness is known", lambda records: [], "{watch}, or document how older versions do on new data: [tool.n2p.score.staleness]"),
@@ -194,7 +194,7 @@ _INFRASTRUCTURE: tuple[tuple[str, str, Check, str], ...] = (
     ("validated", "Model quality is validated before serving", _validated, "[tool.n2p.gates.quality] metrics, and n2p gate {reference} before it is promoted"),
     ("debuggable", "The model is debuggable", _debuggable, "n2p gate {reference}, with SHAP: pip install 'notebook-to-prod[explain]'"),
     ("canary", "Models are canaried before serving", lambda records: _events(records, "an alias for a part of the traffic", 0.5, lambda event: event.alias in ("canary", "shadow")), "n2p promote {name} {version} --to canary; {rollout}"),
-    ("rollback", "Serving models can be rolled back", lambda records: _rolled_back(records), "{drill}"),
+    ("rollback", "Serving models can be rolled back", lambda records: _rolled_back(records), "n2p rollback {name} --drill"),
 )
 
 
@@ -323,18 +323,19 @@ def points_of(evidence: Iterable[Evidence]) -> float:
     return 0.0 if not found or 0.0 in found else max(found)
 
 
+_LATER = {"watch": "n2p watch {name}@production", "retrain": "n2p retrain {name}", "rollout": "n2p rollout {name}"}
+
+
 def ml_test_score(
     records: Records,
-    commands: Iterable[str],  # That there are, such as `watch` and `rollback --drill`: what is not among them is said to come later
+    commands: Iterable[str] = (),  # That there are: of `watch`, `retrain` and `rollout` those that are not among them are said to come later
 ) -> MLTestScore:
     "Score a version by what is on record; raises `InputError` if the settings are wrong."
     declared, there = declared_evidence(records.project), set(commands)
     names = {"reference": records.reference, "name": records.version.name, "version": records.version.version}
-    for key, command, shape in (("approve", "approve", "n2p approve {reference}"), ("watch", "watch", "n2p watch {name}@production"), ("retrain", "retrain", "n2p retrain {name}"), ("rollout", "rollout", "n2p rollout {name}"), ("drill", "rollback --drill", "n2p rollback {name} --drill")):
+    for command, shape in _LATER.items():
         told = shape.format(**names)
-        names[key] = told if command in there else f"{told} (not available yet)"
-    if "rollback --drill" not in there:
-        names["drill"] = f"n2p rollback {records.version.name}, which moves the alias; without a move: {names['drill']}"
+        names[command] = told if command in there else f"{told} (which a later version adds)"
     tests = []
     for section, asked in SECTIONS.items():
         for key, asks, check, hint in asked:

@@ -48,8 +48,10 @@ def check_alias(alias: str) -> str:
     return alias
 
 
-def parse_reference(reference: str) -> tuple[str, str]:
-    "Split `NAME@ALIAS` or `NAME@VERSION`; raises `InputError`."
+def parse_reference(reference: str, alias: str | None = None) -> tuple[str, str]:
+    "Split `NAME@ALIAS` or `NAME@VERSION`; `NAME` alone means an alias, if one is given. Raises `InputError`."
+    if alias and reference and "@" not in reference:
+        return check_name(reference), alias
     name, separator, target = reference.rpartition("@")
     if not separator or not target:
         raise InputError(
@@ -146,8 +148,8 @@ class Versions:
                 raise
 
     def resolve(self, reference: str) -> ModelVersion:
-        "The version that `NAME@ALIAS` or `NAME@VERSION` means; raises `NotFoundError` that says what there is."
-        name, target = parse_reference(reference)
+        "The version that `NAME@ALIAS` or `NAME@VERSION` means, or of `NAME` the live one; raises `NotFoundError` that says what there is."
+        name, target = parse_reference(reference, self.store.alias)
         version = int(target) if target.isdecimal() else self.aliased(name, target)
         if version is None:
             known = self.versions(name)
