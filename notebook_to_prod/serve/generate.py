@@ -42,6 +42,9 @@ _RUNTIME_MODULES = (
     "serve.predictor",
     "serve.batch",
     "serve.service",
+    "serve.tables",
+    "serve.invocations",
+    "serve.inference",
     "serve.app",
     "serve.server",
 )

@@ -16,7 +16,7 @@ from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Call', 'refused_by_headers', 'read_body', 'Service']
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'Call', 'Wire', 'json_only', 'by_headers', 'read_body', 'Service']
 
 # %% ../../nbs/serve/05_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -26,12 +26,13 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Call:
-    "One request to `/predict` and its answer."
+    "One request for predictions and its answer."
 
-    __slots__ = ("body", "content", "headers", "model", "rows", "said", "scope", "state", "status")
+    __slots__ = ("body", "content", "headers", "model", "rows", "said", "scope", "state", "status", "wire")
 
-    def __init__(self, scope: Scope):
+    def __init__(self, scope: Scope, wire: Wire | None = None):
         self.scope = scope  # As ASGI gives it: method, path, headers, client
+        self.wire = wire  # How request and answer are spelt; None is the JSON of `/predict`
         self.state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
         self.body: bytes | None = None
         self.model: Model | None = None  # Who answers; known before the body is decoded
@@ -41,21 +42,52 @@ class Call:
         self.content = b""  # The body of the answer
         self.headers: list[tuple[bytes, bytes]] = []  # Of the answer, besides its type and length
 
+
+@dataclass(frozen=True)
+class Wire:
+    "How a request and its answer are spelt, where that is not the JSON of `/predict`."
+
+    name: str  # For logs and metrics
+    decode: Callable[[Call], list[Row] | Refusal]  # Given the body and the model
+    encode: Callable[[Call, Prediction], bytes]
+    kind: bytes = b"application/json"  # Of an answer; a refusal is always JSON
+    refuse: Callable[[Refusal], tuple[int, bytes]] = lambda refused: (refused.status, refused.body)
+    large: int = 8_192  # Bytes of a body from which it is read and answered in a thread
+
+
+Wires = Callable[[bytes, bytes], "Wire | Refusal | None"]  # Given the media type of the body and the header `accept`; None is the JSON of `/predict`
+
 # %% ../../nbs/serve/05_service.ipynb #body
 _CLOSE = (b"connection", b"close")
 
 
-def refused_by_headers(scope: Scope, limit: int) -> Refusal | None:
-    "Whether the headers alone tell that the body will not be taken."
-    kind = b""
+_JSON = b"application/json"
+_ANY = frozenset((b"", b"*/*", _JSON))
+
+
+def json_only(kind: bytes, accept: bytes) -> Refusal | None:
+    "The wires of a service that speaks nothing else."
+    return None if kind == _JSON else refusal(415, "content_type", ["header", "content-type"], "The content type must be application/json")
+
+
+def by_headers(
+    scope: Scope,
+    limit: int,  # Bytes
+    wires: Wires = json_only,
+    plainly: bool = True,  # Whether a body of JSON that asks for nothing else is the JSON of `/predict`
+) -> Wire | Refusal | None:
+    "How the body is spelt, or why the headers alone tell that it will not be taken."
+    kind = accept = b""
     for name, value in scope["headers"]:
         if name == b"content-type":
             kind = value
+        elif name == b"accept":
+            accept = value
         elif name == b"content-length" and value.isdigit() and int(value) > limit:
             return _too_large(limit, closing=int(value) > 2 * limit)
-    if kind == b"application/json" or kind.partition(b";")[0].strip().lower() == b"application/json":
+    if plainly and kind == _JSON and accept in _ANY:
         return None
-    return refusal(415, "content_type", ["header", "content-type"], "The content type must be application/json")
+    return wires(kind.partition(b";")[0].strip().lower(), accept)
 
 
 def _too_large(limit: int, closing: bool = False) -> Refusal:
@@ -100,7 +132,7 @@ _INTERNAL = refusal(500, "internal", [], "The service failed to answer; its log 
 
 @dataclass
 class Service:
-    "What answers `/predict`, and the hooks of what surrounds it."
+    "What answers requests for predictions, and the hooks of what surrounds it."
 
     model: Model
     body_limit: int = 32 * 2**20  # Bytes
@@ -112,27 +144,48 @@ class Service:
     sent: list[Callable[[Call], None]] = field(default_factory=list)
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
-    def handler(self) -> Handler:
-        "The ASGI function of `/predict`, with the hooks as they are now."
+    def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:
+        "The same function, made with the hooks that are there when the first request comes."
+        made: list[Handler] = []
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            if not made:
+                made.append(self.handler(wires, wire))
+            await made[0](scope, receive, send)
+
+        return answer
+
+    def handler(
+        self,
+        wires: Wires = json_only,
+        wire: Wire | None = None,  # What a refusal is spelt as until the headers have told
+    ) -> Handler:
+        "The ASGI function of `/predict` or another route, with the hooks as they are now."
         admit, before, after, sent = map(tuple, (self.admit, self.before, self.after, self.sent))
-        route, limit, seconds = self.route, self.body_limit, self.body_seconds
+        route, limit, seconds, plainly = self.route, self.body_limit, self.body_seconds, wire is None
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
             "What the model says, why not, or None if the client has left; raises what hooks raise."
             for hook in admit:
                 if (refused := hook(call)) is not None:
                     return refused
-            if (refused := refused_by_headers(call.scope, limit)) is not None:
-                if refused.status == 413 and _CLOSE not in refused.headers:
-                    return await read_body(receive, limit, seconds) and refused  # read, for the sender to read why
-                return refused
+            if (spelt := by_headers(call.scope, limit, wires, plainly)) is not None:
+                if type(spelt) is Refusal:
+                    if spelt.status == 413 and _CLOSE not in spelt.headers:
+                        return await read_body(receive, limit, seconds) and spelt  # read, for the sender to read why
+                    return spelt
+                call.wire = spelt
             body = await read_body(receive, limit, seconds)
             if type(body) is not bytes:
                 return body
             call.body = body
             call.model = model = self.model if route is None else route(call)
-            large = len(body) > _LARGE
-            rows = await asyncio.to_thread(model.decode, body) if large else model.decode(body)
+            if (spelt := call.wire) is None:
+                large = len(body) > _LARGE
+                rows = await asyncio.to_thread(model.decode, body) if large else model.decode(body)
+            else:
+                large = len(body) > spelt.large
+                rows = await asyncio.to_thread(spelt.decode, call) if large else spelt.decode(call)
             if type(rows) is Refusal:
                 return rows
             call.rows = rows
@@ -141,17 +194,20 @@ class Service:
                     return refused
             said = await model.score(rows)
             if type(said) is not Refusal:
-                call.content = await asyncio.to_thread(model.encode, said) if large else model.encode(said)
+                if spelt is None:
+                    call.content = await asyncio.to_thread(model.encode, said) if large else model.encode(said)
+                else:
+                    call.content = await asyncio.to_thread(spelt.encode, call, said) if large else spelt.encode(call, said)
             return said
 
         async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-            call = Call(scope)
+            call = Call(scope, wire)
             try:
                 call.said = said = await answer(call, receive)
                 if said is None:
                     return
                 if type(said) is Refusal:
-                    call.status, call.content = said.status, said.body
+                    call.status, call.content = (said.status, said.body) if call.wire is None else call.wire.refuse(said)
                     call.headers += said.headers
                 else:
                     call.status = 200
@@ -159,8 +215,9 @@ class Service:
                     hook(call)
             except Exception as error:  # noqa: BLE001 - a hook's, or ours
                 _log.error("a request was not answered", exc_info=error)
-                call.said, call.status, call.content = _INTERNAL, 500, _INTERNAL.body
-            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(call.content)), *call.headers]
+                call.said, call.status, call.content = _INTERNAL, 500, _INTERNAL.body if call.wire is None else call.wire.refuse(_INTERNAL)[1]
+            kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
+            headers = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *call.headers]
             if self.draining:
                 headers.append(_CLOSE)
             await send({"type": "http.response.start", "status": call.status, "headers": headers})
