@@ -197,6 +197,7 @@ class Service:
                 if spelt is None:
                     call.content = await asyncio.to_thread(model.encode, said) if large else model.encode(said)
                 else:
+                    spelt = call.wire or spelt  # reading a request may have told how its answer is wanted
                     call.content = await asyncio.to_thread(spelt.encode, call, said) if large else spelt.encode(call, said)
             return said
 
