@@ -15,14 +15,19 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from pipelines import fitted
-from test_scorer import bundle_of
 from test_service import running
 
-from notebook_to_prod.package.bundle import Bundle, largest_difference
-from notebook_to_prod.package.schema import infer_schema
+from notebook_to_prod.errors import DataError
+from notebook_to_prod.package.bundle import Bundle, largest_difference, write_bundle
+from notebook_to_prod.package.code import collect_code
+from notebook_to_prod.package.contents import Tables, bundle_contents
+from notebook_to_prod.package.policy import Adjusted, Policies, imputed_values
+from notebook_to_prod.package.profile import Profile, profile_table
+from notebook_to_prod.package.schema import Schema, columns_to_table, infer_schema
 from notebook_to_prod.serve.decode import Decoder
 from notebook_to_prod.serve.inference import infer_columns
 from notebook_to_prod.serve.invocations import table_columns
+from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.request import Refusal
 from notebook_to_prod.serve.tables import csv_columns
 
@@ -31,8 +36,14 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """A forest whose rows have each kind of column, with missing values."""
-    return bundle_of(tmp_path_factory.mktemp("forest"), *fitted("RandomForestClassifier, three named classes", 200))
+    """A forest whose rows have each kind of column, with missing values, and policies for three of them."""
+    pipeline, table = fitted("RandomForestClassifier, three named classes", 200)
+    schema = (
+        infer_schema(table).edit("seats", policy="clip").edit("origin", policy="impute").edit("delay", policy="warn")
+    )
+    tables = Tables(table, said := pipeline.predict(table), table, said, schema=schema)
+    contents = bundle_contents(pipeline, tables, collect_code(pipeline, []), {"seed": 0})
+    return write_bundle(tmp_path_factory.mktemp("forest"), contents)
 
 
 @pytest.fixture(scope="module")
@@ -472,6 +483,156 @@ def test_a_client_of_triton_is_answered(client: httpx.Client, bundle: Bundle) ->
     answer = mine.infer("flights", inputs).as_numpy("predictions")
     expected = bundle.golden["predictions"][bundle.golden["rows"].index(row)]
     assert [value.decode() for value in answer] == [expected]
+
+
+# Policies
+
+
+def dealt(answer: httpx.Response) -> list[dict[str, Any]] | None:
+    """What an answer says that policies have done, in whichever protocol."""
+    content = answer.json()
+    return json.loads(content["parameters"]["warnings"]) if "parameters" in content else content.get("warnings")
+
+
+@pytest.mark.parametrize("spelling", SPELT)
+def test_a_policy_deals_with_a_value_alike(spelling: str, client: httpx.Client, bundle: Bundle) -> None:
+    seats = bundle.schema.columns[2]
+    full = [row for row in bundle.golden["rows"] if None not in row.values()][:2]
+    odd = full[1] | {"seats": 1e6, "origin": "XXX", "delay": -1000.0}
+    most = next(iter(bundle.profile.columns[5].values or ()))
+    meant = full[1] | {"seats": seats.maximum, "origin": most, "delay": -1000.0}
+    answer = asked(client, spelling, [full[0], odd])
+    assert dealt(answer) == [
+        {"row": 1, "column": "delay", "what": "below the minimum, taken"},
+        {"row": 1, "column": "seats", "what": "above the maximum, clipped"},
+        {"row": 1, "column": "origin", "what": "unseen, imputed"},
+    ]
+    plainly = client.post("/predict", json=[full[0], meant]).json()
+    assert said(answer) == plainly["predictions"]
+    assert [each["column"] for each in plainly["warnings"]] == ["delay"]
+    assert dealt(asked(client, spelling, full)) is None
+    if spelling in ("csv", "arrow"):
+        path, spell, kind = SPELT[spelling]
+        table = pd.read_csv(io.BytesIO(post(client, path, spell([full[0], odd]), kind, accept="text/csv").content))
+        assert pd.isna(table["warnings"][0]) and "seats: above the maximum, clipped" in table["warnings"][1]
+
+
+def test_the_predictor_deals_with_it_too(bundle: Bundle) -> None:
+    predictor = load_predictor(bundle.path)
+    with pytest.warns(UserWarning, match="row 0, 'seats': above the maximum, clipped"):
+        found = predictor.predict([bundle.golden["rows"][0] | {"seats": 1e6}])
+    expected = predictor.predict([bundle.golden["rows"][0] | {"seats": bundle.schema.columns[2].maximum}])
+    assert found == expected
+
+
+TABLE = pd.DataFrame(
+    {
+        "count": np.array([1, 2, 100], "int8"),
+        "share": [0.1, 0.2, 0.9],
+        "code": ["a", "a", "b"],
+        "gate": pd.Categorical([1, 3, 3]),
+        "wet": [True, True, False],
+        "when": pd.to_datetime(["2013-01-01", "2013-01-03", "2013-01-31"]),
+        "seen": pd.to_datetime(["2013-01-01", "2013-01-03", "2013-01-31"]).tz_localize("Europe/Berlin"),
+    }
+)
+OK: dict[str, Any] = {
+    "count": 2,
+    "share": 0.2,
+    "code": "a",
+    "gate": 3,
+    "wet": True,
+    "when": "2013-01-03T00:00:00",
+    "seen": "2013-01-03T00:00:00+01:00",
+}
+
+
+def edited(**policies: str) -> tuple[Decoder, Schema]:
+    schema = infer_schema(TABLE)
+    for name, policy in policies.items():
+        schema = schema.edit(name, policy=policy)
+    imputed = imputed_values(schema, Profile(profile_table(TABLE, schema), ()))
+    return Decoder(schema, policies=Policies(schema, imputed)), schema
+
+
+CASES: list[tuple[str, str, Any, Any, str]] = [
+    ("count", "clip", 101, 100, "above the maximum, clipped"),
+    ("count", "clip", 10**6, 100, "above the maximum, clipped"),
+    ("count", "clip", -5, 1, "below the minimum, clipped"),
+    ("count", "impute", 10**6, 2, "above the maximum, imputed"),
+    ("count", "impute", None, 2, "missing, imputed"),
+    ("count", "warn", 120, 120, "above the maximum, taken"),
+    ("share", "clip", -1e300, 0.1, "below the minimum, clipped"),
+    ("share", "impute", None, 0.2, "missing, imputed"),
+    ("share", "warn", None, None, "missing, taken"),
+    ("code", "impute", "zz", "a", "unseen, imputed"),
+    ("code", "impute", None, "a", "missing, imputed"),
+    ("code", "warn", "zz", "zz", "unseen, taken"),
+    ("gate", "impute", 2, 3, "unseen, imputed"),
+    ("gate", "impute", None, 3, "missing, imputed"),
+    ("wet", "impute", None, True, "missing, imputed"),
+    ("when", "clip", "2014-01-01", "2013-01-31T00:00:00", "above the maximum, clipped"),
+    ("when", "impute", None, "2013-01-03T00:00:00", "missing, imputed"),
+    ("when", "warn", "1999-01-01", "1999-01-01", "below the minimum, taken"),
+    ("seen", "impute", "1999-01-01T00:00:00Z", "2013-01-02T23:00:00+00:00", "below the minimum, imputed"),
+]
+
+
+@pytest.mark.parametrize(("column", "policy", "sent", "meant", "what"), CASES)
+def test_every_policy_of_every_kind(column: str, policy: str, sent: Any, meant: Any, what: str) -> None:
+    decode, schema = edited(**{column: policy})
+    body = json.dumps([OK, OK | {column: sent}]).encode()
+    found = decode(body)
+    assert isinstance(found, Adjusted), found
+    assert found == [tuple(OK.values()), tuple((OK | {column: meant}).values())]
+    assert [(change.row, change.column, change.what) for change in found.changes] == [(1, column, what)]
+    columns_to_table(schema, [*map(list, zip(*found, strict=True))])
+    good = decode(json.dumps([OK] * 2).encode())
+    assert type(good) is list and good == [tuple(OK.values())] * 2
+    assert decode.quickly is None or decode.quickly(json.dumps(OK).encode()) == [tuple(OK.values())]
+
+
+@pytest.mark.parametrize("policy", ["clip", "impute", "warn"])
+@pytest.mark.parametrize(
+    ("column", "value"), [("count", "1"), ("count", 1.5), ("share", "x"), ("code", 1), ("when", "soon")]
+)
+def test_no_policy_takes_another_type(policy: str, column: str, value: Any) -> None:
+    if (policy, column) == ("clip", "code"):
+        with pytest.raises(DataError, match="no policy 'clip'"):
+            infer_schema(TABLE).edit("code", policy="clip")
+        return
+    decode, _ = edited(**{column: policy})
+    found = decode(json.dumps(OK | {column: value}).encode())
+    assert isinstance(found, Refusal) and {each["loc"][-1] for each in found.detail} == {column}
+    nan = decode(json.dumps(OK | {"share": float("inf")}).encode())
+    assert isinstance(nan, Refusal)
+
+
+def test_what_a_policy_does_not_deal_with_is_refused() -> None:
+    for column, policy, value in (
+        ("count", "clip", None),
+        ("count", "warn", None),
+        ("wet", "warn", None),
+        ("count", "clip", 2**70),
+    ):
+        decode, _ = edited(**{column: policy})
+        assert isinstance(decode(json.dumps(OK | {column: value}).encode()), Refusal)
+    with pytest.raises(DataError, match="no policy 'warn'"):
+        infer_schema(TABLE).edit("gate", policy="warn")
+    with pytest.raises(DataError, match="no policy"):
+        infer_schema(TABLE).edit("gate", policy=1)
+
+
+def test_a_schema_without_policies_is_the_one_of_before() -> None:
+    schema = infer_schema(TABLE)
+    kept = schema.to_dict()
+    assert all("policy" not in column for column in kept["columns"])
+    assert Schema.from_dict(kept) == schema
+    other = schema.edit("share", policy="clip")
+    assert Schema.from_dict(json.loads(json.dumps(other.to_dict()))) == other
+    assert (other.columns[1].bounded, other.columns[1].maximum) == (True, 0.9)
+    assert other.edit("share", policy="reject").columns[1].policy == "reject"
+    assert not schema.edit("share", policy="impute", bounded=False).columns[1].bounded
 
 
 # The document

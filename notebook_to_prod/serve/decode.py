@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from ..package.policy import Policies
 from ..package.schema import Column, Schema
 from .request import ROW_LIMIT, Reader, Refusal, Row, integer_ends, is_literal, moment_check, not_json
 
@@ -67,8 +68,8 @@ def _quick(column: Column) -> tuple[Any, Check | None]:
 class Decoder:
     "Reads the body of a request: as `Reader` does, and with msgspec sooner."
 
-    def __init__(self, schema: Schema, limit: int = ROW_LIMIT):
-        self.slowly = Reader(schema, limit)
+    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None):
+        self.slowly = Reader(schema, limit, policies)  # Which also applies the policies: what needs none is taken quickly
         self.quickly = _quick_decoder(schema, limit)  # None if msgspec is not there or cannot name the columns
 
     def __call__(self, body: bytes) -> list[Row] | Refusal:

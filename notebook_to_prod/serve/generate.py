@@ -36,6 +36,7 @@ _RUNTIME_MODULES = (
     "package.schema",
     "package.trust",
     "package.profile",
+    "package.policy",
     "package.bundle",
     "serve.request",
     "serve.decode",
@@ -107,6 +108,9 @@ def _annotation(column: Column) -> str:
     return f"{kind} | None" if column.nullable else kind
 
 
+_DEALT = {"reject": "refused", "clip": "clipped", "impute": "imputed", "warn": "taken with a warning"}
+
+
 def _remark(column: Column) -> str:
     "What training saw of a column, on one line."
     if column.categories:
@@ -114,7 +118,7 @@ def _remark(column: Column) -> str:
         return " ".join(f"{listed}{', or another' if column.allow_unseen else ''}".split())
     if column.minimum is None and column.maximum is None:
         return ""
-    return f"{column.minimum} to {column.maximum}{', anything else is refused' if column.bounded else ''}"
+    return f"{column.minimum} to {column.maximum}{f', anything else is {_DEALT[column.policy]}' if column.bounded else ''}"
 
 
 def _memory(bundle: Bundle) -> int:

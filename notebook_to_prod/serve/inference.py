@@ -255,7 +255,9 @@ def answer_tensors(call: Call, said: Prediction, asked: Asked) -> tuple[bytes, i
         else:
             output["data"] = values
         outputs.append(output)
-    content = {"model_name": predictor.name, "model_version": predictor.version, **({} if asked.id is None else {"id": asked.id}), "outputs": outputs}
+    content: dict[str, Any] = {"model_name": predictor.name, "model_version": predictor.version, **({} if asked.id is None else {"id": asked.id}), "outputs": outputs}
+    if call.changes:  # a parameter is a text, a number or a boolean
+        content["parameters"] = {"warnings": json.dumps([change.to_dict() for change in call.changes])}
     head = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
     return head + b"".join(parts), len(head) if parts else None
 

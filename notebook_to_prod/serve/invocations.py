@@ -11,7 +11,7 @@ from typing import Any
 from ..package.bundle import Prediction
 from ..package.schema import Schema
 from .request import Refusal, Row, read_json, refusal
-from .service import Call, Wire
+from .service import Call, Wire, with_warnings
 from .tables import CSV, JSON, Columns, csv_columns
 
 # %% auto #0
@@ -117,7 +117,7 @@ def _decode_csv(call: Call) -> list[Row] | Refusal:
 
 
 def _encode(call: Call, said: Prediction) -> bytes:
-    return json.dumps({"predictions": said.predictions}, separators=(",", ":"), allow_nan=False).encode()
+    return with_warnings(json.dumps({"predictions": said.predictions}, separators=(",", ":"), allow_nan=False).encode(), call)
 
 
 INVOCATIONS = Wire("invocations", _decode_json, _encode, refuse=_refuse)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from pydantic import TypeAdapter, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..package.policy import Policies
 from ..package.schema import Column, Schema
 
 # %% auto #0
@@ -239,9 +240,11 @@ def read_json(
 class Reader:
     "Reads the body of a request by the types above: the one that says what is wrong, and the judge of every faster one."
 
-    def __init__(self, schema: Schema, limit: int = ROW_LIMIT):
+    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None):
         self.schema = schema
-        self._type = TypeAdapter(request_type(row_model(schema), schema, limit))
+        self._policies = policies or Policies(schema)
+        asked = self._policies.asked
+        self._type = TypeAdapter(request_type(row_model(asked), asked, limit))
 
     def __call__(self, body: bytes) -> list[Row] | Refusal:
         content = read_json(body)
@@ -252,7 +255,7 @@ class Reader:
         except ValidationError as error:
             shown = error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_ERRORS]
             return Refusal(422, [{"type": each["type"], "loc": ["body", *map(_short, each["loc"])], "msg": _short(each["msg"])} for each in shown])
-        return [tuple(row.values()) for row in rows_of(request)]
+        return self._policies([tuple(row.values()) for row in rows_of(request)])
 
 
 def not_json(reason: str) -> Refusal:

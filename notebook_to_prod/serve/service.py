@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..package.bundle import Prediction
+from ..package.policy import Adjusted, Change
 from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'Call', 'Wire', 'json_only', 'by_headers', 'read_body', 'Service']
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'Call', 'with_warnings', 'Wire', 'json_only', 'by_headers',
+           'read_body', 'Service']
 
 # %% ../../nbs/serve/05_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -36,11 +39,22 @@ class Call:
         self.state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
         self.body: bytes | None = None
         self.model: Model | None = None  # Who answers; known before the body is decoded
-        self.rows: list[Row] | None = None  # None if the body was refused
+        self.rows: list[Row] | None = None  # None if the body was refused; `Adjusted` if a policy has touched a value
         self.said: Prediction | Refusal | None = None
         self.status = 0
         self.content = b""  # The body of the answer
         self.headers: list[tuple[bytes, bytes]] = []  # Of the answer, besides its type and length
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        "What the policies of columns have done to the rows: for metrics, logs and the answer."
+        return self.rows.changes if isinstance(self.rows, Adjusted) else ()
+
+
+def with_warnings(content: bytes, call: Call) -> bytes:
+    "An answer that is an object of JSON, with what the policies of columns have done."
+    told = [change.to_dict() for change in call.changes]
+    return content[:-1] + b',"warnings":' + json.dumps(told, separators=(",", ":")).encode() + b"}" if told else content
 
 
 @dataclass(frozen=True)
@@ -196,6 +210,8 @@ class Service:
             if type(said) is not Refusal:
                 if spelt is None:
                     call.content = await asyncio.to_thread(model.encode, said) if large else model.encode(said)
+                    if type(rows) is Adjusted:
+                        call.content = with_warnings(call.content, call)
                 else:
                     spelt = call.wire or spelt  # reading a request may have told how its answer is wanted
                     call.content = await asyncio.to_thread(spelt.encode, call, said) if large else spelt.encode(call, said)

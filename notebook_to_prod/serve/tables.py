@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import json
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ from urllib.parse import quote
 from ..package.bundle import Prediction
 from ..package.schema import Column, Schema
 from .request import ROW_LIMIT, Refusal, Row, refusal
-from .service import Call, Wire, Wires
+from .service import Call, Wire, Wires, with_warnings
 
 # %% auto #0
 __all__ = ['CSV', 'ARROW', 'JSON', 'Columns', 'scalar_kind', 'csv_columns', 'arrow_columns', 'answer_columns', 'write_csv',
@@ -231,6 +230,11 @@ def answer_columns(call: Call, said: Prediction) -> Columns:
     several = bool(said.predictions) and isinstance(said.predictions[0], list)
     outputs = [*map(list, zip(*said.predictions, strict=True))] if several else [said.predictions]
     columns: Columns = {f"prediction {number}" if several else "prediction": values for number, values in enumerate(outputs)}
+    if call.changes:
+        told: list[list[str]] = [[] for _ in said.predictions]
+        for change in call.changes:
+            told[change.row].append(f"{change.column}: {change.what}")
+        columns["warnings"] = ["; ".join(each) or None for each in told]
     classes = call.model.predictor.classes if call.model else None
     if said.probabilities is None or classes is None:
         return columns
@@ -280,7 +284,7 @@ def write_arrow(call: Call, said: Prediction) -> bytes:
 
 def write_json(call: Call, said: Prediction) -> bytes:
     "An answer as `/predict` gives it."
-    return call.model.encode(said) if call.model else json.dumps(said.predictions).encode()
+    return with_warnings(_model_of(call).encode(said), call)
 
 # %% ../../nbs/serve/05b_tables.ipynb #wires
 def _model_of(call: Call) -> Any:
