@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -15,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-import notebook_to_prod
 from ..package.bundle import Prediction
 from ..package.schema import Column, Schema
 from .predictor import Predictor
@@ -68,7 +68,7 @@ def described_model(predictor: Predictor) -> dict[str, Any]:
 
 def described_server() -> dict[str, Any]:
     "The answer to `/v2`."
-    return {"name": PLATFORM, "version": notebook_to_prod.__version__, "extensions": ["binary_tensor_data"]}
+    return {"name": PLATFORM, "version": sys.modules["notebook_to_prod"].__version__, "extensions": ["binary_tensor_data"]}
 
 # %% ../../nbs/serve/05d_inference.ipynb #read
 _NUMPY = {"BOOL": "<u1", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8"} | {f"{sign}INT{bits}": f"<{sign.lower() or 'i'}{bits // 8}" for sign in ("", "U") for bits in (8, 16, 32, 64)}
