@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +17,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from fastapi.testclient import TestClient
 from pipelines import fitted
+from test_scorer import bundle_of
 from test_service import running
 
 from notebook_to_prod.errors import DataError
@@ -23,8 +28,10 @@ from notebook_to_prod.package.code import collect_code
 from notebook_to_prod.package.contents import Tables, bundle_contents
 from notebook_to_prod.package.policy import Adjusted, Policies, imputed_values
 from notebook_to_prod.package.profile import Profile, profile_table
-from notebook_to_prod.package.schema import Schema, columns_to_table, infer_schema
+from notebook_to_prod.package.schema import Schema, columns_to_table, infer_schema, to_table
+from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.decode import Decoder
+from notebook_to_prod.serve.generate import _runtime_texts
 from notebook_to_prod.serve.inference import infer_columns
 from notebook_to_prod.serve.invocations import table_columns
 from notebook_to_prod.serve.predictor import load_predictor
@@ -654,3 +661,40 @@ def test_the_document_has_every_protocol_and_its_examples_work(client: httpx.Cli
             answer = post(client, path.format(**names), content["application/json"]["example"])
             assert said(answer) == bundle.golden["predictions"][:2]
     assert {"/ping", "/v2", "/v2/health/live", "/v2/health/ready"} <= document["paths"].keys()
+
+
+# Explanations
+
+
+def test_contributions_add_up_to_what_the_model_says(tmp_path: Path) -> None:
+    pipeline, table = fitted("LogisticRegression", 200)
+    bundle = bundle_of(tmp_path, pipeline, table)
+    predictor = load_predictor(bundle.path, name="flights", version="1")
+    asked = TestClient(create_app(predictor))
+    rows = bundle.golden["rows"][:4]
+    answer = asked.post("/explain", json=rows).json()
+    frame = to_table(bundle.schema, rows)
+    assert answer["predictions"] == pipeline.predict(frame).tolist() == bundle.golden["predictions"][:4]
+    sums = np.array([np.sum([values for values in row.values()], axis=0) for row in answer["contributions"]])
+    largest_difference(pipeline.decision_function(frame).tolist(), (np.array(answer["base"]) + sums).tolist())
+    unused = {name for name in rows[0] if all(np.all(row[name] == 0) for row in map(dict, answer["contributions"]))}
+    assert unused == {"weekday"}, "the pipeline drops it, and it alone"
+    wrong = asked.post("/explain", json=[rows[0] | {"distance": "far"}])
+    assert (wrong.status_code, wrong.json()["detail"][0]["loc"][-1]) == (422, "distance")
+    many = asked.post("/explain", json=bundle.golden["rows"] * 40)
+    assert (many.status_code, many.json()["detail"][0]["type"]) == (422, "too_long")
+    assert asked.post("/explain", content=b"a,b", headers={"content-type": "text/csv"}).status_code == 415
+
+
+def test_a_model_that_is_no_sum_has_no_explanation(client: httpx.Client, bundle: Bundle) -> None:
+    answer = client.post("/explain", json=bundle.golden["rows"][0])
+    assert (answer.status_code, answer.json()["detail"][0]["type"]) == (404, "no_explanation")
+
+
+def test_an_exported_service_brings_every_module_that_it_imports(tmp_path: Path) -> None:
+    for name, text in _runtime_texts().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(text)
+    script = "import notebook_to_prod.serve.app as app; print(app.__file__)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(str(tmp_path)), done.stderr

@@ -46,6 +46,7 @@ _RUNTIME_MODULES = (
     "serve.tables",
     "serve.invocations",
     "serve.inference",
+    "serve.explain",
     "serve.app",
     "serve.server",
 )

@@ -21,7 +21,7 @@ from .service import Call, Wire, Wires, with_warnings
 
 # %% auto #0
 __all__ = ['CSV', 'ARROW', 'JSON', 'Columns', 'scalar_kind', 'csv_columns', 'arrow_columns', 'answer_columns', 'write_csv',
-           'write_arrow', 'write_json', 'wanted', 'predict_wires']
+           'write_arrow', 'write_json', 'wanted', 'spoken_kinds', 'predict_wires']
 
 # %% ../../nbs/serve/05b_tables.ipynb #cell
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
@@ -324,9 +324,14 @@ def wanted(accept: bytes, spoken: tuple[bytes, ...]) -> bytes:
     return min(weighed)[2] if weighed else JSON
 
 
+def spoken_kinds() -> tuple[bytes, ...]:
+    "The media types of `/predict`."
+    return (JSON, CSV, ARROW) if importlib.util.find_spec("pyarrow") is not None else (JSON, CSV)
+
+
 def predict_wires() -> Wires:
     "What `/predict` speaks."
-    spoken = (JSON, CSV, ARROW) if importlib.util.find_spec("pyarrow") is not None else (JSON, CSV)
+    spoken = spoken_kinds()
     names = " or ".join(kind.decode() for kind in spoken)
     unknown = refusal(415, "content_type", ["header", "content-type"], f"The content type must be {names}")
     wires = {
