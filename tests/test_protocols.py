@@ -660,7 +660,7 @@ def test_the_document_has_every_protocol_and_its_examples_work(client: httpx.Cli
             names = {each["name"]: each["example"] for each in operation.get("parameters", [])}
             answer = post(client, path.format(**names), content["application/json"]["example"])
             assert said(answer) == bundle.golden["predictions"][:2]
-    assert {"/ping", "/v2", "/v2/health/live", "/v2/health/ready"} <= document["paths"].keys()
+    assert {"/explain", "/v2", "/v2/health/live", "/v2/health/ready"} <= document["paths"].keys()
 
 
 # Explanations

@@ -131,7 +131,7 @@ def create_app(
     def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    @app.post("/explain", summary="What each column adds to the answer", responses={404: {"description": "The model has no exact contributions"}})
+    @app.post("/explain", summary="What each column adds to the answer", responses={404: {"description": "The model has no exact contributions"}, 415: {"description": "Not JSON"}})
     def explain(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Explanation:  # type: ignore[valid-type]
         raise NotImplementedError("the function of the service answers")
 
@@ -157,11 +157,11 @@ def _describe(predictor: Predictor) -> str:
 
 # %% ../../nbs/serve/06_app.ipynb #protocols
 def _add_mlflow(app: FastAPI, service: Service, schema: Schema, rows: list[dict[str, Any]]) -> None:
-    @app.get("/ping", summary="Whether the process is alive, as MLflow asks", tags=["MLflow"])
+    @app.get("/ping", include_in_schema=False)  # MLflow's answer calls itself JSON and is none, which no document may say
     def ping() -> Response:
         return Response("\n", media_type="application/json")
 
-    @app.post("/invocations", summary="Predict, as MLflow asks", tags=["MLflow"], openapi_extra=invocations_document(schema, rows))
+    @app.post("/invocations", summary="Predict, as MLflow asks", description="`GET /ping` answers 200 while the process is alive.", tags=["MLflow"], openapi_extra=invocations_document(schema, rows))
     def invocations() -> None:
         raise NotImplementedError("the function of the service answers")
 
