@@ -30,12 +30,14 @@ from notebook_to_prod.package.policy import Adjusted, Policies, imputed_values
 from notebook_to_prod.package.profile import Profile, profile_table
 from notebook_to_prod.package.schema import Schema, columns_to_table, infer_schema, to_table
 from notebook_to_prod.serve.app import create_app
+from notebook_to_prod.serve.batch import Model
 from notebook_to_prod.serve.decode import Decoder
 from notebook_to_prod.serve.generate import _runtime_texts
 from notebook_to_prod.serve.inference import infer_columns
 from notebook_to_prod.serve.invocations import table_columns
 from notebook_to_prod.serve.predictor import load_predictor
-from notebook_to_prod.serve.request import Refusal
+from notebook_to_prod.serve.request import Refusal, refusal
+from notebook_to_prod.serve.service import Service
 from notebook_to_prod.serve.tables import csv_columns
 
 ARROW = "application/vnd.apache.arrow.stream"
@@ -698,3 +700,30 @@ def test_an_exported_service_brings_every_module_that_it_imports(tmp_path: Path)
     script = "import notebook_to_prod.serve.app as app; print(app.__file__)"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith(str(tmp_path)), done.stderr
+
+
+# Hooks
+
+
+def test_hooks_see_every_protocol_and_refuse_in_its_words(bundle: Bundle) -> None:
+    predictor = load_predictor(bundle.path, name="flights", version="1")
+    service, told = Service(Model(predictor), body_limit=4_000), []
+    closed = [refusal(401, "key", ["header"], "No key")]
+    service.admit.append(lambda call: closed[0] if (b"x-key", b"wrong") in call.scope["headers"] else None)
+    service.after.append(lambda call: told.append((call.wire and call.wire.name, call.status, len(call.changes))))
+    mine = TestClient(create_app(predictor, service))
+    rows = [bundle.golden["rows"][0] | {"seats": 1e6}]
+    for spelling in ("csv", "dataframe_records", "infer"):
+        path, spell, kind = SPELT[spelling]
+        name = {"csv": "predict", "dataframe_records": "invocations", "infer": "infer"}[spelling]
+        kind = kind or "application/json"
+        assert post(mine, path, spell(rows), kind).status_code == 200  # type: ignore[arg-type]
+        refused = post(mine, path, spell(rows), kind, **{"x-key": "wrong"}).json()  # type: ignore[arg-type]
+        if name == "invocations":
+            assert (refused["error_code"], refused["message"]) == ("UNAUTHENTICATED", "No key")
+        elif name == "infer":
+            assert refused["error"] == "No key"
+        assert post(mine, path, spell(rows * 200), kind).status_code == 413  # type: ignore[arg-type]
+        assert told == [(name, 200, 1), (None if name == "predict" else name, 401, 0), told[2]]
+        assert told[2][1:] == (413, 0)
+        told.clear()
