@@ -55,6 +55,8 @@ def _told(column: Mapping[str, Any] | None) -> str:
     told = column["kind"] + (", may be missing" if column["nullable"] else "")
     if column["bounded"]:
         told += "".join(f", {word} {column[end]}" for word, end in (("from", "minimum"), ("to", "maximum")) if column[end] is not None)
+    if column.get("policy", "reject") != "reject":
+        told += f", policy {column['policy']}"
     if column["categories"]:
         told += f", {len(column['categories'])} categories" + ("" if column["allow_unseen"] else " and no others")
     return told

@@ -34,6 +34,11 @@ class Column:
     missing: str = "nan"  # What stands for a missing value in an object column: `nan` or `none`
     bounded: bool = False  # Whether a value below the minimum or above the maximum is refused
     edited: tuple[str, ...] = ()  # What the notebook has set, see `Schema.edit`
+    policy: str = "reject"  # What becomes of a value that is refused otherwise, see `package.policy`: `reject`, `clip`, `impute`, `warn`
+
+    def to_dict(self) -> dict[str, Any]:
+        "As `schema.json` keeps it: the policy only where it is not the usual one, so that older schemas stay what they are."
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("policy", "reject")}
 
     def outside(self, value: Any) -> bool:
         "Whether a JSON value is refused by the bounds."
@@ -161,7 +166,7 @@ class Schema:
 
     def to_dict(self) -> dict[str, Any]:
         "As `schema.json` keeps it."
-        return {"format": _SCHEMA_FORMAT, **asdict(self)} | {"columns": [asdict(column) for column in self.columns]}
+        return {"format": _SCHEMA_FORMAT, **asdict(self)} | {"columns": [column.to_dict() for column in self.columns]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Schema:
@@ -177,8 +182,9 @@ class Schema:
         return cls(content["container"], columns, content["dtype"], content["integer_names"], content["order"])
 
     def edit(self, name: str, /, **changes: Any) -> Schema:
-        """A schema in which one column asks for something else: `minimum`, `maximum`, `bounded`, `nullable`, `categories`, `allow_unseen`.
+        """A schema in which one column asks for something else: `minimum`, `maximum`, `bounded`, `nullable`, `categories`, `allow_unseen`, `policy`.
 
+        With a policy other than `reject`, what training saw is the range or the list that it watches over, unless the notebook sets another.
         Raises `DataError` on an unknown column or field, a value of the wrong type, and what contradicts itself.
         """
         if name not in self.names:
@@ -206,7 +212,8 @@ def _asked(column: Column) -> str:
     "What becomes of a value that is not among those seen, and whose decision that is."
     told = column.categories is not None or column.minimum is not None or column.maximum is not None
     refused = column.bounded if column.categories is None else not column.allow_unseen
-    return ("refused" if refused else "taken") + (", edited" if column.edited else "") if told else ""
+    dealt = {"clip": "clipped", "impute": "imputed", "warn": "taken with a warning"}.get(column.policy, "refused")
+    return (dealt if refused else "taken") + (", edited" if column.edited else "") if told else ""
 
 # %% ../../nbs/package/00_schema.ipynb #edited-column
 _EDITABLE = {
@@ -216,7 +223,9 @@ _EDITABLE = {
     "nullable": ("integer", "number", "boolean", "string", "category", "datetime"),
     "categories": ("string",),
     "allow_unseen": ("string",),
+    "policy": ("integer", "number", "boolean", "string", "category", "datetime"),
 }
+_POLICIES = {"reject": _EDITABLE["policy"], "clip": _EDITABLE["bounded"], "impute": _EDITABLE["policy"], "warn": tuple(kind for kind in _EDITABLE["policy"] if kind != "category")}
 
 
 def edited_column(column: Column, changes: Mapping[str, Any]) -> Column:
@@ -227,6 +236,8 @@ def edited_column(column: Column, changes: Mapping[str, Any]) -> Column:
     if ends:
         opened = {} if column.bounded else {"minimum": None, "maximum": None}  # an end that nobody has named is no bound
         values = opened | {"bounded": True} | values
+    if values.get("policy", "reject") != "reject":
+        values = _watched(column, changes) | values
     found = replace(column, **values, edited=tuple(sorted({*column.edited, *changes})))
     low, high = found.minimum, found.maximum
     if low is not None and high is not None and _comparable(found.kind, low) > _comparable(found.kind, high):
@@ -234,6 +245,15 @@ def edited_column(column: Column, changes: Mapping[str, Any]) -> Column:
     if found.kind == "string" and not found.allow_unseen and not found.categories:
         raise DataError("nothing would be allowed", where=where, remedy="give the categories that are, or allow_unseen=True")
     return found
+
+
+def _watched(column: Column, changes: Mapping[str, Any]) -> dict[str, Any]:
+    "What a policy has to watch over: what training saw, unless the notebook says otherwise."
+    told = {*changes, *column.edited}
+    if column.kind == "string" and "allow_unseen" not in told and (changes.get("categories") or column.categories):
+        return {"allow_unseen": False}
+    ranged = column.minimum is not None or column.maximum is not None
+    return {"bounded": True} if ranged and column.kind in _EDITABLE["bounded"] and "bounded" not in told else {}
 
 
 def _edited_value(column: Column, field: str, value: Any, where: str) -> Any:
@@ -248,7 +268,16 @@ def _edited_value(column: Column, field: str, value: Any, where: str) -> Any:
         if isinstance(value, bool):
             return value
         raise DataError(f"'{field}' is True or False, not {value!r}", where=where, remedy=f"write {field}=True or {field}=False")
+    if field == "policy":
+        return _edited_policy(column, value, where)
     return _edited_categories(value, where) if field == "categories" else _edited_end(column, field, value, where)
+
+
+def _edited_policy(column: Column, value: Any, where: str) -> str:
+    known = [name for name, kinds in _POLICIES.items() if column.kind in kinds]
+    if isinstance(value, str) and value in known:
+        return value
+    raise DataError(f"a column of kind {column.kind} has no policy {value!r}", where=where, remedy=f"write policy= and one of {', '.join(known)}")
 
 
 def _edited_categories(value: Any, where: str) -> tuple[str, ...] | None:

@@ -237,4 +237,4 @@ def _asked(column: Column) -> tuple[Any, ...]:
     "What a column asks of callers, whatever training happened to see."
     set_by_hand = [getattr(column, name) for name in column.edited if name in ("categories", "allow_unseen")]
     bounds = (column.minimum, column.maximum) if column.bounded else None
-    return column.kind, column.nullable, bounds, set_by_hand
+    return column.kind, column.nullable, bounds, set_by_hand, column.policy

@@ -76,7 +76,7 @@ class Model:
 
     def __init__(self, predictor: Predictor, limit: int = ROW_LIMIT):
         self.predictor = predictor
-        self.decode = Decoder(predictor.bundle.schema, limit)  # Body to rows
+        self.decode = Decoder(predictor.bundle.schema, limit, predictor.policies)  # Body to rows
         self.encode = answer_encoder(predictor)
         golden, names = predictor.bundle.golden["rows"], predictor.bundle.schema.names
         self.at_once = rows_at_once(predictor.scorer.plan, [tuple(row[name] for name in names) for row in golden])

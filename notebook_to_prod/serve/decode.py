@@ -5,13 +5,15 @@
 # %% ../../nbs/serve/01_decode.ipynb #imports
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
+from ..package.policy import Policies
 from ..package.schema import Column, Schema
-from .request import ROW_LIMIT, Reader, Refusal, Row, integer_ends, is_literal, moment_check
+from .request import ROW_LIMIT, Reader, Refusal, Row, integer_ends, is_literal, moment_check, not_json
 
 # %% auto #0
 __all__ = ['Check', 'Decoder']
@@ -66,13 +68,23 @@ def _quick(column: Column) -> tuple[Any, Check | None]:
 class Decoder:
     "Reads the body of a request: as `Reader` does, and with msgspec sooner."
 
-    def __init__(self, schema: Schema, limit: int = ROW_LIMIT):
-        self.slowly = Reader(schema, limit)
+    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None):
+        self.slowly = Reader(schema, limit, policies)  # Which also applies the policies: what needs none is taken quickly
         self.quickly = _quick_decoder(schema, limit)  # None if msgspec is not there or cannot name the columns
 
     def __call__(self, body: bytes) -> list[Row] | Refusal:
         rows = self.quickly(body) if self.quickly is not None else None
         return self.slowly(body) if rows is None else rows
+
+    def columns(
+        self,
+        values: Mapping[str, Sequence[Any]],  # By name; None is missing
+    ) -> list[Row] | Refusal:
+        "The rows of columns that came in another spelling than JSON, judged as if they had come in it."
+        try:
+            return self(json.dumps({"columns": values}, separators=(",", ":")).encode())
+        except RecursionError:
+            return not_json("the body is nested too deeply")
 
 
 def _quick_decoder(schema: Schema, limit: int) -> Callable[[bytes], list[Row] | None] | None:

@@ -36,12 +36,17 @@ _RUNTIME_MODULES = (
     "package.schema",
     "package.trust",
     "package.profile",
+    "package.policy",
     "package.bundle",
     "serve.request",
     "serve.decode",
     "serve.predictor",
     "serve.batch",
     "serve.service",
+    "serve.tables",
+    "serve.invocations",
+    "serve.inference",
+    "serve.explain",
     "serve.app",
     "serve.server",
 )
@@ -104,6 +109,9 @@ def _annotation(column: Column) -> str:
     return f"{kind} | None" if column.nullable else kind
 
 
+_DEALT = {"reject": "refused", "clip": "clipped", "impute": "imputed", "warn": "taken with a warning"}
+
+
 def _remark(column: Column) -> str:
     "What training saw of a column, on one line."
     if column.categories:
@@ -111,7 +119,7 @@ def _remark(column: Column) -> str:
         return " ".join(f"{listed}{', or another' if column.allow_unseen else ''}".split())
     if column.minimum is None and column.maximum is None:
         return ""
-    return f"{column.minimum} to {column.maximum}{', anything else is refused' if column.bounded else ''}"
+    return f"{column.minimum} to {column.maximum}{f', anything else is {_DEALT[column.policy]}' if column.bounded else ''}"
 
 
 def _memory(bundle: Bundle) -> int:

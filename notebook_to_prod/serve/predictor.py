@@ -5,6 +5,7 @@
 # %% ../../nbs/serve/03_predictor.ipynb #imports
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from ..errors import DataError
 from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, replay_golden, unusable_row
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
+from ..package.policy import Adjusted, Policies, imputed_values
 
 # %% auto #0
 __all__ = ['Predictor', 'load_predictor']
@@ -42,15 +44,22 @@ class Predictor:
         return {"model": self.name, "version": self.version, "bundle": self.bundle.digest}
 
     @cached_property
+    def policies(self) -> Policies:
+        "What becomes of values that a column does not take."
+        schema = self.bundle.schema
+        imputing = any(column.policy == "impute" for column in schema.columns) and "profile.json" in self.bundle.files
+        return Policies(schema, imputed_values(schema, self.bundle.profile) if imputing else None)
+
+    @cached_property
     def _rows(self) -> Any:
         from pydantic import TypeAdapter
 
         from notebook_to_prod.serve.request import row_model
 
-        return TypeAdapter(list[row_model(self.bundle.schema)])  # type: ignore[misc]
+        return TypeAdapter(list[row_model(self.policies.asked)])  # type: ignore[misc]
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
-        "Check rows against the schema and predict them; raises `DataError` naming the first wrong field and row."
+        "Check rows against the schema and predict them, warning of what a policy changes; raises `DataError` naming the first wrong field and row."
         from pydantic import ValidationError
 
         try:
@@ -59,7 +68,10 @@ class Predictor:
             detail = error.errors()[0]
             where = ", ".join(f"row {part}" if isinstance(part, int) else f"'{part}'" for part in detail["loc"])
             raise DataError(detail["msg"], where=where, remedy="send what the model's schema says") from error
-        return self.score([model.model_dump(by_alias=True) for model in models])
+        checked = self.policies([tuple(model.model_dump(by_alias=True).values()) for model in models])
+        for change in checked.changes if isinstance(checked, Adjusted) else ():
+            warnings.warn(f"row {change.row}, '{change.column}': {change.what}", stacklevel=2)
+        return self.score_rows(checked)
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
         "Predict rows that have been checked; raises `DataError` if the model gives no finite number for one."

@@ -15,11 +15,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from pydantic import TypeAdapter, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..package.policy import Policies
 from ..package.schema import Column, Schema
 
 # %% auto #0
 __all__ = ['Row', 'ROW_LIMIT', 'integer_ends', 'moment_check', 'is_literal', 'column_type', 'row_model', 'request_type',
-           'rows_of', 'Refusal', 'refusal', 'Reader']
+           'rows_of', 'Refusal', 'refusal', 'read_json', 'Reader', 'not_json']
 
 # %% ../../nbs/serve/00_request.ipynb #column-type
 def _whole(value: Any) -> Any:
@@ -192,6 +193,17 @@ class Refusal:
         "As it is sent."
         return json.dumps({"detail": self.detail}, separators=(",", ":")).encode()
 
+    @property
+    def message(self) -> str:
+        "What is wrong, on one line."
+        return "; ".join(_told(each["loc"], each["msg"]) for each in self.detail)
+
+
+def _told(where: list[Any], message: str) -> str:
+    parts = where[3:] if where[1:3] in (["columns", "columns"], ["rows", "rows"]) else [part for part in where if part not in ("body", "header", "path")]
+    named = ", ".join(f"row {part}" if isinstance(part, int) else f"'{part}'" for part in parts)
+    return f"{named}: {message}" if named else message
+
 
 def refusal(status: int, kind: str, where: list[Any], message: str, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Refusal:
     "A refusal for one reason."
@@ -210,29 +222,42 @@ def _short(value: Any) -> Any:
     return value[:_SHOWN_LETTERS].encode(errors="replace").decode() if isinstance(value, str) else value
 
 
+def read_json(
+    body: bytes,
+    constant: Callable[[str], Any] = float,  # What becomes of NaN and the infinities, which Python writes and JSON does not have
+) -> Any:  # Or a `Refusal`
+    "The value of a body that is JSON, in which no object says a field twice."
+    if not body:
+        return refusal(422, "missing", ["body"], "Field required")
+    try:
+        return json.loads(body, object_pairs_hook=_no_duplicates, parse_constant=constant)
+    except RecursionError:
+        return not_json("the body is nested too deeply")
+    except ValueError as error:
+        return not_json(str(error))
+
+
 class Reader:
     "Reads the body of a request by the types above: the one that says what is wrong, and the judge of every faster one."
 
-    def __init__(self, schema: Schema, limit: int = ROW_LIMIT):
+    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None):
         self.schema = schema
-        self._type = TypeAdapter(request_type(row_model(schema), schema, limit))
+        self._policies = policies or Policies(schema)
+        asked = self._policies.asked
+        self._type = TypeAdapter(request_type(row_model(asked), asked, limit))
 
     def __call__(self, body: bytes) -> list[Row] | Refusal:
-        if not body:
-            return refusal(422, "missing", ["body"], "Field required")
-        try:
-            content = json.loads(body, object_pairs_hook=_no_duplicates)
-        except RecursionError:
-            return _not_json("the body is nested too deeply")
-        except ValueError as error:
-            return _not_json(str(error))
+        content = read_json(body)
+        if type(content) is Refusal:
+            return content
         try:
             request = self._type.validate_python(content)
         except ValidationError as error:
             shown = error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_ERRORS]
             return Refusal(422, [{"type": each["type"], "loc": ["body", *map(_short, each["loc"])], "msg": _short(each["msg"])} for each in shown])
-        return [tuple(row.values()) for row in rows_of(request)]
+        return self._policies([tuple(row.values()) for row in rows_of(request)])
 
 
-def _not_json(reason: str) -> Refusal:
+def not_json(reason: str) -> Refusal:
+    "A refusal of what is no JSON."
     return refusal(422, "json_invalid", ["body", 0], _short(f"The body is not valid JSON: {reason}"))
