@@ -3014,6 +3014,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'notebook_to_prod/release/records.py')},
             'notebook_to_prod.release.registry': { 'notebook_to_prod.release.registry.Registry': ( 'release/registry.html#registry',
                                                                                                    'notebook_to_prod/release/registry.py'),
+                                                   'notebook_to_prod.release.registry.Registry._alias': ( 'release/registry.html#registry._alias',
+                                                                                                          'notebook_to_prod/release/registry.py'),
                                                    'notebook_to_prod.release.registry.Registry.approvals': ( 'release/registry.html#registry.approvals',
                                                                                                              'notebook_to_prod/release/registry.py'),
                                                    'notebook_to_prod.release.registry.Registry.approve': ( 'release/registry.html#registry.approve',

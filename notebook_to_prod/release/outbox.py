@@ -168,7 +168,7 @@ def _moment(seconds: float) -> str | None:
 
 def backoff(attempts: int) -> float:
     "Seconds until an event that has failed so often is tried again."
-    return min(4.0 ** (attempts - 1), 12 * 3600.0) * random.uniform(0.5, 1.0)
+    return min(4.0 ** (attempts - 1), 12 * 3600.0) * random.SystemRandom().uniform(0.5, 1.0)
 
 
 @dataclass

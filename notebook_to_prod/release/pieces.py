@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,7 +49,7 @@ def _file(kind: str, label: str, path: Path, digest: str, read: Callable[[], byt
     def send() -> None:
         if path.parent.is_dir():
             remove_orphans(path.parent)
-        arrived = write_atomic(path.parent / f"{temporary_prefix(path)}arrived.tmp", read())
+        arrived = write_atomic(path.parent / f"{temporary_prefix(path)}{secrets.token_hex(4)}.tmp", read())
         with store_errors(path):
             if digest_file(arrived) == digest:  # so that what has its name has been hashed from the disk, also after a kill
                 arrived.replace(path)

@@ -55,30 +55,34 @@ class Registry(Versions):
         override: bool = False,  # Go against the gates; needs a reason
     ) -> Event | None:
         "Point an alias to a version that is sealed and passes the gates; returns the event, or None if it points there already. Raises what `moves.promote` raises."
-        return promote(self, check_name(name), version, check_alias(to or self.store.alias), reason, unsealed, override, progress)
+        return promote(self, check_name(name), version, self._alias(to), reason, unsealed, override, progress)
 
     @announcing
     def approve(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
         "Approve of a version in a stage, as who runs this process; returns the event, or None if that approval holds already. Raises what `approve.approve` raises."
-        return approve(self, check_name(name), version, check_alias(to or self.store.alias), reason)
+        return approve(self, check_name(name), version, self._alias(to), reason)
 
     @announcing
     def revoke(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
         "Take back one's own approval; returns the event, or None if there is none."
-        return revoke(self, check_name(name), version, check_alias(to or self.store.alias), reason)
+        return revoke(self, check_name(name), version, self._alias(to), reason)
 
     def approvals(self, name: str, version: int, stage: str | None = None) -> Approvals:
         "How many approvals a version has for a stage, and who may still give one."
-        return approvals(self, check_name(name), version, check_alias(stage or self.store.alias))
+        return approvals(self, check_name(name), version, self._alias(stage))
 
     @announcing
     def rollback(self, name: str, alias: str | None = None, reason: str | None = None) -> Event:
         "Point an alias to the version it pointed to before, if that is healthy, else further back; raises `NotFoundError` if there is none."
-        return rollback(self, check_name(name), check_alias(alias or self.store.alias), reason)
+        return rollback(self, check_name(name), self._alias(alias), reason)
+
+    def _alias(self, alias: str | None) -> str:
+        "An alias, that of what is live if none is named."
+        return self.store.alias if alias is None else check_alias(alias)
 
     def drill(self, name: str, alias: str | None = None) -> Drill:
         "Do all of a rollback but the switch; raises what `rollback` raises."
-        return drill_rollback(self, check_name(name), check_alias(alias or self.store.alias))
+        return drill_rollback(self, check_name(name), self._alias(alias))
 
     @announcing
     def archive(self, name: str, version: int, reason: str | None = None) -> Event | None:
