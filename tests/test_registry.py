@@ -6,9 +6,10 @@ import getpass
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import mlflow.artifacts as mlflow_artifacts
 import mlflow_tables
 import numpy as np
 import pandas as pd
@@ -18,11 +19,12 @@ from notebooks import Project
 from test_bundle import HARMS, harm, make_writable, once
 from test_postgres import address  # noqa: F401 - a fixture
 
-from notebook_to_prod.errors import BundleError, InputError, NotFoundError, StoreError
+from notebook_to_prod.errors import BundleError, InputError, N2PError, NotFoundError, StoreError
 from notebook_to_prod.package import keys
-from notebook_to_prod.package.bundle import load_pipeline, open_bundle, replay_golden
+from notebook_to_prod.package.bundle import Bundle, load_pipeline, open_bundle, remove_bundle, replay_golden
 from notebook_to_prod.project import Store
-from notebook_to_prod.release.audit import Event, append_event, read_events
+from notebook_to_prod.release.audit import ACTIONS, Event, append_event, read_events
+from notebook_to_prod.release.flavour import _load_pyfunc
 from notebook_to_prod.release.registry import (
     ModelVersion,
     Registry,
@@ -31,6 +33,8 @@ from notebook_to_prod.release.registry import (
     check_name,
     parse_reference,
 )
+from notebook_to_prod.release.versions import signature_tags
+from notebook_to_prod.release.views import verify_audit
 from notebook_to_prod.train.record import RunRecord, find_run
 
 mlflow_tables.install()
@@ -524,6 +528,104 @@ def test_a_bundle_that_is_damaged_in_the_store_is_fetched_again(
     harm(path, how)
     assert open_bundle(elsewhere.bundle(version).path, version.bundle).path == path
     assert [*elsewhere.store.bundles.iterdir()] == [path]
+
+
+def tamper(bundle: Bundle) -> None:
+    """Change a byte of the golden rows in a store."""
+    path = bundle.path / "golden.json"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes().replace(b"1", b"2", 1))
+
+
+def test_a_repair_is_told_and_kept_once(
+    trained: Project, elsewhere: Registry, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (version,) = register(trained, "repaired", "five")
+    bundle = elsewhere.bundle(version)
+    assert (capfd.readouterr().err, [*read_events(elsewhere.store)]) == ("", []), "what was not there is no repair"
+    tamper(bundle)
+    with ThreadPoolExecutor() as pool:
+        assert {each.digest for each in pool.map(elsewhere.bundle, [version] * 4)} == {version.bundle}
+    told = f"warning: golden.json of bundle {version.bundle[:19]} was changed in this store; fetched again from the registry\n"
+    assert capfd.readouterr().err == told, "nor a bar of MLflow's"
+    (event,) = read_events(elsewhere.store)
+    assert (event.action, event.name, event.version, event.bundle) == ("repair", "repaired", 1, version.bundle)
+    assert event.reason == "golden.json was changed in this store" and event.action in ACTIONS
+    assert verify_audit(elsewhere).damage == [] and "repair" not in {
+        each.action for each in elsewhere.history("repaired")
+    }
+
+
+def test_what_cannot_be_fetched_again_is_no_repair(
+    trained: Project, elsewhere: Registry, mlflow: MlflowClient, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (version,) = register(trained, "beyond repair", "five")
+    tamper(elsewhere.bundle(version))
+    gone = replace(version, source="/nowhere/at/all")
+    with pytest.raises(N2PError):
+        elsewhere.bundle(gone)
+    assert "fetched again" not in capfd.readouterr().err and not [*read_events(elsewhere.store)]
+
+
+@pytest.mark.parametrize("when", ["before it is registered", "after that", "by another store, after it was fetched"])
+def test_a_signature_travels_with_the_version(
+    when: str,
+    trained: Project,
+    elsewhere: Registry,
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = f"signed {when.split()[0]}"
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    monkeypatch.setenv("N2P_TRUSTED_KEYS", keys.new_key("team"))
+    record = find_run(registry.store, run_id(trained, "six"))
+    own = open_bundle(record.bundle_path or "", record.bundle)
+    if when.startswith("before"):
+        signature, versions = registry.sign(own, "team")
+        assert name not in {each.name for each in versions}
+    (version,) = register(trained, name, "six")
+    bundle = elsewhere.bundle(elsewhere.resolve(f"{name}@1"))
+    if when.startswith("after"):
+        signature, versions = registry.sign(own, "team")
+        assert f"{name}@1" in {f"{each.name}@{each.version}" for each in versions}
+    if when.startswith("by"):
+        signature, _ = elsewhere.sign(bundle, "team")
+    for each in (elsewhere, registry):
+        version = each.resolve(f"{name}@1")
+        bundle = each.bundle(version)
+        assert signature in version.signatures and signature in keys.read_signatures(bundle.path)
+        assert keys.require_signature(bundle.path, bundle.digest, keys.trusted_keys())
+        assert version.to_dict()["signatures"] == [asdict(one) for one in version.signatures]
+    for harm_it in (tamper, lambda bundle: remove_bundle(bundle.path)):
+        harm_it(elsewhere.bundle(version))
+        again = elsewhere.bundle(version)
+        assert signature in keys.read_signatures(again.path)
+    by_mlflow = _load_pyfunc(
+        mlflow_artifacts.download_artifacts(version.source, tracking_uri=registry.store.tracking_uri) + "/bundle"
+    )
+    assert by_mlflow.bundle.digest == bundle.digest, "MLflow's own loader finds it, too"
+
+
+def test_a_signature_in_the_registry_that_is_wrong_replaces_none(
+    trained: Project, elsewhere: Registry, mlflow: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    team, _ = keys.new_key("team"), keys.new_key("stranger")
+    (version,) = register(trained, "wrongly signed", "regression")
+    bundle = elsewhere.bundle(version)
+    right, _ = elsewhere.sign(bundle, "team")
+    forged = keys.Signature(team, keys.sign(bundle.digest, "stranger").signature)
+    for tag, value in signature_tags([forged]).items():
+        mlflow.set_model_version_tag("wrongly signed", "1", tag, value)
+    mlflow.set_model_version_tag("wrongly signed", "1", "n2p.signature.0", "by hand")
+    version = elsewhere.resolve("wrongly signed@1")
+    assert version.signatures == (forged,)
+    assert keys.read_signatures(elsewhere.bundle(version).path) == [right]
+    (bundle.path / keys.SIGNATURES).chmod(0o644)
+    (bundle.path / keys.SIGNATURES).write_text("no JSON")
+    tamper(bundle)
+    assert keys.read_signatures(elsewhere.bundle(version).path) == [right], "as it stands beside what MLflow keeps"
 
 
 def test_only_what_a_service_would_load_is_promoted(

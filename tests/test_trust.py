@@ -15,10 +15,13 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import scipy.stats
+from notebooks import Project
 from sklearn.utils import all_estimators
 
-from notebook_to_prod.errors import BundleError
+from notebook_to_prod.errors import BundleError, NotFoundError
+from notebook_to_prod.package import keys
 from notebook_to_prod.package.trust import Allowed, load_pickle, pickle_globals, trusted_libraries
+from notebook_to_prod.project import Store
 
 
 class Call:
@@ -153,3 +156,34 @@ def test_a_library_is_trusted_by_saying_so(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("N2P_TRUSTED")
     (tmp_path / "pyproject.toml").write_text('[tool.n2p]\ntrusted = ["rich"]\n')
     assert trusted_libraries() == {"rich"}
+
+
+# Keys
+
+
+def test_trust_in_a_key_is_taken_back_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    monkeypatch.delenv("N2P_TRUSTED_KEYS", raising=False)
+    store, ours, theirs = Store(tmp_path), keys.new_key("ours"), keys.new_key("theirs")
+    with pytest.raises(NotFoundError, match="nothing to take back"):
+        keys.distrust_key(store, "ours")
+    keys.trust_key(store, ours, "ours")
+    keys.trust_key(store, theirs, "theirs")
+    with pytest.raises(NotFoundError, match="there are ours, theirs"):
+        keys.distrust_key(store, "our")
+    assert keys.distrust_key(store, "ours") == ours and keys.trusted_keys(store) == {"theirs": theirs}
+    monkeypatch.setenv("N2P_TRUSTED_KEYS", ours)
+    with pytest.raises(NotFoundError, match="out of N2P_TRUSTED_KEYS"):
+        keys.distrust_key(store, ours)
+    assert keys.trusted_keys(store) == {"theirs": theirs, ours: ours}
+    monkeypatch.delenv("N2P_TRUSTED_KEYS")
+    keys.distrust_key(store, "theirs")
+    assert keys.require_signature(tmp_path, "sha256:" + "0" * 64, keys.trusted_keys(store)) is None
+
+
+def test_distrust_on_the_command_line(project: Project) -> None:
+    made = project.n2p("keys", "new", "team", "--json", N2P_KEYS=str(project.folder / "keys")).json["public"]
+    assert project.n2p("keys", "trust", made, "--name", "team").code == 0
+    assert project.n2p("keys", "distrust", "team", "--json").json == {"distrusted": {"team": made}, "trusted": {}}
+    again = project.n2p("keys", "distrust", "team")
+    assert again.code == NotFoundError.exit_code and "trusts no key 'team'" in again.stderr

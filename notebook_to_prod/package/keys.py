@@ -9,7 +9,7 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from ..project import Store, store_errors, write_json
 
 # %% auto #0
 __all__ = ['SIGNATURES', 'keys_folder', 'new_key', 'public_key', 'Signature', 'sign', 'read_signatures', 'add_signature',
-           'is_valid', 'trust_key', 'trusted_keys', 'require_signature']
+           'found_signatures', 'restore_signatures', 'is_valid', 'trust_key', 'distrust_key', 'trusted_keys',
+           'require_signature']
 
 # %% ../../nbs/package/00_keys.ipynb #new-key
 _PREFIX = "ed25519:"
@@ -114,14 +115,37 @@ def read_signatures(folder: Path) -> list[Signature]:
 
 def add_signature(folder: Path, signature: Signature) -> None:
     "Put a signature beside the manifest in a bundle's folder; one by the same key is replaced."
-    kept = [each for each in read_signatures(folder) if each.key != signature.key]
-    mode = folder.stat().st_mode
+    _write(folder, [*(each for each in read_signatures(folder) if each.key != signature.key), signature])
+
+
+def _write(folder: Path, signatures: Iterable[Signature]) -> None:
     with store_errors(folder):
+        mode = folder.stat().st_mode
         folder.chmod(mode | 0o200)
         try:
-            write_json(folder / SIGNATURES, [asdict(each) for each in [*kept, signature]])
+            write_json(folder / SIGNATURES, [asdict(each) for each in signatures])
         finally:
             folder.chmod(mode)
+
+
+def found_signatures(folder: Path) -> list[Signature]:
+    "The signatures in a bundle's folder, unverified; none if they cannot be read."
+    try:
+        return read_signatures(folder)
+    except (BundleError, OSError):
+        return []
+
+
+def restore_signatures(
+    folder: Path,  # The bundle's
+    digest: str,
+    known: Iterable[Signature],  # From elsewhere, unverified: one that is not of the digest is left out
+) -> None:
+    "Put signatures that are known of a bundle, and that its folder lacks, beside the manifest; raises `StoreError` if the disk refuses."
+    there = found_signatures(folder)
+    lacking = {each.key: each for each in known if each not in there and is_valid(digest, each)}
+    if lacking:
+        _write(folder, [*(each for each in there if each.key not in lacking), *lacking.values()])
 
 
 def is_valid(digest: str, signature: Signature) -> bool:
@@ -156,6 +180,19 @@ def trust_key(store: Store, key: str, name: str) -> None:
         remedy = "give the line that `n2p keys new` printed: ed25519: and 44 letters"
         raise InputError("this is no public key", where=key[:80], remedy=remedy) from error
     write_json(_trusted_path(store), {**_listed(store), name: key})
+
+
+def distrust_key(store: Store, name: str) -> str:
+    "Believe a key no longer; returns the public key. Raises `NotFoundError` if none of that name is in the store's list."
+    listed = _listed(store)
+    if name not in listed:
+        remedy = f"there are {', '.join(sorted(listed))}" if listed else "no key is listed, so there is nothing to take back"
+        if name in trusted_keys():
+            remedy = "it is trusted by the environment: take it out of N2P_TRUSTED_KEYS"
+        raise NotFoundError(f"the store trusts no key '{name}'", where=str(_trusted_path(store)), remedy=remedy)
+    key = listed.pop(name)
+    write_json(_trusted_path(store), listed)
+    return key
 
 
 def _listed(store: Store) -> dict[str, str]:

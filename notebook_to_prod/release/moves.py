@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import AccessError, InputError, N2PError, NotFoundError, VerdictError
 from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
-from ..package.keys import require_signature, trusted_keys
+from ..package.keys import SIGNATURES, Signature, add_signature, found_signatures, require_signature, restore_signatures, sign as make_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
 from ..project import environment_settings
@@ -28,7 +29,7 @@ from .flavour import write_model
 from .gated import pass_gates
 from .people import Identity, acting, read_people
 from .stages import read_stages, require_identity, rules_digest, stage_rules
-from .versions import DERIVED, SEALED, ModelVersion, Versions
+from .versions import DERIVED, SEALED, ModelVersion, Versions, signature_tags
 from ..train.record import RunRecord, now
 from ..train.tracking import track_late, tracking_errors
 
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['register', 'new_alias', 'promoting', 'promote', 'locked_events', 'alias_path', 'overruled', 'Drill', 'drill_rollback',
-           'rollback', 'archive']
+__all__ = ['register', 'sign', 'new_alias', 'promoting', 'promote', 'locked_events', 'alias_path', 'overruled', 'Drill',
+           'drill_rollback', 'rollback', 'archive']
 
 # %% ../../nbs/release/09_moves.ipynb #register
 def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
@@ -52,7 +53,7 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
         raise InputError(what, where=f"run {record.run_id}", remedy=remedy)
     bundle = variant or open_bundle(record.bundle_path, record.bundle)
     step = derivation(bundle) if bundle.digest != record.bundle else None
-    place = f"versions/{bundle.digest[7:19]}"
+    place = _place(bundle)
     if bundle.is_draft:
         raise InputError("the bundle is a draft", where=f"run {record.run_id}", remedy="run the notebook with n2p run")
     client = registry._client
@@ -60,7 +61,8 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
         recover(client, registry.store, name)
         known = next((each for each in registry.versions(name) if each.bundle == bundle.digest), None)
         if known is not None:
-            return known
+            _share_signatures(registry, known, bundle)
+            return registry.read(name, known.version)
         with tracking_errors(registry.store):
             _ensure_model(client, name)
             run_id = track_late(registry.store, record).mlflow_run_id or ""
@@ -73,9 +75,14 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
             tags |= {DERIVED: step[0]} if step else {}
             known_seal = read_seal(registry.store, bundle.digest)
             tags |= {SEALED: known_seal.lock} if known_seal else {}
+            tags |= signature_tags(found_signatures(bundle.path))
         event = Event(now(), "register", name, 0, who.user, bundle=bundle.digest, identity=who.known_by, origin=origin)
         made = make_change(client, registry.store, event, lambda: int(client.create_model_version(name, source, run_id=run_id, tags=tags).version))
     return registry.read(name, made.version)
+
+
+def _place(bundle: Bundle) -> str:
+    return f"versions/{bundle.digest[7:19]}"
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -86,6 +93,39 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+# %% ../../nbs/release/09_moves.ipynb #sign
+def sign(
+    registry: Versions,
+    bundle: Bundle,
+    key: str,  # Name of a private key
+) -> tuple[Signature, list[ModelVersion]]:  # And the versions that it is kept with
+    "Sign a bundle, beside its manifest and with every version of it; raises `NotFoundError` if there is no such key."
+    signature = make_signature(bundle.digest, key)
+    add_signature(bundle.path, signature)
+    versions = [each for name in registry.names() for each in registry.versions(name) if each.bundle == bundle.digest]
+    if versions:
+        registry._client  # noqa: B018 - opened before the lock is held
+        with registry_lock(registry.store):
+            for each in versions:
+                _share_signatures(registry, registry.read(each.name, each.version), bundle)
+    return signature, versions
+
+
+def _share_signatures(registry: Versions, version: ModelVersion, bundle: Bundle) -> None:
+    "Keep the signatures that a bundle has in its folder with a version of it, where every store and MLflow's own loader find them; the caller holds the lock."
+    restore_signatures(bundle.path, bundle.digest, version.signatures)
+    lacking = [each for each in found_signatures(bundle.path) if each not in version.signatures]
+    if not lacking:
+        return
+    client, place = registry._client, f"{_place(bundle)}/bundle"
+    with tracking_errors(registry.store), tempfile.TemporaryDirectory(prefix="n2p-sign-") as folder:
+        for tag, value in signature_tags(lacking).items():
+            client.set_model_version_tag(version.name, str(version.version), tag, value)
+        run_id = client.get_model_version(version.name, str(version.version)).run_id
+        if run_id and client.list_artifacts(run_id, place):  # not of a version that is older than the layout
+            shutil.copyfile(bundle.path / SIGNATURES, Path(folder) / SIGNATURES)  # a file that MLflow can overwrite
+            client.log_artifact(run_id, str(Path(folder) / SIGNATURES), place)
 
 # %% ../../nbs/release/09_moves.ipynb #new-alias
 _CUSTOMARY = ("production", "staging", "canary", "shadow")

@@ -11,13 +11,14 @@ from typing import Any
 
 from ..errors import NotFoundError
 from ..package.bundle import Bundle
+from ..package.keys import Signature
 from ..package.lineage import find_origin
 from .announce import announcing
 from .approvals import Approvals
 from .approve import approvals, approve, revoke
 from .audit import Event, record_event
 from .change import make_change, recover, registry_lock
-from .moves import Drill, alias_path as alias_path, archive, drill_rollback, new_alias as new_alias, overruled as overruled, promote, register, rollback
+from .moves import Drill, alias_path as alias_path, archive, drill_rollback, new_alias as new_alias, overruled as overruled, promote, register, rollback, sign
 from .people import acting
 from .versions import ModelVersion, Versions, check_alias, check_name, parse_reference as parse_reference
 from ..train.record import RunRecord, now
@@ -42,6 +43,10 @@ class Registry(Versions):
         if record is None:
             raise NotFoundError("no run of this store made the bundle, or what it was made from", where=str(bundle.path), remedy="register it where its notebook ran")
         return register(self, record, check_name(name), bundle), record
+
+    def sign(self, bundle: Bundle, key: str) -> tuple[Signature, list[ModelVersion]]:
+        "Sign a bundle with the private key named `key`, beside its manifest and with every version of it; returns the signature and those versions."
+        return sign(self, bundle, key)
 
     @announcing
     def promote(

@@ -5,29 +5,34 @@
 # %% ../../nbs/release/08_versions.ipynb #imports
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, NotFoundError
-from ..package.bundle import Bundle, is_damaged, open_bundle, write_bundle
+from ..errors import BundleError, InputError, N2PError, NotFoundError, StoreError
+from ..package.bundle import MANIFEST, Bundle, is_damaged, open_bundle, write_bundle
+from ..package.keys import Signature, found_signatures, restore_signatures
 from ..package.lineage import Lineage, derivation, find_lineage
 from ..package.schema import Column
-from ..project import Store
-from .audit import Event, read_events
+from ..project import Store, digest_text
+from .audit import Event, read_events, record_event
 from .change import ARCHIVED, is_pending, parse_events, read_tags, recover, registry_lock
 from .flavour import bundle_within
 from .rows import model_aliases, model_names, version_metrics, version_sources, version_tags
-from ..train.tracking import open_client, tracking_errors
+from ..train.tracking import open_client, quiet_mlflow, tracking_errors
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['SEALED', 'DERIVED', 'check_name', 'check_alias', 'parse_reference', 'ModelVersion', 'Versions']
+__all__ = ['SEALED', 'DERIVED', 'check_name', 'check_alias', 'parse_reference', 'ModelVersion', 'signature_tags', 'Versions']
 
 # %% ../../nbs/release/08_versions.ipynb #reference
 _NAME = re.compile(r"[A-Za-z0-9][\w.\- ]{0,99}")
@@ -75,20 +80,36 @@ class ModelVersion:
     archived: str = ""  # When it was, or nothing
     sealed: str = ""  # Digest of the lock that it was sealed with, by whichever store
     derived_from: str = ""  # Of a variant: digest of the bundle that it was made from
+    signatures: tuple[Signature, ...] = ()  # Of the bundle, as the registry keeps them: unverified
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        return asdict(self) | {"aliases": list(self.aliases)}
+        return asdict(self) | {"aliases": list(self.aliases), "signatures": [asdict(each) for each in self.signatures]}
 
     def _repr_markdown_(self) -> str:
         return f"**{self.name}** version {self.version} {' '.join(f'`@{alias}`' for alias in self.aliases)} of bundle `{self.bundle[:19]}`"
 
 SEALED, DERIVED = "n2p.sealed", "n2p.derived_from"  # Tags of a version
+_SIGNATURE = "n2p.signature."  # And of the key: each signature has a tag, so that two who sign at once are both kept
+
+
+def signature_tags(signatures: Iterable[Signature]) -> dict[str, str]:
+    "The tags of a version that keep signatures of its bundle."
+    return {f"{_SIGNATURE}{digest_text(each.key)[7:23]}": json.dumps(asdict(each)) for each in signatures}
+
+
+def _signatures(tags: Mapping[str, str]) -> tuple[Signature, ...]:
+    found = []
+    for tag in sorted(tag for tag in tags if tag.startswith(_SIGNATURE)):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # of a tag that somebody wrote by hand
+            content = json.loads(tags[tag])
+            found.append(Signature(str(content["key"]), str(content["signature"])))
+    return tuple(found)
 
 
 def _from_tags(name: str, version: int, source: str, tags: Mapping[str, str], aliases: tuple[str, ...]) -> ModelVersion:
     told = (tags.get(tag, "") for tag in ("n2p.notebook", "n2p.commit", ARCHIVED, SEALED, DERIVED))
-    return ModelVersion(name, version, tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, source, *told)
+    return ModelVersion(name, version, tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, source, *told, _signatures(tags))
 
 
 def _names_of(aliases: Mapping[str, int | str], version: int | str) -> tuple[str, ...]:
@@ -158,18 +179,37 @@ class Versions:
         return self.read(name, version)
 
     def bundle(self, version: ModelVersion) -> Bundle:
-        "The verified bundle of a version: from the store, else, or if it is damaged there, fetched from MLflow into it."
+        "The verified bundle of a version, with its signatures: from the store, else, or if it is damaged there, fetched from MLflow into it; a repair is told, and kept in the log."
         path = self.store.bundle(version.bundle)
-        return self._fetch(version) if is_damaged(path, version.bundle) else open_bundle(path, version.bundle)
+        if is_damaged(path, version.bundle):
+            return self._repair(version, path) if path.exists() else self._fetch(version)
+        with contextlib.suppress(StoreError):  # a bundle that this user may only read
+            restore_signatures(path, version.bundle, version.signatures)
+        return open_bundle(path, version.bundle)
+
+    def _repair(self, version: ModelVersion, path: Path) -> Bundle:
+        with self.store.lock("repair"):  # so that two who see the damage make one entry
+            try:
+                return open_bundle(path, version.bundle)
+            except (BundleError, NotFoundError, OSError) as error:
+                name = _damaged_file(path, error)
+            bundle = self._fetch(version)
+            record_event(self.store, "repair", version.name, version.version, reason=f"{name} was changed in this store", bundle=version.bundle)
+        print(f"warning: {name} of bundle {version.bundle[:19]} was changed in this store; fetched again from the registry", file=sys.stderr)
+        return bundle
 
     def _fetch(self, version: ModelVersion) -> Bundle:
+        quiet_mlflow()
         from mlflow.artifacts import download_artifacts
 
         with tempfile.TemporaryDirectory(prefix="n2p-fetch-") as folder:
             with tracking_errors(self.store):
                 fetched = download_artifacts(version.source, dst_path=folder, tracking_uri=self.store.tracking_uri)
             bundle = open_bundle(bundle_within(fetched), version.bundle)
-            return write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
+            known = [*found_signatures(self.store.bundle(version.bundle)), *found_signatures(bundle.path), *version.signatures]
+            written = write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
+            restore_signatures(written.path, version.bundle, known)
+            return written
 
     def metrics(self, version: ModelVersion) -> dict[str, float]:
         "The metrics of the run that made a version, as MLflow keeps them, empty if MLflow has lost the run; of a variant, which no run has measured, those of its bundle."
@@ -231,6 +271,12 @@ class Versions:
             while pages[-1].token:
                 pages.append(self._client.search_registered_models(page_token=pages[-1].token))
             return sorted(each.name for page in pages for each in page)
+
+
+def _damaged_file(path: Path, error: Exception) -> str:
+    "Which file of a bundle is not what was written."
+    where = Path(error.where or path) if isinstance(error, N2PError) else Path(getattr(error, "filename", None) or path)
+    return where.relative_to(path).as_posix() if path in where.parents else MANIFEST
 
 
 def _asked(column: Column) -> tuple[Any, ...]:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['tracking_errors', 'masked', 'address', 'shared_lock', 'open_client', 'TrackedRun', 'Tracker', 'track_late']
+__all__ = ['tracking_errors', 'masked', 'address', 'shared_lock', 'quiet_mlflow', 'open_client', 'TrackedRun', 'Tracker',
+           'track_late']
 
 # %% ../../nbs/train/14_tracking.ipynb #open-client
 _QUIET = ("alembic", "mlflow.store.db.utils", "mlflow.tracking")
@@ -31,6 +32,7 @@ _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # one bar for each file
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -93,10 +95,15 @@ def shared_lock(
         yield
 
 
-def open_client(store: Store) -> MlflowClient:
-    "A client of the store's tracking server, its database created if need be; raises `TrackingError`."
+def quiet_mlflow() -> None:
+    "Have MLflow try a dead server briefly, and say nothing that nobody asked; what the environment says already stays."
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+
+
+def open_client(store: Store) -> MlflowClient:
+    "A client of the store's tracking server, its database created if need be; raises `TrackingError`."
+    quiet_mlflow()
     from mlflow.tracking import MlflowClient
 
     for logger in _QUIET:
