@@ -114,6 +114,7 @@ def worker(project: Project, **task: Any) -> Any:
         ("[tool.n2p.roles]\npromotes = ['ann']", "did you mean 'promote'", "the keys are register"),
         ("[tool.n2p.roles]\npromote = ['@rsk']", "no team '@rsk', did you mean '@risk'", "tool.n2p.teams"),
         ("[tool.n2p.roles]\npromote = 'ann'", "'promote' needs a list", 'promote = \\["ann"'),
+        ("[tool.n2p.stages]\nproducton = true", "nearly production", "write production"),
         ("[tool.n2p.role]\npromote = ['ann']", "did you mean 'roles'", "the settings are"),
         ("[tool.n2p]\nowners = ['ann']", "a table is needed", "flights ="),
         ("[tool.n2p.owners]\nflights = ['@owners']", "no team '@owners'", "@risk"),

@@ -5,6 +5,7 @@
 # %% ../../nbs/release/05_stages.ipynb #imports
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,6 +54,9 @@ def read_stages(project: Path | None = None) -> dict[str, StageRules]:
     for stage, value in {**_DEFAULT_GATES, **table}.items():
         if not _STAGE.fullmatch(stage):
             raise InputError(f"'{stage}' cannot be a stage", where=where, remedy="use a lower-case word such as production, staging, canary or shadow")
+        near = difflib.get_close_matches(stage, _DEFAULT_GATES, n=1, cutoff=0.8)
+        if near and near[0] not in stage:  # or what it asks would be asked of nobody
+            raise InputError(f"'{stage}' is nearly {near[0]}", where=where, remedy=f"write {near[0]}, or choose a name that nobody takes for it")
         if not isinstance(value, bool | str | dict):
             raise InputError(f"stages has {value!r} for {stage}", where=where, remedy="write true, false, the path of a policy, or a table")
         found[stage] = _read(stage, value, people, settings_place(project, f"stages.{stage}")) if isinstance(value, dict) else StageRules(stage, value)
