@@ -179,8 +179,8 @@ FAILURES: dict[str, tuple[list[str], str, int]] = {
     "bad-alias": (["promote", "flights", "1", "--to", "v1"], "InputError", 2),
     "bad-alias-of-rollback": (["rollback", "flights", "--alias", "Production"], "InputError", 2),
     "nothing-to-roll-back": (["rollback", "flights"], "NotFoundError", 2),
-    "no-version-named": (["serve", "flights"], "InputError", 2),
-    "no-version-to-export": (["export-service", "flights", "service"], "InputError", 2),
+    "no-version-named": (["serve", "flights"], "NotFoundError", 2),
+    "no-version-to-export": (["export-service", "flights", "service"], "NotFoundError", 2),
     "no-demo-in-a-file": (["demo", "pyproject.toml"], "UsageError", 2),
 }
 
