@@ -2368,6 +2368,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.temporary_prefix': ( 'project.html#temporary_prefix',
                                                                                          'notebook_to_prod/project.py'),
+                                          'notebook_to_prod.project.unknown_setting': ( 'project.html#unknown_setting',
+                                                                                        'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.write_atomic': ( 'project.html#write_atomic',
                                                                                      'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.write_json': ( 'project.html#write_json',

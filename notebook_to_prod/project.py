@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ from .errors import InputError, StoreError
 
 # %% auto #0
 __all__ = ['SETTINGS', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
-           'project_settings', 'temporary_prefix', 'remove_orphans', 'store_errors', 'write_atomic', 'write_json',
-           'atomic_folder', 'Store', 'open_store', 'environment_settings', 'open_environment', 'shipped_file',
-           'stop_process']
+           'unknown_setting', 'project_settings', 'temporary_prefix', 'remove_orphans', 'store_errors', 'write_atomic',
+           'write_json', 'atomic_folder', 'Store', 'open_store', 'environment_settings', 'open_environment',
+           'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -81,6 +81,13 @@ SETTINGS = (
 )  # Below [tool.n2p]
 
 
+def unknown_setting(key: str, known: Collection[str], where: str) -> InputError:
+    "The error of a setting that there is not, with the one that it is nearly."
+    near = difflib.get_close_matches(key, known, n=1)
+    what = f"unknown setting '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
+    return InputError(what, where=where, remedy=f"the settings are {', '.join(known)}")
+
+
 def project_settings(
     project: Path | None = None,  # Its root, that of the current folder by default
 ) -> dict[str, Any]:
@@ -95,9 +102,7 @@ def project_settings(
     if not isinstance(table, dict):
         raise InputError("[tool.n2p] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
     for key in table.keys() - {*SETTINGS}:  # passed over, a misspelt one would ask nothing
-        near = difflib.get_close_matches(key, SETTINGS, n=1)
-        what = f"unknown setting '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
-        raise InputError(what, where=f"{path}, [tool.n2p]", remedy=f"the settings are {', '.join(SETTINGS)}")
+        raise unknown_setting(key, SETTINGS, f"{path}, [tool.n2p]")
     return table
 
 # %% ../nbs/01_project.ipynb #temporary
@@ -312,9 +317,7 @@ def _check_environment(name: str, table: Any, where: str) -> None:
         raise InputError(f"the environment '{name}' has no home", where=where, remedy='write where its store is: home = "PATH"')
     for key, value in table.items():
         if key not in _ENVIRONMENT_KEYS:
-            near = difflib.get_close_matches(key, _ENVIRONMENT_KEYS, n=1)
-            what = f"unknown setting '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
-            raise InputError(what, where=where, remedy=f"the settings are {', '.join(_ENVIRONMENT_KEYS)}")
+            raise unknown_setting(key, _ENVIRONMENT_KEYS, where)
         if not isinstance(value, str) or (key == "alias" and not _WORD.fullmatch(value)):
             raise InputError(f"{key} is {value!r}", where=where, remedy="write a word such as production" if key == "alias" else "write a text")
 

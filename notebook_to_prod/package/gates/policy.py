@@ -5,7 +5,6 @@
 # %% ../../../nbs/package/gates/01_policy.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import tomllib
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from ...errors import InputError
-from ...project import digest_file, digest_json, project_settings
+from ...project import digest_file, digest_json, project_settings, unknown_setting
 
 # %% auto #0
 __all__ = ['QualityPolicy', 'DataPolicy', 'RobustnessPolicy', 'FairnessPolicy', 'ExplainPolicy', 'ServingPolicy', 'Policy',
@@ -164,9 +163,7 @@ def _build(kind: type, content: Any, where: str) -> Any:
     hints = {name: hint for name, hint in get_type_hints(kind).items() if name != "folder"}
     for name in content:
         if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=1)
-            what = f"unknown setting '{name}'" + (f", did you mean '{near[0]}'?" if near else "")
-            raise InputError(what, where=where, remedy=f"the settings are {', '.join(hints)}")
+            raise unknown_setting(str(name), hints, where)
     return kind(**{name: _value(hints[name], value, f"{where}, {name}") for name, value in content.items()})
 
 
