@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -148,17 +149,22 @@ def _clone(file: Any, target: int) -> bool:
 
 # %% ../../nbs/train/06_snapshot.ipynb #large
 _LARGE = 64 << 20  # Bytes from which it is worth it
-_STEP = 32 << 20  # Bytes of a block; whole pages, as reading and writing past the cache asks for
-_AHEAD = 3  # Blocks that are read, hashed and written at a time
+_STEP = 8 << 20  # Bytes of a block; whole pages, as reading and writing past the cache asks for
+_DEEP = 4  # Blocks that the disk is asked to read, and to write, at a time
+_AHEAD = 3 * _DEEP  # Blocks that are read, hashed and written at a time
 
 
 def _copy_large(file: _Reading, target: int) -> Blob | None:
     "Copy a large file to the descriptor `target` past the page cache; None if it is not large, or where that cannot be done."
-    digest, position = hashlib.sha256(), 0
-    with _past_cache(file.file, target) as (size, source, past), ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as writing:
-        ring: list[tuple[mmap.mmap, list[Future[None]]]] = [(mmap.mmap(-1, _STEP), []) for _ in range(_AHEAD if size else 0)]
-        while position < size:
-            space, busy = ring.pop(0)
+    digest = hashlib.sha256()
+    with (
+        _past_cache(file.file, target) as (size, source, past),
+        ThreadPoolExecutor(_DEEP) as reading,
+        ThreadPoolExecutor(1) as hashing,
+        ThreadPoolExecutor(_DEEP) as writing,
+    ):
+
+        def read(space: mmap.mmap, busy: list[Future[None]], position: int) -> memoryview:
             for each in busy:
                 each.result()
             block = memoryview(space)[: size - position]
@@ -166,9 +172,21 @@ def _copy_large(file: _Reading, target: int) -> Blob | None:
                 whole = _read(source, memoryview(space), position, len(block))
             if not whole:
                 raise _Changed("the file became shorter while it was read", where=file.source, remedy="load it again when nothing writes to it")
+            return block
+
+        ring: deque[tuple[mmap.mmap, list[Future[None]]]] = deque((mmap.mmap(-1, _STEP), []) for _ in range(_AHEAD if size else 0))
+        asked: deque[tuple[mmap.mmap, int, Future[memoryview]]] = deque()
+        positions = iter(range(0, size, _STEP))
+        while True:
+            while ring and (position := next(positions, None)) is not None:
+                space, busy = ring.popleft()
+                asked.append((space, position, reading.submit(read, space, busy, position)))
+            if not asked:
+                break
+            space, position, answer = asked.popleft()
+            block = answer.result()
             write = writing.submit(_write, past if len(block) == _STEP else target, block, position)
             ring.append((space, [hashing.submit(digest.update, block), write]))
-            position += len(block)
         for _, busy in ring:
             for each in busy:
                 each.result()
