@@ -77,7 +77,7 @@ def find_project(
 # %% ../nbs/01_project.ipynb #settings
 SETTINGS = (
     *("check", "gates", "require_seal", "trusted"),
-    *("stages", "owners", "teams", "roles", "alerts", "tokens", "environments", "webhooks", "card", "score"),
+    *("stages", "owners", "teams", "roles", "alerts", "tokens", "environments", "webhooks", "card", "score", "serve"),
 )  # Below [tool.n2p]
 
 

@@ -46,6 +46,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) ->
 
     Example: n2p serve flights@production --port 8000
     """
+    from notebook_to_prod.project import project_settings
     from notebook_to_prod.serve.server import serve as serve_predictor
 
     predictor = _predictor(model, forkable=workers > 1)
@@ -59,7 +60,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) ->
         ]
         terminal.result(Result({"url": url, **predictor.identity}, lines))
 
-    serve_predictor(predictor, host, port, announce, workers)
+    serve_predictor(predictor, host, port, announce, workers, project_settings().get("serve", {}))
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one

@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from ..package.bundle import Prediction
@@ -31,11 +32,16 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Call:
     "One request for predictions and its answer."
 
-    __slots__ = ("body", "content", "headers", "model", "rows", "said", "scope", "state", "status", "wire")
+    __slots__ = ("began", "body", "content", "decoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
 
     def __init__(self, scope: Scope, wire: Wire | None = None):
         self.scope = scope  # As ASGI gives it: method, path, headers, client
         self.wire = wire  # How request and answer are spelt; None is the JSON of `/predict`
+        self.began = perf_counter()  # Seconds of that clock, as the moments below are; 0 is a moment that did not come
+        self.read = self.decoded = self.scored = 0.0  # When the body was there, its rows, and the prediction
+        self.id = ""  # Of the request, as log, answer and traces know it; who needs one sets it
+        self.route = ""  # By which way the model was chosen: `canary`, `shadow`; empty is the service's own
+        self.fallback = ""  # What stands in for the model's answer: `cache`, `previous`, `default`; empty is none
         self.state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
         self.body: bytes | None = None
         self.model: Model | None = None  # Who answers; known before the body is decoded
@@ -156,6 +162,9 @@ class Service:
     before: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
     after: list[Callable[[Call], None]] = field(default_factory=list)
     sent: list[Callable[[Call], None]] = field(default_factory=list)
+    score: Callable[[Call, Model], Awaitable[Prediction | Refusal]] | None = None
+    start: list[Callable[[], None]] = field(default_factory=list)
+    stop: list[Callable[[], None]] = field(default_factory=list)
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:
@@ -176,7 +185,7 @@ class Service:
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
         admit, before, after, sent = map(tuple, (self.admit, self.before, self.after, self.sent))
-        route, limit, seconds, plainly = self.route, self.body_limit, self.body_seconds, wire is None
+        route, score, limit, seconds, plainly = self.route, self.score, self.body_limit, self.body_seconds, wire is None
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
             "What the model says, why not, or None if the client has left; raises what hooks raise."
@@ -192,7 +201,7 @@ class Service:
             body = await read_body(receive, limit, seconds)
             if type(body) is not bytes:
                 return body
-            call.body = body
+            call.body, call.read = body, perf_counter()
             call.model = model = self.model if route is None else route(call)
             if (spelt := call.wire) is None:
                 large = len(body) > _LARGE
@@ -202,11 +211,12 @@ class Service:
                 rows = await asyncio.to_thread(spelt.decode, call) if large else spelt.decode(call)
             if type(rows) is Refusal:
                 return rows
-            call.rows = rows
+            call.rows, call.decoded = rows, perf_counter()
             for hook in before:
                 if (refused := hook(call)) is not None:
                     return refused
-            said = await model.score(rows)
+            said = await (model.score(rows) if score is None else score(call, model))
+            call.scored = perf_counter()
             if type(said) is not Refusal:
                 if spelt is None:
                     call.content = await asyncio.to_thread(model.encode, said) if large else model.encode(said)
