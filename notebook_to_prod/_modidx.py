@@ -3360,6 +3360,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'notebook_to_prod/serve/batch.py'),
                                               'notebook_to_prod.serve.batch.Model._score_waiting': ( 'serve/batch.html#model._score_waiting',
                                                                                                      'notebook_to_prod/serve/batch.py'),
+                                              'notebook_to_prod.serve.batch.Model._tell': ( 'serve/batch.html#model._tell',
+                                                                                            'notebook_to_prod/serve/batch.py'),
                                               'notebook_to_prod.serve.batch.Model.score': ( 'serve/batch.html#model.score',
                                                                                             'notebook_to_prod/serve/batch.py'),
                                               'notebook_to_prod.serve.batch.Model.score_alone': ( 'serve/batch.html#model.score_alone',
