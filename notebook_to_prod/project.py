@@ -253,6 +253,11 @@ class Store:
         "A variable that speaks of the project's own store: an environment is never redirected by one."
         return None if self.environment else os.environ.get(name)
 
+    @property
+    def is_writable(self) -> bool:
+        "Whether this process may change it; who may not has no lock to take."
+        return os.access(self.home, os.W_OK)
+
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = 60.0) -> Iterator[None]:
         "Hold the lock `name` among all processes of this store, for at most `timeout` seconds of waiting."
@@ -276,16 +281,23 @@ class Store:
             lock.release()
 
 # %% ../nbs/01_project.ipynb #open-store
-def open_store(home: str | Path | None = None) -> Store:
-    "The store at `home`, else that of the environment `N2P_ENV`, else at `N2P_HOME`, else `.n2p` in the project around the current folder; created if absent."
+def open_store(
+    home: str | Path | None = None,
+    create: bool = True,  # Whether one is made where there is none
+) -> Store:
+    "The store at `home`, else that of the environment `N2P_ENV`, else at `N2P_HOME`, else `.n2p` in the project around the current folder; raises `StoreError` if it is absent and may not be created."
     if home is None and os.environ.get("N2P_ENV"):
-        return open_environment(os.environ["N2P_ENV"])
+        return open_environment(os.environ["N2P_ENV"], create=create)
     chosen = home or os.environ.get("N2P_HOME") or find_project() / ".n2p"
-    return Store(_made_home(Path(chosen)))
+    return Store(_made_home(Path(chosen), create))
 
 
-def _made_home(path: Path) -> Path:
+def _made_home(path: Path, create: bool) -> Path:
     path = path.expanduser().resolve()
+    if not create and not path.is_dir():
+        raise StoreError("there is no store here", where=str(path), remedy="go to the folder of the project, name its environment with --env, or set N2P_HOME")
+    if not create:
+        return path
     with store_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if not any(path.iterdir()):  # a folder that holds something else stays as it is
@@ -325,8 +337,12 @@ def _check_environment(name: str, table: Any, where: str) -> None:
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
 
-def open_environment(name: str, project: Path | None = None) -> Store:
-    "The store of an environment, created if absent; raises `InputError` if it is not configured or a variable is missing, `StoreError` if its disk is."
+def open_environment(
+    name: str,
+    project: Path | None = None,
+    create: bool = True,  # Whether it is made where there is none
+) -> Store:
+    "The store of an environment; raises `InputError` if it is not configured or a variable is missing, `StoreError` if its disk is."
     root = project or find_project()
     known, where = environment_settings(root), f"{root / 'pyproject.toml'}, [tool.n2p.environments.{name}]"
     if name not in known:
@@ -337,7 +353,7 @@ def open_environment(name: str, project: Path | None = None) -> Store:
     if root not in home.resolve().parents and not home.parent.is_dir():
         raise StoreError(f"the disk of the environment '{name}' is not there", where=str(home.parent), remedy="mount it, make the folder, or correct home")
     tracking, registry = (_address(root, table.get(key, ""), key, where) for key in ("tracking_uri", "registry_uri"))
-    return Store(_made_home(home), name, table.get("alias", name), tracking, registry)
+    return Store(_made_home(home, create), name, table.get("alias", name), tracking, registry)
 
 
 def _expanded(text: str, where: str) -> str:

@@ -280,17 +280,22 @@ def audit() -> None:
 def verify(terminal: Terminal) -> Result:
     """Hold the log against its chain, its checkpoints, and the events that MLflow keeps.
 
-    Exit code 1 if anything was edited, deleted, added, moved or cut off; each place is named.
+    Exit code 1 if anything was edited, deleted, added, moved or cut off; each place is named, and so is who signed each checkpoint.
+    Nothing is made where there is no log, which is exit code 3, and a store that may only be read is verified as it stands.
 
     Example: n2p audit verify
     """
+    from notebook_to_prod.errors import StoreError
     from notebook_to_prod.project import open_store
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.release.views import verify_audit
 
-    found = verify_audit(Registry(open_store()))
+    store = open_store(create=False)
+    found = verify_audit(Registry(store))
+    if not found.entries and not found.damage:
+        raise StoreError("there is no audit log here yet", where=str(store.audit), remedy="register or promote something first, or go to the project whose log it is")
     lines = [(f"line {each.line}" if each.line else "head", each.what) for each in found.damage]
-    lines += [(f"line {each}", "its checkpoint is not signed") for each in found.unsigned]
+    lines += [(f"line {each.line}", each.told) for each in found.signers]
     said = "sound" if not found.damage else f"NOT what was written: {len(found.damage)} place{'s' * (len(found.damage) != 1)}"
     return Result(found.to_dict(), [*lines, ("log", f"{said} ({found.entries} entries, {found.checkpoints} checkpoints)")], exit_code=1 if found.damage else 0)
 
@@ -306,7 +311,7 @@ def export(terminal: Terminal, form: str, path: Path) -> Result:
     from notebook_to_prod.project import open_store, write_atomic
     from notebook_to_prod.release.views import export_log
 
-    text = export_log(open_store(), form)
+    text = export_log(open_store(create=False), form)
     write_atomic(path, text)
     return Result({"path": str(path), "format": form, "bytes": len(text.encode())}, [("written", shown_path(path))])
 
