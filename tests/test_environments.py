@@ -166,6 +166,12 @@ def test_the_journey_from_staging_to_production(
     listed = project.n2p("environments", "--json").json["environments"]
     live = {each["name"]: (each["models"][0]["version"], each["models"][0]["bundle"]) for each in listed}
     assert live == {"staging": (2, said["bundle"]), "production": (1, said["bundle"])}
+    alone = project.n2p("environments", "--env", "production", "--json").json["environments"]
+    assert [each["name"] for each in alone] == ["production"]
+    wrong = project.n2p("environments", "--env", "productoin", "--json")
+    assert wrong.code == 2 and "did you mean 'production'" in wrong.error["what"]
+    assert project.n2p("promote", NAME, "1", "--to", "canary", "--env", "production").code == 0
+    assert "; @canary version 1" in project.n2p("environments").stdout
     shown = project.n2p("live", NAME, N2P_ENV="production").stdout
     assert shown.startswith("env        production") and f"{NAME}@production now: version 1" in shown
     assert "from staging version 2" in shown

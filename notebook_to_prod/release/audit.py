@@ -25,8 +25,8 @@ __all__ = ['MOVES', 'ACTIONS', 'COLLECTED', 'Origin', 'Event', 'current_user', '
            'append_event', 'settle_log', 'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
 
 # %% ../../nbs/release/00_audit.ipynb #event
-MOVES = ("promote", "rollback")  # Of an alias
-ACTIONS = ("register", "request", "approve", "revoke", *MOVES, "archive", "override", "gate-failed", "repair")
+MOVES = ("promote", "rollback")  # Of an alias to a version; `retire` takes it away
+ACTIONS = ("register", "request", "withdraw", "approve", "revoke", *MOVES, "retire", "archive", "override", "gate-failed", "repair")
 
 
 @dataclass(frozen=True)

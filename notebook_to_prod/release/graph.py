@@ -120,9 +120,9 @@ def deployments(events: Sequence[Event]) -> list[Deployment]:
     "Every stretch of every alias, in the order in which they began."
     found: list[Deployment] = []
     for event in events:
-        if event.alias and event.action in MOVES:
+        if event.alias and event.action in (*MOVES, "retire"):
             found = [replace(each, until=event.time) if each.alias == event.alias and not each.until else each for each in found]
-            found.append(Deployment(event.alias, event.version, event))
+            found += [Deployment(event.alias, event.version, event)] if event.action in MOVES else []
     return found
 
 

@@ -94,9 +94,9 @@ def parse_time(text: str) -> datetime:
 
 
 def live_at(events: Sequence[Event], alias: str, moment: datetime | None = None) -> Event | None:
-    "The move that made an alias point to what it pointed to at a moment, now by default; None if it had not been set."
-    moves = [each for each in events if each.alias == alias and each.action in MOVES and (moment is None or parse_time(each.time) <= moment)]
-    return moves[-1] if moves else None
+    "The move that made an alias point to what it pointed to at a moment, now by default; None if it had not been set, or was dropped."
+    moves = [each for each in events if each.alias == alias and each.action in (*MOVES, "retire") and (moment is None or parse_time(each.time) <= moment)]
+    return moves[-1] if moves and moves[-1].action in MOVES else None
 
 
 def find_live(registry: Registry, name: str, alias: str | None = None, at: str | None = None) -> Event | None:

@@ -5,7 +5,6 @@
 # %% ../../../nbs/package/gates/12_explain.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib.util
 import math
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...project import did_you_mean
 from .case import Answers, Case, Rows, gate, kinds
 from .leakage import column_codes, single_score
 from .metrics import Metric, primary_metric
@@ -183,8 +183,8 @@ def forbidden(case: Case, policy: Policy) -> Iterator[Verdict]:
     for pattern in settings.forbidden:
         named = [each for each in dict.fromkeys([*case.schema.names, *beside]) if fnmatch.fnmatch(each, pattern)]
         if not named:
-            near = difflib.get_close_matches(pattern, [*case.schema.names, *beside], n=1)
-            what = f"no feature is called '{pattern}'" + (f", did you mean '{near[0]}'?" if near else ", and no table tells what stands for it")
+            near = did_you_mean(pattern, [*case.schema.names, *beside])
+            what = f"no feature is called '{pattern}'{near or ', and no table tells what stands for it'}"
             yield Verdict(name, "warn", what, pattern, 0.0, settings.importance, False)
         for feature in named:
             yield _judge_input(case, policy, feature) if feature in case.schema.names else skipped(name, f"'{feature}' is no feature; what stands for it is judged", feature)

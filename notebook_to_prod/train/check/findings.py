@@ -5,13 +5,13 @@
 # %% ../../../nbs/train/check/00_findings.ipynb #imports
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import InputError
+from ...project import nearest
 
 # %% auto #0
 __all__ = ['Severity', 'RULES', 'Rule', 'nearest_code', 'known_codes', 'Edit', 'Tag', 'Finding', 'Report']
@@ -66,8 +66,7 @@ RULES: dict[str, Rule] = {
 # %% ../../../nbs/train/check/00_findings.ipynb #known-code
 def nearest_code(code: str) -> str | None:
     "The code that was probably meant, or None."
-    near = difflib.get_close_matches(code.upper(), RULES, n=1, cutoff=0.6)
-    return near[0] if near else None
+    return nearest(code.upper(), RULES)
 
 
 def known_codes(codes: Iterable[str], where: str) -> frozenset[str]:
