@@ -158,6 +158,9 @@ def test_a_wrong_word_is_named_with_its_remedy(text: str, what: str, remedy: str
 def test_a_line_still_means_what_it_meant(tmp_path: Path) -> None:
     assert read_stages(tmp_path)["production"].gates is True
     (tmp_path / "pyproject.toml").write_text('[tool.n2p.stages]\nproduction = false\ncanary = "strict.toml"\n')
+    with pytest.raises(InputError, match=r"there is no policy 'strict\.toml'"):
+        read_stages(tmp_path)
+    (tmp_path / "strict.toml").write_text("")
     assert {name: each.gates for name, each in read_stages(tmp_path).items()} == {
         "production": False,
         "canary": "strict.toml",

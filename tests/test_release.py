@@ -10,8 +10,8 @@ import sqlite3
 import subprocess
 import sys
 import types
-from dataclasses import replace
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release import moves
 from notebook_to_prod.release.audit import Event, read_events, store_id
 from notebook_to_prod.release.change import INTENT, make_change, recover
-from notebook_to_prod.release.gated import pass_gates
 from notebook_to_prod.release.gated import pass_gates
 from notebook_to_prod.release.graph import deployments
 from notebook_to_prod.release.registry import Registry, share_event

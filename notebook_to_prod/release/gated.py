@@ -82,7 +82,7 @@ def pass_gates(
     rival, report = _known(store, bundle, champion, policy)
     report = report or _ask(store, bundle, rival, policy, progress)
     if report.passed:
-        return Passed("passed", report.digest)
+        return Passed("passed" if report.judged else "not asked", report.digest)
     if report.override:
         return Passed("overridden", report.digest)
     if refused:

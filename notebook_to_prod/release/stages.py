@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, InputError
-from ..project import did_you_mean, digest_json, nearest, project_settings
+from ..project import did_you_mean, digest_json, find_project, nearest, project_settings
 from .people import TABLES, Identity, People, check_list, check_names, read_people, settings_place
 
 # %% auto #0
@@ -58,6 +58,9 @@ def read_stages(project: Path | None = None) -> dict[str, StageRules]:
             raise InputError(f"'{stage}' is nearly {near}", where=where, remedy=f"write {near}, or choose a name that nobody takes for it")
         if not isinstance(value, bool | str | dict):
             raise InputError(f"stages has {value!r} for {stage}", where=where, remedy="write true, false, the path of a policy, or a table")
+        policy = value.get("gates") if isinstance(value, dict) else value
+        if isinstance(policy, str) and not ((project or find_project()) / policy).is_file():
+            raise InputError(f"there is no policy '{policy}'", where=settings_place(project, f"stages.{stage}"), remedy="write true, false, or the path of a file, seen from the project")
         found[stage] = _read(stage, value, people, settings_place(project, f"stages.{stage}")) if isinstance(value, dict) else StageRules(stage, value)
     return found
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'Proxy', 'find_proxies', 'answer_moves',
-           'forbidden', 'shap_importance', 'shap_values']
+__all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'require_features', 'Proxy', 'find_proxies',
+           'answer_moves', 'forbidden', 'shap_importance', 'shap_values']
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #importance
 REPEATS = 5
@@ -94,6 +94,7 @@ def importance(case: Case, policy: Policy) -> Iterator[Verdict]:
     if case.task == "other" or case.test.y.ndim > 1:
         yield skipped(name, "the model has no single target")
         return
+    require_features(case, policy)
     found, rows = permutation_importance(case, policy), case.test_sample(policy, settings.rows)
     ranked = {feature: {"importance": each.number, "interval": each.interval} for feature, each in found.items()}
     evidence = {"importance": ranked, "metric": primary_metric(case, policy).name, **rows.evidence}
@@ -105,17 +106,18 @@ def importance(case: Case, policy: Policy) -> Iterator[Verdict]:
         why = f"'{first}' matters most: without it {primary_metric(case, policy).name} is worse by {shown(found[first].number)}"
         yield Verdict(name, "pass", why, first, found[first].number, None, True, found[first].interval, evidence)
     for feature in settings.required:
-        _known(case, feature)
         low = found[feature].interval[0]
         status = "pass" if low >= settings.importance else "fail"
         why = f"'{feature}' has to matter: without it {primary_metric(case, policy).name} is worse by {shown(found[feature].number)}, asked for at least {shown(settings.importance)}"
         yield Verdict(name, status, why, feature, found[feature].number, settings.importance, True, found[feature].interval, evidence)
 
 
-def _known(case: Case, feature: str) -> None:
-    if feature not in case.schema.names:
-        remedy = f"the features are {', '.join(case.schema.names)}"
-        raise InputError(f"there is no feature '{feature}'", where="policy, explain, required", remedy=remedy)
+def require_features(case: Case, policy: Policy) -> None:
+    "Raise `InputError` if the policy requires a feature that the model has not."
+    known = case.schema.names
+    for feature in policy.explain.required:
+        if feature not in known:
+            raise InputError(f"there is no feature '{feature}'{did_you_mean(feature, known)}", where="policy, explain, required", remedy=f"the features are {', '.join(known)}")
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #forbidden
 @dataclass(frozen=True)
