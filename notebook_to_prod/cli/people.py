@@ -18,7 +18,7 @@ from .output import Result, Terminal, command
 @click.option("--revoke", is_flag=True, help="Take your approval back.")
 @click.option("--withdraw", is_flag=True, help="Take back your request, which n2p promote made, so that you may approve.")
 def approve(terminal: Terminal, version: str, stage: str | None, reason: str | None, revoke: bool, withdraw: bool) -> Result:
-    """Approve of a version in a stage, or take that or a request back.
+    """Approve of a version in a stage, or take it back.
 
     For stages whose table below [tool.n2p.stages] asks for approvals. It is bound to the bundle, and to who you are: by N2P_TOKEN, else
     by the operating system. Exit code 2 if you are not an approver, or have registered the version or asked for its promotion.

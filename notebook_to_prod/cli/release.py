@@ -381,7 +381,7 @@ def why(terminal: Terminal, before: str, after: str, attribute: bool) -> Result:
             found = explain(store, *records, progress)
     else:
         found = difference(*records)
-    lines = [("code", name) for name in found.code]
+    lines = [("code", found.place(name)) for name in found.code]
     lines += [("parameter", f"{name}: {one} → {other}") for name, (one, other) in found.parameters.items()]
     lines += [("data", f"{source}: {str(one)[:19]} → {str(other)[:19]}") for source, (one, other) in found.data.items()]
     lines += [("environment", sentence) for sentence in found.environment]

@@ -109,6 +109,12 @@ class Finding:
     remedy: str  # In the imperative
     last_line: int = field(default=0, repr=False)  # Of the statement, where a comment may stand too
     fix: Edit | Tag | None = field(default=None, repr=False)
+    number: int = 0  # Of the cell among the code cells, from 1
+
+    @property
+    def place(self) -> str:
+        "The cell as a reader of the notebook finds it, and the line."
+        return f"cell {self.number} '{self.cell_id}', line {self.line}"
 
     @property
     def fixable(self) -> bool:
@@ -117,7 +123,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        shown = {name: getattr(self, name) for name in ("code", "severity", "cell_id", "line", "what", "remedy", "fixable")}
+        shown = {name: getattr(self, name) for name in ("code", "severity", "cell_id", "number", "line", "what", "remedy", "fixable")}
         return shown
 
 # %% ../../../nbs/train/check/00_findings.ipynb #report
