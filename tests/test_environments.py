@@ -217,6 +217,20 @@ def test_an_older_version_and_one_that_is_not_there(staging: Store, production: 
         promote_between(staging, replace(staging, environment="other"), NAME)
 
 
+def test_an_alias_that_is_dropped_there_is_not_dropped_here(
+    staging: Store, production: Store, tmp_path: Path
+) -> None:
+    source = copied(staging, tmp_path / "staging")
+    promote_between(source, production, f"{NAME}@1")
+    there, here = Registry(source), Registry(production)
+    there.promote(NAME, 1, "production")
+    there.retire(NAME, "production", "meant for production's own store", override=True)
+    promote_between(source, production, f"{NAME}@1")
+    told = [(each.action, each.alias) for each in here.history(NAME)]
+    assert ("retire", None) in told, "it is told of"
+    assert not live_now(here, NAME).differs and here.aliased(NAME, "production") == 1
+
+
 def test_a_variant_brings_what_it_was_made_from(staging: Store, production: Store, tmp_path: Path) -> None:
     source = copied(staging, tmp_path / "staging")
     registry = Registry(source)

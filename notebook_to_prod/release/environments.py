@@ -125,7 +125,7 @@ def _carry_events(registry: Registry, version: ModelVersion, leaving: _Leaving) 
         for event in leaving.events:
             id = event.id or digest_json(event.to_dict())[7:23]  # one that is older than ids
             if id not in known:
-                moved = event.action in MOVES
+                moved = event.action in (*MOVES, "retire")
                 origin = replace(event.origin or replace(leaving.origin, alias=event.alias if moved else None), carried=True)
                 arrived = replace(event, id=id, version=version.version, previous=None, alias=None if moved else event.alias, origin=origin)
                 make_change(client, store, arrived)
