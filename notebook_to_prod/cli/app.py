@@ -19,7 +19,7 @@ import notebook_to_prod
 ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
     "package": ("bundle", "gate", "compress", "keys"),
-    "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
+    "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
     "serve": ("serve", "export-service"),
     "project": ("demo",),
 }

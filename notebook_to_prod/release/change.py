@@ -180,6 +180,8 @@ def _made(client: MlflowClient, event: Event) -> int | None:
             return max((int(each.version) for each in found if each.tags.get("n2p.bundle") == event.bundle), default=None)
         if event.action == "archive":
             return event.version if ARCHIVED in client.get_model_version(event.name, str(event.version)).tags else None
+        if event.action == "retire" and event.alias:
+            return event.version if event.alias not in client.get_registered_model(event.name).aliases else None
         if event.alias:
             return event.version if int(client.get_model_version_by_alias(event.name, event.alias).version) == event.version else None
     except MlflowException as error:

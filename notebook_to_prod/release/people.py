@@ -5,7 +5,6 @@
 # %% ../../nbs/release/01_people.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import hmac
 import os
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, InputError
-from ..project import digest_text, find_project, project_settings
+from ..project import did_you_mean, digest_text, find_project, project_settings
 from .audit import ACTIONS, current_user
 
 # %% auto #0
@@ -26,7 +25,7 @@ __all__ = ['TABLES', 'ROLES', 'KINDS', 'People', 'who_is_told', 'settings_place'
 # %% ../../nbs/release/01_people.ipynb #people
 TABLES = ("teams", "owners", "roles", "alerts", "tokens", "stages")  # Below [tool.n2p]
 ROLES = ("register", "promote", "approve", "override", "archive")
-_ROLE_OF = {"rollback": "promote"}
+_ROLE_OF = {"rollback": "promote", "retire": "promote"}
 KINDS = (*ACTIONS, "drift", "performance")  # Of events and alerts
 
 
@@ -61,7 +60,7 @@ class People:
     def who_is_told(self, name: str, kind: str) -> tuple[str, ...]:
         "Whom to tell of an event or alert of a model; raises `InputError` on a kind that there is not."
         if kind not in KINDS:
-            raise InputError(f"there is no alert '{kind}'{_near(kind, KINDS)}", where="[tool.n2p.alerts]", remedy=f"the alerts are {', '.join(KINDS)}")
+            raise InputError(f"there is no alert '{kind}'{did_you_mean(kind, KINDS)}", where="[tool.n2p.alerts]", remedy=f"the alerts are {', '.join(KINDS)}")
         return self.named((*self.alerts.get(kind, ()), *self.alerts.get("*", ())), name)
 
 
@@ -92,7 +91,7 @@ def read_people(project: Path | None = None) -> People:
             raise InputError(f"team '{name}' has the team '{inner}' in it", where=settings_place(project, "teams"), remedy="name its people")
     for table, known in (("roles", ROLES), ("alerts", (*KINDS, "*"))):
         for key in read[table].keys() - {*known}:
-            raise InputError(f"unknown key '{key}'{_near(key, known)}", where=settings_place(project, table), remedy=f"the keys are {', '.join(known)}")
+            raise InputError(f"unknown key '{key}'{did_you_mean(key, known)}", where=settings_place(project, table), remedy=f"the keys are {', '.join(known)}")
     for table in ("owners", "roles", "alerts"):
         for key, names in read[table].items():
             check_names(names, teams, f"{settings_place(project, table)} {key}", owners=table != "owners")
@@ -110,7 +109,7 @@ def check_names(
     for each in names:
         if each.startswith("@") and each[1:] not in teams and not (owners and each == "@owners"):
             known = [f"@{team}" for team in (*teams, *(["owners"] if owners else []))]
-            raise InputError(f"there is no team '{each}'{_near(each, known)}", where=where, remedy=f"the teams are {', '.join(known) or 'none'}; add it to [tool.n2p.teams]")
+            raise InputError(f"there is no team '{each}'{did_you_mean(each, known)}", where=where, remedy=f"the teams are {', '.join(known) or 'none'}; add it to [tool.n2p.teams]")
 
 
 def check_list(key: str, value: Any, where: str) -> tuple[str, ...]:
@@ -125,10 +124,6 @@ def _lists(table: Any, where: str, single: bool) -> dict[str, tuple[str, ...]]:
         raise InputError("a table is needed", where=where, remedy='write it as lines, such as flights = ["ann"]')
     return {key: check_list(key, [value] if single and isinstance(value, str) else value, where) for key, value in table.items()}
 
-
-def _near(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean '{found[0]}'?" if found else ""
 
 def _check_tokens(tokens: Mapping[str, tuple[str, ...]], where: str) -> None:
     users: dict[str, str] = {}
