@@ -24,8 +24,8 @@ from .request import Refusal, refusal
 from .service import Call, Scope, Service
 
 # %% auto #0
-__all__ = ['OPEN', 'DOCS', 'needed_scope', 'is_local', 'Access', 'Requirement', 'require', 'caller_of', 'describe_access',
-           'secure', 'refuse_exposure']
+__all__ = ['OPEN', 'DOCS', 'REFUSED', 'needed_scope', 'is_local', 'Access', 'Requirement', 'require', 'caller_of',
+           'describe_access', 'secure', 'refuse_exposure']
 
 # %% ../../nbs/serve/05k_access.ipynb #paths
 OPEN = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))
@@ -56,7 +56,8 @@ def is_local(address: str) -> bool:
     return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 # %% ../../nbs/serve/05k_access.ipynb #access
-_CALLER, _REFUSED, _TOLD = "n2p.caller", "n2p.refused", "n2p.told"  # In a scope
+REFUSED = "n2p.refused"  # In a scope: why the application has not let a request in
+_CALLER, _TOLD = "n2p.caller", "n2p.told"
 _REALM = b'realm="notebook_to_prod"'
 _FAILURES = Rate(10, 1)  # For each address, where nothing else is said
 _UNKNOWN = "A key or a token is needed: send it as Authorization: Bearer KEY, or as x-api-key"
@@ -96,8 +97,8 @@ class Access:
     def admit(self, call: Call) -> Refusal | None:
         "The same for a request for predictions, as a hook of the service."
         scope: Any = call.scope
-        if _REFUSED in scope:
-            return scope[_REFUSED]
+        if REFUSED in scope:
+            return scope[REFUSED]
         if _CALLER not in scope and (refused := self._judge(scope, "predict")) is not None:
             return refused
         if told := scope.get(_TOLD):
