@@ -80,6 +80,7 @@ class Access:
         self.origins = settings.cors
         self.keeper = Keeper(settings)
         self._buckets = Buckets()
+        self._rate = settings.rate
         self._anonymous = settings.anonymous_rate or (_FAILURES if self.asks else None)
         self._only_local = not self.asks and not settings.without_authentication
         self._judge = self._known if self.asks else self._unknown
@@ -106,35 +107,45 @@ class Access:
         return None
 
     def _known(self, scope: MutableMapping[str, Any], needed: str) -> Refusal | None:
-        known, bearer, key = self.keeper.known, b"", b""
+        known, caller, shown = self.keeper.known, None, False
         for name, value in scope["headers"]:
             if name == b"authorization":
-                bearer = value
+                caller, shown = known.bearers.get(value) or caller, True
             elif name == b"x-api-key":
-                key = value
-        try:
-            caller = known.remembered.get(key) or (known.remembered.get(bearer[7:]) if bearer[:7] == b"Bearer " else None) or self._find(known, scope, bearer, key)
-        except _Fetching:
-            return _WAIT
+                caller, shown = known.plain.get(value) or caller, True
+        if caller is None and shown:
+            try:
+                caller = self._find(known, scope)
+            except _Fetching:
+                return _WAIT
         if caller is None or caller.ends <= time.time():
-            return self._limited(scope, network_of(_client(scope)), self._anonymous) or _who(needed, bool(bearer or key))
-        if needed != "docs" and not caller.may(needed):
+            return self._limited(scope, network_of(_client(scope)), self._anonymous) or _who(needed, shown)
+        if needed not in caller.opens:
             return _may_not(needed)
         scope[_CALLER] = caller
-        rate = caller.rate or self.settings.rate
-        return self._limited(scope, f"{caller.known_by} {caller.name}", rate) if rate else None
+        rate = caller.rate or self._rate
+        return self._limited(scope, caller.bucket, rate) if rate is not None else None
 
-    def _find(self, known: Known, scope: Scope, bearer: bytes, key: bytes) -> Caller | None:
-        kind, _, given = bearer.partition(b" ")
-        kind = kind.lower()
-        shown = [key, given.strip() if kind == b"bearer" else _password(given) if kind == b"basic" and scope.get("method") in ("GET", "HEAD") else b""]
-        for each in shown:
+    def _find(self, known: Known, scope: Scope) -> Caller | None:
+        "Whoever one of the headers stands for."
+        wanted = False
+        for name, value in scope["headers"]:
+            if name not in (b"authorization", b"x-api-key"):
+                continue
+            kind, _, given = value.partition(b" ") if name == b"authorization" else (b"bearer", b"", value)
+            kind = kind.lower()
+            secret = given.strip() if kind == b"bearer" else _password(given) if kind == b"basic" and scope.get("method") in ("GET", "HEAD") else b""
             try:
-                if each and (caller := known.find(each)) is not None:
-                    return caller
-            except LookupError as error:
-                if self.keeper.want():
-                    raise _Fetching from error
+                caller = known.find(secret) if secret else None
+            except LookupError:
+                wanted = wanted or self.keeper.want()
+                continue
+            if caller is not None:
+                if kind == b"bearer":  # a password is asked again, since it opens less
+                    known.remember(name, value, caller)
+                return caller
+        if wanted:
+            raise _Fetching
         return None
 
     def _unknown(self, scope: MutableMapping[str, Any], needed: str) -> Refusal | None:

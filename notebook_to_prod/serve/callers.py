@@ -9,7 +9,7 @@ import re
 import time
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,16 @@ class Caller:
     ends: float = float("inf")  # Seconds since 1970 at which the key or the token ends
     rate: Rate | None = None  # Of this caller alone
     known_by: str = "key"  # `key`, `token`, or `nothing` where nobody is asked
+    opens: frozenset[str] = field(init=False, repr=False, compare=False)  # The scopes, all of them for `admin`, and `docs`
+    bucket: str = field(init=False, repr=False, compare=False)  # Under which the caller's requests are counted
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "opens", frozenset((*(SCOPES if "admin" in self.scopes else self.scopes), "docs")))
+        object.__setattr__(self, "bucket", f"{self.known_by} {self.name}")
 
     def may(self, scope: str) -> bool:
         "Whether the caller has a scope; `admin` has all."
-        return scope in self.scopes or "admin" in self.scopes
+        return scope in self.opens
 
 
 ANYBODY = Caller("", frozenset(SCOPES), known_by="nothing")  # Where no authentication is configured

@@ -101,7 +101,15 @@ class Known:
 
     keys: Mapping[str, Caller] = field(default_factory=dict)
     verify: Verifier | None = None
-    remembered: dict[bytes, Caller] = field(default_factory=dict)
+    bearers: dict[bytes, Caller] = field(default_factory=dict)  # Who has been let in, by the header `authorization`
+    plain: dict[bytes, Caller] = field(default_factory=dict)  # The same by `x-api-key`
+
+    def remember(self, name: bytes, value: bytes, caller: Caller) -> None:
+        "Let who has shown that header in again, without asking."
+        there = self.bearers if name == b"authorization" else self.plain
+        if len(there) >= _REMEMBERED:
+            there.clear()
+        there[value] = caller
 
     def find(self, given: bytes) -> Caller | None:
         "Who that key or token stands for; raises `LookupError` if the issuer may have signed it with a key that is not known."
@@ -112,10 +120,6 @@ class Known:
         caller = self.keys.get(digest_text(secret))
         if caller is None and self.verify is not None and secret.count(".") == 2:
             caller = self.verify(secret, key) if (key := self.verify.key_of(secret)) is not None else None
-        if caller is not None:
-            if len(self.remembered) >= _REMEMBERED:
-                self.remembered.clear()
-            self.remembered[given] = caller
         return caller
 
 # %% ../../nbs/serve/05j_known.ipynb #keeper

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,10 @@ class Rate:
 
     count: int
     seconds: int
+    policy: tuple[bytes, bytes] = field(init=False, repr=False, compare=False)  # The header that tells it
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", (b"ratelimit-policy", b'"default";q=%d;w=%d' % (self.count, self.seconds)))
 
     @classmethod
     def parse(cls, text: Any, where: str) -> Rate:
@@ -81,12 +85,7 @@ class Buckets:
 def told_limits(rate: Rate, left: int) -> tuple[tuple[bytes, bytes], ...]:
     "The headers of an answer that counts."
     whole = math.ceil((rate.count - left) * rate.seconds / rate.count)
-    return _policy(rate), (b"ratelimit", b'"default";r=%d;t=%d' % (left, whole))
-
-
-@lru_cache(1024)
-def _policy(rate: Rate) -> tuple[bytes, bytes]:
-    return b"ratelimit-policy", b'"default";q=%d;w=%d' % (rate.count, rate.seconds)
+    return rate.policy, (b"ratelimit", b'"default";r=%d;t=%d' % (left, whole))
 
 
 @lru_cache(4096)
