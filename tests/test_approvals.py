@@ -16,11 +16,12 @@ from notebooks import UNSEALED, Project, make_project
 from test_postgres import CELLS
 
 from notebook_to_prod.errors import AccessError, InputError, NotFoundError, VerdictError
+from notebook_to_prod.package.tokens import new_token
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.approvals import count_approvals
 from notebook_to_prod.release.audit import current_user, read_events
 from notebook_to_prod.release.card import model_card
-from notebook_to_prod.release.people import acting, identify, new_token, read_people, who_is_told
+from notebook_to_prod.release.people import acting, identify, read_people, who_is_told
 from notebook_to_prod.release.records import gather
 from notebook_to_prod.release.registry import Registry, share_event
 from notebook_to_prod.release.score import ml_test_score

@@ -67,7 +67,8 @@ def new(terminal: Terminal, user: str) -> Result:
     import json
 
     from notebook_to_prod.errors import InputError
-    from notebook_to_prod.release.people import new_token, read_people
+    from notebook_to_prod.package.tokens import new_token
+    from notebook_to_prod.release.people import read_people
 
     if not user.strip() or user != user.strip() or user.startswith("@"):
         raise InputError(f"'{user}' cannot be a person", where="USER", remedy="use a name, or a mail address")

@@ -12,7 +12,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..project import unknown_setting
+from .access import secure
 from .service import Service
+from .tls import secure_transport
 
 # %% auto #0
 __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
@@ -20,7 +22,10 @@ __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
 # %% ../../nbs/serve/10_configure.ipynb #configure
 Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that names the setting
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "security": secure,  # First: nothing is done for who is not let in
+    "tls": secure_transport,
+}
 
 
 def configure(
