@@ -149,6 +149,8 @@ def create_app(
     def explain(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Explanation:  # type: ignore[valid-type]
         raise NotImplementedError("the function of the service answers")
 
+    for page in service.pages:
+        page(app)
     made = Application(service, app)
     _add_mlflow(app, service, schema, golden["rows"][:2])
     _add_open_inference(app, service, golden["rows"][:2])
