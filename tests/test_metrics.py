@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,9 @@ def test_a_scrape_tells_of_every_process_and_request(service: str, bundle: Bundl
     assert ask(service, {**rows[0], "distance": "far"}, 7) == {422}
     assert ask(service, {"dataframe_records": rows[:2]}, 3, "/invocations") == {200}
     assert ask(service, {"inputs": []}, 2, "/v2/models/other/infer") == {404}
+    until(
+        lambda: total(scraped(service), "n2p_request_seconds_count") >= total(before, "n2p_request_seconds_count") + 47
+    )
     after = scraped(service)
     grown = {key: value - before.get(key, 0.0) for key, value in after.items()}
     one = "version=1"
@@ -182,7 +185,7 @@ def test_counters_outlive_killed_processes(service: str, bundle: Bundle) -> None
         thread.join()
     until(lambda: is_answered(service) and scraped(service)["n2p_workers",] == 3)
     seen.append(scraped(service))
-    for earlier, later in zip(seen, seen[1:], strict=False):
+    for earlier, later in pairwise(seen):
         rising = {key for key in earlier if key[0].endswith(("_total", "_bucket", "_count", "_sum"))}
         assert all(later[key] >= earlier[key] for key in rising)
     assert total(seen[-1], "n2p_requests_total") > total(seen[0], "n2p_requests_total")
@@ -207,7 +210,7 @@ def children(url: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if any(f"socket:[{inode}]" == os.readlink(each) for each in (path / "fd").iterdir() for inode in inodes):
+            if any(f"socket:[{inode}]" == str(each.readlink()) for each in (path / "fd").iterdir() for inode in inodes):
                 found.append(int(path.name))
     parents = {pid: int((Path(f"/proc/{pid}/stat")).read_text().rpartition(")")[2].split()[1]) for pid in found}
     return [pid for pid, parent in parents.items() if parent in parents]

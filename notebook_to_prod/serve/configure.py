@@ -22,7 +22,7 @@ __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
 Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that names the setting
 
 PARTS: dict[str, Part] = {
-    "metrics": add_metrics,  # the first, so that in-flight requests are those that came
+    "metrics": add_metrics,
 }
 
 

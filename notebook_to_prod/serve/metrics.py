@@ -24,6 +24,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..package.bundle import Prediction
+from ..package.policy import Adjusted
 from ..project import unknown_setting
 from .board import Board, Name
 from .measures import MEASURES
@@ -156,6 +157,7 @@ _log = logging.getLogger("notebook_to_prod.serve")
 _ROUTES = {name: f"/{name}" for name in ("predict", "explain", "invocations")} | {"infer": "/v2/models/infer"}
 _LABELS = 200  # Classes of one version that are counted apart
 _AT_ONCE = 10_000  # Rows from which labels are counted in a thread
+_TOGETHER = 256  # Times that are counted together
 
 
 class _Version:
@@ -170,6 +172,17 @@ class _Version:
         edges = {} if profile is None or self.classes is not None else {each.name: each.edges for each in profile.predictions if each.edges}
         self.outputs = [(name, tuple(map(float, bounds or ()))) for name, bounds in edges.items()]
         self.places: list[tuple[int, tuple[float, ...]]] = []
+
+
+@dataclass(frozen=True)
+class _Known:
+    "Where requests of one path, version, status and way are counted."
+
+    requests: int
+    whole: np.ndarray  # (), the place of the histogram
+    phases: np.ndarray  # (phases,)
+    info: _Version
+    times: list[tuple[float, ...]]  # Not counted yet: when it was read and over; or began, read, decoded, scored, encoded and over
 
 
 def _label(label: Any) -> str:
@@ -193,7 +206,7 @@ class Metrics:
         self.ticks: list[Callable[[float], None]] = []  # Called each second with the time, on the event loop
         self._numbers = self.board.numbers
         self._versions = {first.version: first}
-        self._known: dict[Any, tuple[int, int, tuple[int, ...]]] = {}
+        self._known: dict[Any, _Known] = {}
         self._flying = -1
         self._samples: list[tuple[_Version, Sequence[Any], Prediction]] = []
         self._due, self._every, self._room = 1, 1, 0
@@ -211,57 +224,73 @@ class Metrics:
         "Set what this process says of itself."
         self._numbers[self.board.place(name, labels).start] = value
 
-    # The hooks
-
-    def arrived(self, call: Call) -> None:
-        "Count a request that is in flight."
-        if self._flying < 0:
-            self._claim()
-        self._numbers[self._flying] += 1.0
+    # The hook
 
     def ended(self, call: Call) -> None:
         "Count a request that is over."
         now, numbers, status = perf_counter(), self._numbers, call.status
-        numbers[self._flying] -= 1.0
         version = (call.model or self.service.model).predictor.version
         try:
-            requests, whole, phases = self._known[call.scope.get("path"), version, status, call.route]
+            known = self._known[call.scope.get("path"), version, status, call.route]
         except KeyError:
-            requests, whole, phases = self._learn(call, version)
-        numbers[requests] += 1.0
-        if not status:
-            return
-        seconds = now - (call.read or call.began)
-        numbers[whole + bisect_left(BOUNDS, seconds)] += 1.0
-        numbers[whole + _SUM] += seconds
+            known = self._learn(call, version)
+        numbers[self._flying] = self.service.flying
+        numbers[known.requests] += 1.0
+        times = known.times
         if status != 200 or not call.scored:
+            if status:
+                times.append((call.read or call.began, now))
             return
-        read, decoded, scored, encoded = call.read, call.decoded, call.scored, call.encoded
-        for place, seconds in zip(phases, (read - call.began, decoded - read, scored - decoded, encoded - scored, now - encoded), strict=True):
-            numbers[place + bisect_left(BOUNDS, seconds)] += 1.0
-            numbers[place + _SUM] += seconds
-        self._predicted(call, version)
-
-    def _predicted(self, call: Call, version: str) -> None:
-        info = self._versions.get(version) or self._meet(call)
-        said: Any = call.said
-        predictions = said.predictions
+        times.append((call.began, call.read, call.decoded, call.scored, call.encoded, now))
+        if len(times) >= _TOGETHER:
+            self._fold_times(known)
+        info, said = known.info, call.said
         try:
-            (label,) = predictions
-            self._numbers[info.labels[label]] += 1.0
+            (label,) = said.predictions  # type: ignore[union-attr]
+            numbers[info.labels[label]] += 1.0
         except (ValueError, KeyError, TypeError):
-            self._count_labels(info, predictions)
+            self._count_labels(info, said.predictions)  # type: ignore[union-attr]
+        if call.fallback or type(call.rows) is Adjusted:
+            self._count_aside(call, version)
+        self._due -= 1
+        if self._due <= 0 and call.fallback not in _STAND_INS:
+            self._sample(info, call)
+
+    def _count_aside(self, call: Call, version: str) -> None:
         if call.fallback:
             self.count("n2p_fallbacks_total", version, call.fallback)
-            if call.fallback in _STAND_INS:
-                return
         for change in call.changes:
             self.count("n2p_adjusted_values_total", version, change.column, change.what)
-        self._due -= 1
-        if self._due <= 0 and self._room > 0 and info.sketch is not None and call.rows:
+
+    def _sample(self, info: _Version, call: Call) -> None:
+        if self._room > 0 and info.sketch is not None and call.rows:
             self._due = self._every
             self._room -= len(call.rows)
-            self._samples.append((info, call.rows, said))
+            self._samples.append((info, call.rows, call.said))  # type: ignore[arg-type]
+        else:
+            self._due = 1 << 30  # until the next second
+
+    def _fold_times(self, known: _Known) -> None:
+        "Count the times that were noted since the last time."
+        times = known.times[:]
+        known.times.clear()
+        short = [each for each in times if len(each) == 2]
+        whole = [after - before for before, after in short]
+        if len(short) < len(times):
+            moments = np.array([each for each in times if len(each) > 2])  # (requests, 6)
+            self._add_times(known.phases, np.diff(moments, axis=1).T)
+            whole = [*whole, *(moments[:, -1] - moments[:, 1])]
+        self._add_times(known.whole[None], np.array([whole]))
+
+    def _add_times(self, places: np.ndarray, seconds: np.ndarray) -> None:
+        "Count seconds, (histograms, requests), into histograms, (histograms,)."
+        array, width = self.board.array, len(BOUNDS) + 1
+        bins = np.searchsorted(BOUNDS, seconds) + width * np.arange(len(places))[:, None]
+        counts = np.bincount(bins.ravel(), minlength=width * len(places)).reshape(len(places), width)
+        sums = seconds.sum(axis=1)
+        for place, count, total in zip(places, counts, sums, strict=True):
+            array[place : place + width] += count
+            array[place + width] += total
 
     # What is looked up once
 
@@ -272,8 +301,10 @@ class Metrics:
             info.labels, info.places = {}, []
         self._flying = self.board.place("n2p_in_flight").start
 
-    def _learn(self, call: Call, version: str) -> tuple[int, int, tuple[int, ...]]:
-        "Where a request of this kind is counted."
+    def _learn(self, call: Call, version: str) -> _Known:
+        "Where requests of this kind are counted."
+        if self._flying < 0:
+            self._claim()
         path = call.scope.get("path", "/predict")
         route = _ROUTES.get(path.rpartition("/")[2], "other")
 
@@ -281,11 +312,18 @@ class Metrics:
             return self.board.place(name, labels, _SUM + 1, BOUNDS).start
 
         requests = self.board.place("n2p_requests_total", (route, version, str(call.status or 499), call.route or "live")).start
-        phases = tuple(times("n2p_phase_seconds", phase, version) for phase in PHASES)
+        whole = np.array(times("n2p_request_seconds", route, version))
+        phases = np.array([times("n2p_phase_seconds", phase, version) for phase in PHASES])
         if len(self._known) > 4096:
+            self._fold_all_times()
             self._known.clear()
-        made = self._known[call.scope.get("path"), version, call.status, call.route] = (requests, times("n2p_request_seconds", route, version), phases)
+        made = self._known[call.scope.get("path"), version, call.status, call.route] = _Known(requests, whole, phases, self._versions.get(version) or self._meet(call), [])
         return made
+
+    def _fold_all_times(self, now: float = 0.0) -> None:
+        for known in self._known.values():
+            if known.times:
+                self._fold_times(known)
 
     def _meet(self, call: Call) -> _Version:
         "Learn what a version predicts."
@@ -358,7 +396,7 @@ class Metrics:
         self._each(time.time())
 
     def _each(self, now: float) -> None:
-        for each in (self._about_process, self._fold, *self.ticks):
+        for each in (self._about_process, self._fold_all_times, self._fold, *self.ticks):
             try:
                 each(now)
             except Exception as error:  # noqa: BLE001 - the next second is another
@@ -366,6 +404,7 @@ class Metrics:
 
     def _about_process(self, now: float) -> None:
         self._numbers[self.board.place("n2p_cpu_seconds_total").start] = self._spent + time.process_time()
+        self._numbers[self._flying] = self.service.flying
         self.gauge("n2p_worker_memory_bytes", str(self.board.slot), value=_memory())
         predictor = self.service.model.predictor
         info: Name = ("n2p_model_info", (predictor.name, predictor.version, predictor.bundle.digest))
@@ -462,12 +501,11 @@ def samples_of(metrics: Metrics) -> dict[str, list[Sample]]:
 
 
 def add_metrics(service: Service, table: Mapping[str, Any]) -> None:
-    "The part that counts, and answers `/metrics`; it comes first, so that what another part refuses was counted in."
+    "The part that counts, and answers `/metrics`."
     settings = MetricsSettings.from_table(table)
     if not settings.enabled:
         return
     service.metrics = metrics = Metrics(service, settings)
-    service.admit.insert(0, metrics.arrived)
     service.ended.append(metrics.ended)
     service.start.append(metrics.begin)
     service.stop.append(metrics.end)

@@ -168,6 +168,7 @@ class Service:
     stop: list[Callable[[], None]] = field(default_factory=list)
     pages: list[Callable[[Any], None]] = field(default_factory=list)  # Given the FastAPI application: what adds routes to it
     metrics: Any = None  # Who counts, a `Metrics`, for other parts to count with
+    flying: int = 0  # Requests that have arrived and are not over
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:
@@ -260,9 +261,11 @@ class Service:
 
         async def predict(scope: Scope, receive: Receive, send: Send) -> None:
             call = Call(scope, wire)
+            self.flying += 1
             try:
                 await respond(call, receive, send)
             finally:  # also if the client has left, or the connection is lost
+                self.flying -= 1
                 for hook in ended:
                     try:
                         hook(call)
