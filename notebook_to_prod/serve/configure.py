@@ -12,8 +12,11 @@ from typing import Any
 
 from ..errors import InputError
 from ..project import unknown_setting
+from .dashboard import add_dashboard
+from .journal import add_logging
 from .metrics import add_metrics
 from .service import Service
+from .traces import add_traces
 
 # %% auto #0
 __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
@@ -23,6 +26,9 @@ Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that 
 
 PARTS: dict[str, Part] = {
     "metrics": add_metrics,
+    "dashboard": add_dashboard,  # after metrics
+    "logging": add_logging,
+    "traces": add_traces,
 }
 
 

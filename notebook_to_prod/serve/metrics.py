@@ -434,6 +434,11 @@ class Metrics:
             self.windows.add(info.name, info.sketch.count(some, answers), now)
 
     @property
+    def watches(self) -> bool:
+        "Whether drift is kept of any version."
+        return any(info.sketch is not None and info.sketch.parts for info in [*self._versions.values()])
+
+    @property
     def _budget(self) -> int:
         "Rows a second that are looked at."
         parts = max((len(info.sketch.parts) for info in self._versions.values() if info.sketch is not None), default=1)
