@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +27,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as read_text
 from test_scorer import bundle_of
 
-from notebook_to_prod.errors import InputError
+import notebook_to_prod as n2p
+from notebook_to_prod.errors import DependencyError, InputError
 from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.package.profile import stability_of_parts
 from notebook_to_prod.package.schema import to_rows
@@ -248,6 +252,181 @@ def test_drift_of_a_column_is_told_by_every_process(service: str, bundle: Bundle
     assert missing["feature=seats"] == pytest.approx(table["seats"].isna().mean(), abs=0.08)
 
 
+# The page
+
+
+def test_the_page_is_told_what_happened(service: str, bundle: Bundle) -> None:
+    seen: list[dict[str, Any]] = []
+    ask(service, bundle.golden["rows"][0], 10)
+    ask(service, {}, 10)
+    until(
+        lambda: (
+            (found := data(service))["minute"]["refused"] >= 10 and bool(found["drift"]) and seen.append(found) is None
+        )
+    )
+    told = seen[-1]
+    assert told["model"] == {"model": "flights", "version": "1", "bundle": bundle.digest}
+    assert (told["workers"], told["in_flight"], told["watched"]) == (3, 0, True)
+    assert told["minute"]["refused"] >= 10
+    assert [each["version"] for each in told["minute"]["versions"]] == ["1"]
+    assert {each["phase"] for each in told["minute"]["phases"]} == {"read", "decode", "score", "encode", "send"}
+    assert sum(point["requests"] for point in told["points"]) > 0
+    assert all(point["time"] % told["every"] == 0 for point in told["points"])
+    assert data(service, since=told["points"][-1]["time"] + 60)["points"] == []
+    (drift,) = told["drift"]
+    assert {each["name"] for each in drift["features"]} == set(bundle.schema.names)
+    for part in (*drift["features"], *drift["outputs"]):
+        assert sum(part["then"]) == pytest.approx(1, abs=0.01)
+        assert len(part["labels"]) == len(part["then"]) == len(part["now"])
+
+
+def data(url: str, since: float = 0) -> dict[str, Any]:
+    return httpx.get(f"{url}/dashboard/data", params={"since": since}, trust_env=False).json()
+
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_the_page(service: str, bundle: Bundle, tmp_path: Path) -> None:
+    assert CHROMIUM
+    ask(service, bundle.golden["rows"], 10)
+    until(lambda: data(service)["minute"]["requests"] > 0 and bool(data(service)["drift"]))
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-proxy-server",
+        f"--user-data-dir={tmp_path}",
+    ]
+    command += ["--enable-logging=stderr", "--virtual-time-budget=6000", "--dump-dom", f"{service}/dashboard"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    dom = re.sub(r"<script>.*</script>", "", done.stdout, flags=re.DOTALL)
+    assert re.search(r'<span id="state"[^>]*>live</span>', dom), done.stderr[-2000:]
+    assert '<h1 id="model">flights</h1>' in dom
+    assert all(f">{name}</td>" in dom for name in (*bundle.schema.names, "prediction", "score"))
+    assert re.search(r'<canvas id="latency"[^>]* aria-label="p50 [^"]+', dom)
+    assert dom.count("<svg") >= len(bundle.schema.names)
+    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_the_page_lets_a_browser_load_nothing_else(service: str) -> None:
+    answer = httpx.get(f"{service}/dashboard", trust_env=False)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+    assert not re.search(r"\b(?:src|href)=[\"'](?!data:)", answer.text)
+
+
+# Rules
+
+
+def test_rules_and_dashboard_ask_for_what_a_service_tells(service: str, bundle: Bundle) -> None:
+    ask(service, bundle.golden["rows"][0])
+    until(lambda: total(scraped(service), "n2p_feature_drift") > 0)
+    told = {key[0] for key in scraped(service)}
+    labels = {label.partition("=")[0] for key in scraped(service) for label in key[1:]}
+    absent = {"n2p_fallbacks_total"}  # until something falls back
+    templates = Path(n2p.__file__).parent / "serve/templates/service/monitoring"
+    texts = [path.read_text() for path in templates.rglob("*.jinja")]
+    asked = {name for text in texts for name in re.findall(r"\bn2p_\w+", text)}
+    assert len(asked) > 8
+    assert asked <= told | absent
+    grouped = {
+        name
+        for text in texts
+        for found in re.findall(r"\b(?:by|ignoring) \(([^)]*)\)", text)
+        for name in found.split(", ")
+    }
+    assert grouped <= labels | {"kind"}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_promtool_takes_the_rules_and_the_metrics(service: str, bundle: Bundle, tmp_path: Path) -> None:
+    from jinja2 import Environment
+
+    ask(service, bundle.golden["rows"][0])
+    environment = Environment(autoescape=False)
+    environment.filters["yaml"] = json.dumps
+    templates = Path(n2p.__file__).parent / "serve/templates/service/monitoring"
+    rules = tmp_path / "rules.yml"
+    rules.write_text(
+        environment.from_string((templates / "rules.yml.jinja").read_text()).render(slug="flights", model="flights")
+    )
+    subprocess.run(["promtool", "check", "rules", rules], check=True, capture_output=True)
+    text = httpx.get(f"{service}/metrics", trust_env=False).content
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+# Logs and traces
+
+
+def test_logs_and_traces_name_the_request(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    log, row = tmp_path / "log", bundle.golden["rows"][0]
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    settings = {
+        "logging": {"format": "json", "access": True},
+        "traces": {"enabled": True, "exporter": "console", "share": 1e-9},
+    }
+    with running(bundle, 1, log, **settings) as (_, url), httpx.Client(trust_env=False) as client:
+        client.post(f"{url}/predict", json=row, headers={"x-request-id": "order-7"})
+        client.post(f"{url}/predict", json=[row] * 3, headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
+        client.post(f"{url}/predict", json={}, headers={"x-request-id": "two"})
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = {each["request"]: each for each in said if each.get("logger") == "notebook_to_prod.access"}
+    assert set(lines) == {"order-7", trace, "two"}
+    assert {key: lines[trace][key] for key in ("path", "status", "rows", "version", "traffic")} == {
+        "path": "/predict",
+        "status": 200,
+        "rows": 3,
+        "version": "1",
+        "traffic": "live",
+    }
+    assert lines["two"]["status"] == 422
+    spans = {each["name"]: each for each in said if "context" in each}
+    assert set(spans) == {"POST /predict", "read", "decode", "score", "encode", "send"}
+    whole = spans["POST /predict"]
+    assert (whole["context"]["trace_id"], whole["parent_id"]) == (f"0x{trace}", "0x00f067aa0ba902b7")
+    assert whole["attributes"]["n2p.rows"] == 3
+    assert spans["score"]["parent_id"] == whole["context"]["span_id"]
+    assert whole["start_time"] <= spans["score"]["start_time"] <= spans["score"]["end_time"] <= whole["end_time"]
+
+
+def test_an_error_is_one_line_with_its_request(bundle: Bundle, capfd: pytest.CaptureFixture[str]) -> None:
+    from fastapi.testclient import TestClient
+
+    app = create_app(load_predictor(bundle.path), settings={"logging": {"format": "json"}})
+    app.service.after.append(lambda call: 1 / 0)  # type: ignore[arg-type, return-value]
+    loggers = [logging.getLogger(name) for name in ("notebook_to_prod", "")]
+    before = [
+        (each, each.handlers[:], each.propagate, [handler.formatter for handler in each.handlers]) for each in loggers
+    ]
+    try:
+        with TestClient(app) as client:
+            assert (
+                client.post("/predict", json=bundle.golden["rows"][0], headers={"x-request-id": "order-8"}).status_code
+                == 500
+            )
+    finally:
+        for logger, handlers, propagate, formatters in before:
+            logger.handlers[:], logger.propagate = handlers, propagate
+            for handler, formatter in zip(handlers, formatters, strict=True):
+                handler.setFormatter(formatter)
+    (line,) = [json.loads(text) for text in capfd.readouterr().err.splitlines() if "not answered" in text]
+    assert (line["request"], line["level"]) == ("order-8", "error")
+    assert "ZeroDivisionError" in line["exception"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("opentelemetry.exporter") is not None, reason="the exporter is installed")
+def test_traces_need_their_extra(bundle: Bundle) -> None:
+    with pytest.raises(DependencyError, match=re.escape("notebook-to-prod[otel]")):
+        create_app(load_predictor(bundle.path), settings={"traces": {"enabled": True}})
+
+
 # Settings
 
 
@@ -257,6 +436,11 @@ def test_drift_of_a_column_is_told_by_every_process(service: str, bundle: Bundle
         ({"metrics": {"windw": 3}}, "did you mean 'window'"),
         ({"metrics": {"window": "1h"}}, "a number above 0"),
         ({"metrics": {"enabled": 1}}, "true or false"),
+        ({"logging": {"format": "xml"}}, "'text' or 'json'"),
+        ({"logging": {"access": True, "share": 2}}, "at most 1"),
+        ({"traces": {"exporter": "jaeger"}}, "'otlp' or 'console'"),
+        ({"dashboard": {"minutes": 10_000}}, "at most 1440"),
+        ({"metrics": {"enabled": False}, "dashboard": {"enabled": True}}, "metrics, which are switched off"),
     ],
 )
 def test_a_wrong_setting_is_refused(settings: dict[str, Any], said: str, bundle: Bundle) -> None:
@@ -271,5 +455,5 @@ def test_what_is_switched_off_is_not_there(bundle: Bundle) -> None:
     app = create_app(load_predictor(bundle.path), settings={"metrics": {"enabled": False}})
     assert app.service.metrics is None
     with TestClient(app) as client:
-        assert client.get("/metrics").status_code == 404
+        assert [client.get(path).status_code for path in ("/metrics", "/dashboard")] == [404, 404]
         assert client.post("/predict", json=bundle.golden["rows"][0]).status_code == 200
