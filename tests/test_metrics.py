@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib.util
 import json
 import logging
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -419,6 +421,38 @@ def test_an_error_is_one_line_with_its_request(bundle: Bundle, capfd: pytest.Cap
     (line,) = [json.loads(text) for text in capfd.readouterr().err.splitlines() if "not answered" in text]
     assert (line["request"], line["level"]) == ("order-8", "error")
     assert "ZeroDivisionError" in line["exception"]
+
+
+def test_a_collector_gets_the_spans(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    got: list[Any] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
+            got.append((self.path, ExportTraceServiceRequest.FromString(body)))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *said: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_port}/v1/traces"
+        with running(bundle, 1, tmp_path / "log", traces={"enabled": True, "share": 1, "endpoint": endpoint}) as (
+            _,
+            url,
+        ):
+            ask(url, bundle.golden["rows"][0])
+        server.shutdown()
+    assert {path for path, _ in got} == {"/v1/traces"}
+    (resource,) = got[0][1].resource_spans
+    assert {each.key: each.value.string_value for each in resource.resource.attributes}["service.name"] == "flights"
+    assert {span.name for span in resource.scope_spans[0].spans} >= {"POST /predict", "score"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("opentelemetry.exporter") is not None, reason="the exporter is installed")

@@ -43,6 +43,7 @@ _RUNTIME_MODULES = (
     "serve.predictor",
     "serve.batch",
     "serve.service",
+    "serve.measures",
     "serve.board",
     "serve.sketches",
     "serve.metrics",
