@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BundleError
 from .schema import Schema, infer_column, infer_schema
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # %% auto #0
-__all__ = ['BINS', 'ColumnProfile', 'profile_column', 'Profile', 'profile_table', 'profile_predictions']
+__all__ = ['BINS', 'ColumnProfile', 'profile_column', 'Profile', 'profile_table', 'profile_predictions', 'stability_of_parts']
 
 # %% ../../nbs/package/01_profile.ipynb #column-profile
 BINS = 20
@@ -147,3 +150,23 @@ def profile_predictions(
     if probabilities is not None and getattr(probabilities, "ndim", 0) == 2 and labels:
         found += [profile_column(pd.Series(each), f"probability {name}") for name, each in zip(classes, np.asarray(probabilities).T, strict=True)]
     return tuple(found)
+
+# %% ../../nbs/package/01_profile.ipynb #stability
+def stability_of_parts(
+    reference: np.ndarray,  # Rows a bin, (bins of all parts,)
+    current: np.ndarray,  # Rows a bin, (bins of all parts,)
+    starts: np.ndarray,  # Of each part its first bin, (parts,), ascending
+) -> np.ndarray:  # (parts,), 0 or more
+    "The population stability index of each part; 0.0 where either sample is empty."
+    import numpy as np
+
+    if not len(starts):
+        return np.zeros(0)
+    sizes = np.diff([*starts, len(reference)])
+    shares = []
+    for counts in (reference, current):
+        kept = np.maximum(counts, 0.5)
+        shares.append(kept / np.repeat(np.add.reduceat(kept, starts), sizes))
+    expected, actual = shares
+    found = np.add.reduceat((actual - expected) * np.log(actual / expected), starts)
+    return np.where((np.add.reduceat(reference, starts) > 0) & (np.add.reduceat(current, starts) > 0), found, 0.0)

@@ -191,6 +191,8 @@ def create_app(
     def explain(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Explanation:  # type: ignore[valid-type]
         raise NotImplementedError("the function of the service answers")
 
+    for page in service.pages:
+        page(app)
     made = Application(service, app)
     _document_access(app, service)
     _add_mlflow(app, service, schema, golden["rows"][:2])

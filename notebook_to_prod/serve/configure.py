@@ -13,8 +13,12 @@ from typing import Any
 from ..errors import InputError
 from ..project import unknown_setting
 from .access import secure
+from .dashboard import add_dashboard
+from .journal import add_logging
+from .metrics import add_metrics
 from .service import Service
 from .tls import secure_transport
+from .traces import add_traces
 
 # %% auto #0
 __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
@@ -25,6 +29,10 @@ Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that 
 PARTS: dict[str, Part] = {
     "security": secure,  # First: nothing is done for who is not let in
     "tls": secure_transport,
+    "metrics": add_metrics,
+    "dashboard": add_dashboard,  # after metrics
+    "logging": add_logging,
+    "traces": add_traces,
 }
 
 

@@ -50,6 +50,13 @@ _RUNTIME_MODULES = (
     "serve.known",
     "serve.access",
     "serve.tls",
+    "serve.measures",
+    "serve.board",
+    "serve.sketches",
+    "serve.metrics",
+    "serve.dashboard",
+    "serve.journal",
+    "serve.traces",
     "serve.tables",
     "serve.invocations",
     "serve.inference",
@@ -58,6 +65,7 @@ _RUNTIME_MODULES = (
     "serve.app",
     "serve.server",
 )
+_RUNTIME_FILES = ("serve/templates/dashboard.html",)
 _RUNTIME_REQUIREMENTS = ["fastapi", "fastapi-offline", "uvicorn", "pydantic"]
 _FAST_REQUIREMENTS = ["msgspec", "uvloop", "httptools"]  # Those that are installed here
 
@@ -72,6 +80,7 @@ def _runtime_texts() -> dict[str, bytes]:
     "The modules that serving needs, under a package of the same name."
     source = Path(notebook_to_prod.__file__).parent
     texts = {"__init__.py": f'"""The serving part of notebook_to_prod."""\n\n__version__ = "{notebook_to_prod.__version__}"\n'.encode()}
+    texts |= {name: (source / name).read_bytes() for name in _RUNTIME_FILES}
     for module in runtime_modules():
         relative = Path(*module.split(".")).with_suffix(".py")
         texts[relative.as_posix()] = (source / relative).read_bytes()

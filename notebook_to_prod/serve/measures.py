@@ -27,8 +27,22 @@ class Measure:
 
 
 MEASURES = (
-    Measure("n2p_requests_total", "counter", ("route", "version", "status"), "Requests answered, by the HTTP status"),
-    Measure("n2p_request_seconds", "histogram", ("route", "version"), "Time from a request's last byte to its answer's first, in seconds"),
+    Measure("n2p_requests_total", "counter", ("route", "version", "status", "traffic"), "Requests answered, by the HTTP status (499 if the client left) and by why this version answered: live, canary, shadow"),
+    Measure("n2p_request_seconds", "histogram", ("route", "version"), "Time from a request's last byte to its answer's last, in seconds"),
+    Measure("n2p_phase_seconds", "histogram", ("phase", "version"), "Time of each phase of an answered request in seconds: read, decode, score, encode, send"),
     Measure("n2p_predictions_total", "counter", ("version", "class"), "Rows predicted, by the predicted class; a regression has one class, empty"),
+    Measure("n2p_prediction_value", "histogram", ("version", "output"), "What a regression predicted, by the twentieths of its test"),
+    Measure("n2p_fallbacks_total", "counter", ("version", "kind"), "Answers that another gave in the model's place: cache, previous, default"),
+    Measure("n2p_adjusted_values_total", "counter", ("version", "column", "what"), "Values that the policy of a column has dealt with"),
+    Measure("n2p_feature_drift", "gauge", ("version", "feature"), "Population stability index of a column's recent values against training"),
+    Measure("n2p_feature_missing_ratio", "gauge", ("version", "feature"), "Share of recent rows in which a column is missing"),
+    Measure("n2p_prediction_drift", "gauge", ("version", "output"), "Population stability index of recent answers against the test"),
+    Measure("n2p_drift_rows", "gauge", ("version",), "Rows of the window that drift is told of"),
     Measure("n2p_in_flight", "gauge", (), "Requests that have arrived and are not answered yet"),
+    Measure("n2p_model_info", "gauge", ("model", "version", "bundle"), "1 for the model that answers"),
+    Measure("n2p_workers", "gauge", (), "Processes that answer"),
+    Measure("n2p_worker_memory_bytes", "gauge", ("worker",), "Memory of each process, what it shares with others included"),
+    Measure("n2p_loop_delay_seconds", "gauge", ("worker",), "How late the timer of each process was: what a request may wait for others"),
+    Measure("n2p_cpu_seconds_total", "counter", (), "Processor time of all processes"),
+    Measure("n2p_start_time_seconds", "gauge", (), "When the service was started, in seconds since 1970"),
 )

@@ -32,13 +32,13 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Call:
     "One request for predictions and its answer."
 
-    __slots__ = ("began", "body", "content", "decoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
+    __slots__ = ("began", "body", "content", "decoded", "encoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
 
     def __init__(self, scope: Scope, wire: Wire | None = None):
         self.scope = scope  # As ASGI gives it: method, path, headers, client
         self.wire = wire  # How request and answer are spelt; None is the JSON of `/predict`
         self.began = perf_counter()  # Seconds of that clock, as the moments below are; 0 is a moment that did not come
-        self.read = self.decoded = self.scored = 0.0  # When the body was there, its rows, and the prediction
+        self.read = self.decoded = self.scored = self.encoded = 0.0  # When the body was there, its rows, the prediction, and the answer or refusal
         self.id = ""  # Of the request, as log, answer and traces know it; who needs one sets it
         self.route = ""  # By which way the model was chosen: `canary`, `shadow`; empty is the service's own
         self.fallback = ""  # What stands in for the model's answer: `cache`, `previous`, `default`; empty is none
@@ -173,11 +173,15 @@ class Service:
     before: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
     after: list[Callable[[Call], None]] = field(default_factory=list)
     sent: list[Callable[[Call], None]] = field(default_factory=list)
+    ended: list[Callable[[Call], None]] = field(default_factory=list)
     score: Callable[[Call, Model], Awaitable[Prediction | Refusal]] | None = None
     start: list[Callable[[], None]] = field(default_factory=list)
     stop: list[Callable[[], None]] = field(default_factory=list)
     guard: Guard | None = None  # Asked by the application, also of routes that are not the service's
     tls: tuple[str, str | None] | None = None  # The files of a certificate and of its key
+    pages: list[Callable[[Any], None]] = field(default_factory=list)  # Given the FastAPI application: what adds routes to it
+    metrics: Any = None  # Who counts, a `Metrics`, for other parts to count with
+    flying: int = 0  # Requests that have arrived and are not over
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:
@@ -197,7 +201,7 @@ class Service:
         wire: Wire | None = None,  # What a refusal is spelt as until the headers have told
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
-        admit, before, after, sent = map(tuple, (self.admit, self.before, self.after, self.sent))
+        admit, before, after, sent, ended = map(tuple, (self.admit, self.before, self.after, self.sent, self.ended))
         route, score, limit, seconds, plainly = self.route, self.score, self.body_limit, self.body_seconds, wire is None
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
@@ -240,8 +244,7 @@ class Service:
                     call.content = await asyncio.to_thread(spelt.encode, call, said) if large else spelt.encode(call, said)
             return said
 
-        async def predict(scope: Scope, receive: Receive, send: Send) -> None:
-            call = Call(scope, wire)
+        async def respond(call: Call, receive: Receive, send: Send) -> None:
             try:
                 call.said = said = await answer(call, receive)
                 if said is None:
@@ -251,6 +254,7 @@ class Service:
                     call.headers += said.headers
                 else:
                     call.status = 200
+                call.encoded = perf_counter()
                 for hook in after:
                     hook(call)
             except Exception as error:  # noqa: BLE001 - a hook's, or ours
@@ -267,5 +271,18 @@ class Service:
                     hook(call)
                 except Exception as error:  # noqa: BLE001 - the answer is out
                     _log.error("what follows an answer failed", exc_info=error)
+
+        async def predict(scope: Scope, receive: Receive, send: Send) -> None:
+            call = Call(scope, wire)
+            self.flying += 1
+            try:
+                await respond(call, receive, send)
+            finally:  # also if the client has left, or the connection is lost
+                self.flying -= 1
+                for hook in ended:
+                    try:
+                        hook(call)
+                    except Exception as error:  # noqa: BLE001 - the answer is out
+                        _log.error("what follows a request failed", exc_info=error)
 
         return predict
