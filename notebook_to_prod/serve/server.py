@@ -24,6 +24,7 @@ from .predictor import Predictor
 
 if TYPE_CHECKING:
     from notebook_to_prod.serve.app import Application
+    from notebook_to_prod.serve.follow import Source
 
 # %% auto #0
 __all__ = ['Work', 'open_socket', 'run_server', 'forkable', 'run_workers', 'serve']
@@ -202,14 +203,18 @@ def serve(
     announce: Callable[[str], None] = print,  # Told the service's URL once the socket is bound
     workers: int = 1,  # Processes; with several, load the predictor inside `forkable`
     settings: Mapping[str, Any] | None = None,  # `[tool.n2p.serve]` or `service.toml`
+    source: Source | None = None,  # Where it learns of other versions, of a service that follows its model
 ) -> None:
     "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used."
     bound = open_socket(host, port)
     from notebook_to_prod.serve.app import create_app
+    from notebook_to_prod.serve.batch import Model
+    from notebook_to_prod.serve.service import Service
 
     shown = f"[{host}]" if ":" in host else host
     with bound, forkable() if workers > 1 else contextlib.nullcontext():
-        app = create_app(predictor, settings=settings)
+        app = create_app(predictor, Service(Model(predictor), source=source), settings)
+        del predictor  # or the first model would stay in memory when another has taken its place
         bound.listen(_BACKLOG)
         announce(f"http://{shown}:{bound.getsockname()[1]}")
         if workers == 1:

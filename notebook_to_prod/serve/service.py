@@ -165,6 +165,8 @@ class Service:
     score: Callable[[Call, Model], Awaitable[Prediction | Refusal]] | None = None
     start: list[Callable[[], None]] = field(default_factory=list)
     stop: list[Callable[[], None]] = field(default_factory=list)
+    source: Any = None  # A `follow.Source`: which versions to answer with, if not always this model
+    rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:
