@@ -25,7 +25,7 @@ __all__ = ['MOVES', 'ACTIONS', 'COLLECTED', 'Origin', 'Event', 'current_user', '
 
 # %% ../../nbs/release/00_audit.ipynb #event
 MOVES = ("promote", "rollback")  # Of an alias
-ACTIONS = ("register", "request", "approve", "revoke", *MOVES, "archive", "override", "gate-failed", "repair")
+ACTIONS = ("register", "request", "approve", "revoke", *MOVES, "archive", "override", "gate-failed", "repair", "rollout")
 
 
 @dataclass(frozen=True)

@@ -99,9 +99,13 @@ class Source:
     reports: Path | None = None  # A folder for counters
 
 
-def load_target(target: Target) -> Predictor:
-    "Verify and load a version from its folder."
-    return load_predictor(target.path, target.bundle, target.name, target.version, target.metrics)
+def load_target(
+    target: Target,
+    keys: Mapping[str, str] | None = None,  # Public keys, as `load_predictor` has them
+) -> Predictor:
+    "Verify and load a version from its folder, its modules apart from those that are loaded."
+    with kept_apart(open_bundle(target.path, target.bundle)):
+        return load_predictor(target.path, target.bundle, target.name, target.version, target.metrics, keys)
 
 
 def file_source(path: Path, reports: Path | None = None) -> Source:
@@ -145,7 +149,7 @@ def _polite() -> Iterator[None]:
 
 def ready_model(target: Target, load: Callable[[Target], Predictor] = load_target) -> Model:
     "Load, verify and warm a version; raises whatever is wrong with it."
-    with _polite(), kept_apart(open_bundle(target.path, target.bundle)):
+    with _polite():
         model = Model(load(target))
         warm(model)
     return model

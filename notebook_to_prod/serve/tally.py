@@ -20,6 +20,7 @@ __all__ = ['bucket', 'Tally', 'total', 'stability_index', 'prediction_shift']
 
 # %% ../../nbs/serve/05l_tally.ipynb #tally
 _ROWS, _LABELS = 20, 1_000  # Of one request; different ones that are told apart
+_OF_THE_MODEL = ("refused", "not_finite")  # Refusals of rows that the schema takes
 _STEPS = 4  # Buckets for a factor of two: each is 19% wide
 
 
@@ -51,7 +52,10 @@ class Tally:
         if call.status >= 500:
             self.failures += 1
         elif call.status != 200:
-            self.refusals += 1
+            if type(call.said) is Refusal and call.said.detail[0]["type"] in _OF_THE_MODEL:
+                self.failures += 1
+            else:
+                self.refusals += 1
         elif call.scored:
             place = int(_STEPS * math.log2(max(1.0, 1e6 * (call.scored - call.read))))
             self.times[place] = self.times.get(place, 0) + 1
