@@ -18,13 +18,19 @@ from typing import Any
 
 import httpx
 import pytest
+from notebooks import SCRIPTS, Project
 from pipelines import fitted, flights, targets
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.pipeline import Pipeline
+from test_bundle import once
+from test_registry import register, train
 from test_scorer import bundle_of
 from test_service import asked, connected, read_answer
 
 from notebook_to_prod.package.bundle import Bundle
+from notebook_to_prod.project import Store
+from notebook_to_prod.release.audit import verify_log
+from notebook_to_prod.release.registry import Registry
 
 SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "6"))
 SCRIPT = """
@@ -267,3 +273,145 @@ def test_no_request_fails_while_versions_change(workers: int, versions: list[Ver
     assert {*seen} == {"1", "2", "3"} and seen["3"] / total < 0.15, seen  # the canary comes a little later
     assert not status["problems"] and status["swaps"] >= 2, status
     print(f"{workers} processes: {total} answers, {swaps} moves, {status['swaps']} swaps, {dict(seen)}")
+
+
+# From the registry, by the command line
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A service of a model with three versions, of which the first is live, and the commands that move it."""
+
+    project: Project
+    folder: Path
+    client: httpx.Client
+    name: str
+
+    def n2p(self, *arguments: str) -> Any:
+        done = self.project.n2p(*arguments, "--json", cwd=self.folder, N2P_HOME=str(self.project.home))
+        return done.code, done.json
+
+    def rollout(self, verb: str, *arguments: str) -> Any:
+        code, said = self.n2p("rollout", verb, self.name, *arguments)
+        assert code == 0, said
+        return said
+
+    def answered(self, requests: int = 40) -> Counter[str]:
+        row = bundle_row(self.project, self.name)
+        return Counter(self.client.post("/predict", json=row).json()["version"] for _ in range(requests))
+
+    def until_counted(self, route: str, least: int) -> None:
+        def counted() -> int:
+            found = self.n2p("rollout", "status", self.name)[1]["decision"]
+            return found is not None and found["requests"] >= least
+
+        until(counted)
+
+
+def bundle_row(project: Project, name: str) -> Any:
+    registry = Registry(Store(project.home))
+    return registry.bundle(registry.read(name, 1)).golden["rows"][3]
+
+
+SETTINGS = """
+[tool.n2p.serve.rollout]
+seconds = 0.1
+least = 10
+latency = 1000
+shift = 100
+"""
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolled]:
+    project = once(tmp_path_factory, "trained", train)
+    folder, name = tmp_path_factory.mktemp("rolled"), "rolled"
+    (folder / "pyproject.toml").write_text(SETTINGS)
+    register(project, name, "five", "six", "regression")
+    Registry(Store(project.home)).promote(name, 1)
+    command = [SCRIPTS / "n2p", "serve", f"{name}@production", "--port", "0", "--json"]
+    environment = project.environment({"N2P_HOME": str(project.home)})
+    log = folder / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["url"]
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            yield Rolled(project, folder, client, name)
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def test_a_canary_goes_through_its_steps(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    assert {*rolled.answered(5)} == {"1"}
+    started = rolled.rollout(
+        "start", "2", "--steps", "50,90", "--every", "0.1 s", "--reason", "fewer late flights missed"
+    )
+    assert (started["steps"], started["state"]) == ([50.0, 90.0, 100.0], "running")
+    assert registry.aliased(rolled.name, "canary") == 2
+    until(lambda: rolled.client.get("/rollout").json()["arms"])
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--once")
+    assert (code, said["action"]) == (0, "hold"), said
+    assert {*rolled.answered(60)} == {"1", "2"}
+    rolled.until_counted("canary", 10)
+    assert rolled.rollout("watch", "--once")["action"] == "advance"
+    until(lambda: rolled.client.get("/rollout").json()["arms"][0]["weight"] == 0.9)
+    rolled.rollout("advance")
+    until(lambda: rolled.answered(5) == {"2": 5})
+    status = rolled.rollout("status")
+    assert (status["rollout"]["state"], registry.aliased(rolled.name, "canary")) == ("done", None)
+    assert [each["action"] for each in status["decisions"]] == ["hold", "advance"]
+    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-5:]
+    assert events == [
+        ("promote", "canary"),
+        ("rollout", None),
+        ("rollout", None),
+        ("promote", "production"),
+        ("rollout", None),
+    ]
+    assert not verify_log(registry.store)
+
+
+def test_a_rollout_that_does_badly_is_aborted(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    live = registry.aliased(rolled.name, "production")
+    registry.promote(rolled.name, 1)
+    until(lambda: rolled.answered(3) == {"1": 3})
+    rolled.rollout("start", "2", "--ab", "50%")
+    until(lambda: rolled.client.get("/rollout").json()["arms"])
+    outcomes = rolled.folder / "outcomes.csv"
+    outcomes.write_text("version,value\n" + "1,1\n2,0\n" * 100)
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--outcomes", str(outcomes))
+    assert (code, said["action"], said["state"]) == (1, "abort", "aborted"), said
+    until(lambda: not rolled.client.get("/rollout").json()["arms"])
+    assert registry.aliased(rolled.name, "canary") is None and live == 2
+    code, said = rolled.n2p("rollout", "advance", rolled.name)
+    assert (code, said["error"]["type"]) == (2, "NotFoundError")
+
+
+def test_a_rollout_ends_when_somebody_moves_the_live_alias(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    rolled.rollout("start", "2", "--shadow")
+    until(lambda: rolled.client.get("/rollout").json()["shadow"])
+    assert rolled.n2p("rollout", "start", rolled.name, "2")[0] == 2
+    registry.promote(rolled.name, 2)
+    until(lambda: rolled.answered(3) == {"2": 3})
+    assert rolled.n2p("rollout", "watch", rolled.name, "--once")[1]["action"] == "abort"
+
+
+def test_what_clients_would_notice_is_not_swapped_in(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    before = {*rolled.answered(2)}
+    registry.promote(rolled.name, 3)
+    problems = until(lambda: rolled.client.get("/rollout").json()["problems"])
+    assert "the task is regression, not classification" in problems["rolled version 3"]
+    assert {*rolled.answered(3)} == before
+    registry.rollback(rolled.name)
+    until(lambda: not rolled.client.get("/rollout").json()["problems"])
