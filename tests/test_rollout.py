@@ -27,7 +27,10 @@ from test_registry import register, train
 from test_scorer import bundle_of
 from test_service import asked, connected, read_answer
 
+import notebook_to_prod as n2p
+from notebook_to_prod.errors import DataError, NotFoundError
 from notebook_to_prod.package.bundle import Bundle
+from notebook_to_prod.package.schema import to_table
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry
@@ -415,3 +418,17 @@ def test_what_clients_would_notice_is_not_swapped_in(rolled: Rolled) -> None:
     assert {*rolled.answered(3)} == before
     registry.rollback(rolled.name)
     until(lambda: not rolled.client.get("/rollout").json()["problems"])
+
+
+def test_a_row_is_scored_in_this_process(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("N2P_HOME", str(rolled.project.home))
+    predictor = n2p.Predictor(f"{rolled.name}@1")
+    golden = predictor.bundle.golden
+    assert predictor.predict(golden["rows"][0]).predictions == golden["predictions"][:1]
+    table = to_table(predictor.bundle.schema, golden["rows"])
+    assert predictor.predict(table).probabilities == golden["probabilities"]
+    assert (predictor.identity["model"], predictor.version, predictor.stale) == (rolled.name, "1", False)
+    with pytest.raises(DataError, match="Input should be"):
+        predictor.predict({**golden["rows"][0], "class": "far"})
+    with pytest.raises(NotFoundError):
+        n2p.Predictor(f"{rolled.name}@9")

@@ -156,7 +156,7 @@ def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str
     """
     import time
 
-    from notebook_to_prod.errors import N2PError, UnavailableError
+    from notebook_to_prod.errors import UnavailableError
     from notebook_to_prod.release.rollout import parse_period, running_rollout
     from notebook_to_prod.watch.rollout import act, look
 
