@@ -3798,6 +3798,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'notebook_to_prod/serve/router.py'),
                                                'notebook_to_prod.serve.router._target': ( 'serve/router.html#_target',
                                                                                           'notebook_to_prod/serve/router.py'),
+                                               'notebook_to_prod.serve.router._text': ( 'serve/router.html#_text',
+                                                                                        'notebook_to_prod/serve/router.py'),
                                                'notebook_to_prod.serve.router.column_key': ( 'serve/router.html#column_key',
                                                                                              'notebook_to_prod/serve/router.py'),
                                                'notebook_to_prod.serve.router.header_key': ( 'serve/router.html#header_key',

@@ -103,10 +103,10 @@ def header_key(name: str) -> Key:
 def column_key(name: str) -> Key:
     "What the first row of a JSON body has in a column."
     try:
-        from msgspec import Raw, defstruct
+        from msgspec import defstruct
         from msgspec.json import Decoder
 
-        pick = Decoder(defstruct("Row", [("value", Raw | None, None)], rename={"value": name})).decode  # which reads past everything else
+        pick = Decoder(defstruct("Row", [("value", object, None)], rename={"value": name})).decode  # which reads past everything else
     except (ImportError, TypeError, ValueError):  # a name with a quotation mark, say
         pick = None
 
@@ -116,7 +116,7 @@ def column_key(name: str) -> Key:
             try:
                 value = pick(body).value
                 if value is not None:
-                    return bytes(value)
+                    return _text(value)
             except ValueError:
                 pass
         try:
@@ -134,7 +134,11 @@ def _found(content: Any, name: str) -> bytes | None:
         values = row["columns"].get(name)
         row = {name: values[0]} if isinstance(values, list) and values else {}
     value = row.get(name) if isinstance(row, dict) else None
-    return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return None if value is None else _text(value)
+
+
+def _text(value: Any) -> bytes:
+    return (value if type(value) is str else json.dumps(value, separators=(",", ":"))).encode(errors="replace")
 
 
 def share(key: bytes, salt: bytes) -> float:
