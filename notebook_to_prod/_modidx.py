@@ -3524,6 +3524,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'notebook_to_prod/serve/follow.py'),
                                                'notebook_to_prod.serve.follow.Follower._install': ( 'serve/follow.html#follower._install',
                                                                                                     'notebook_to_prod/serve/follow.py'),
+                                               'notebook_to_prod.serve.follow.Follower._look': ( 'serve/follow.html#follower._look',
+                                                                                                 'notebook_to_prod/serve/follow.py'),
                                                'notebook_to_prod.serve.follow.Follower._may_try': ( 'serve/follow.html#follower._may_try',
                                                                                                     'notebook_to_prod/serve/follow.py'),
                                                'notebook_to_prod.serve.follow.Follower._models': ( 'serve/follow.html#follower._models',

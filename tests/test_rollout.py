@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry
 
-SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "6"))
+SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
 SCRIPT = """
 import json, sys
 from notebook_to_prod.serve.predictor import load_predictor
@@ -226,6 +227,28 @@ def test_a_shadow_is_asked_behind_the_answer(
     assert found["tallies"]["shadow"]["rows"] == found["tallies"]["live"]["rows"]
 
 
+def assert_a_new_worker_is_up_to_date(url: str, layouts: Layouts, live: Version) -> None:
+    """A worker that takes the place of a dead one never answers with what the service began with."""
+    layouts.write(live, rollout="restarted")
+
+    def statuses() -> dict[str, Any]:
+        found = [httpx.get(f"{url}/rollout", trust_env=False).json() for _ in range(20)]
+        return {each["process"]: each for each in found if each["rollout"] == "restarted"}
+
+    before = until(lambda: len(found := statuses()) == 2 and found)
+    os.kill(int(next(iter(before)).split("-")[-2]), signal.SIGKILL)
+    versions: set[str] = set()
+
+    def replaced() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            versions.update(httpx.get(f"{url}/ready", trust_env=False).json()["version"] for _ in range(20))
+            return bool(statuses().keys() - before.keys())
+        return False
+
+    until(replaced)
+    assert versions == {live.number}
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_request_fails_while_versions_change(workers: int, versions: list[Version], tmp_path: Path) -> None:
     expected = {
@@ -271,6 +294,8 @@ def test_no_request_fails_while_versions_change(workers: int, versions: list[Ver
     with running(versions[0], tmp_path, workers) as (url, layouts):
         asyncio.run(load(url, layouts))
         status = httpx.get(f"{url}/rollout", trust_env=False).json()
+        if workers == 2:
+            assert_a_new_worker_is_up_to_date(url, layouts, versions[1])
     assert not failed, failed[:3]
     total = sum(seen.values())
     assert {*seen} == {"1", "2", "3"} and seen["3"] / total < 0.15, seen  # the canary comes a little later

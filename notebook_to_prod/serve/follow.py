@@ -188,10 +188,11 @@ class Follower:
         self._reported: tuple[float, bytes] = (0.0, b"")
 
     def start(self) -> None:
-        "Begin to follow, in this process."
+        "Begin to follow, in this process: before its first request it has what is wanted now, whatever it was forked with."
         self.process = f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._ended.clear()
         if self.source is not None:
+            self._look()
             self._thread = threading.Thread(target=self._work, name="n2p-follow", daemon=True)
             self._thread.start()
 
@@ -214,14 +215,15 @@ class Follower:
             self.mirror.offer(call)
 
     def _work(self) -> None:
-        while True:
-            try:
-                self.look()
-            except Exception as error:  # noqa: BLE001 - the thread must not end
-                self._problem("follower", f"{type(error).__name__}: {error}")
+        while not self._ended.wait(self.settings.seconds):
+            self._look()
             self._report()
-            if self._ended.wait(self.settings.seconds):
-                return
+
+    def _look(self) -> None:
+        try:
+            self.look()
+        except Exception as error:  # noqa: BLE001 - the thread must not end
+            self._problem("follower", f"{type(error).__name__}: {error}")
 
     def look(self) -> bool:
         "Ask the source once, and put in force what it wants; returns whether something has changed."
@@ -347,13 +349,13 @@ class Follower:
         state, layout = self.router.state, self.layout
         folder = self.source.reports if self.source else None
         own = self.report()
-        reports = {own["process"]: own} | (read_reports(folder / layout.rollout) if folder and layout and layout.rollout else {}) | {own["process"]: own}
+        reports = (read_reports(folder / layout.rollout) if folder and layout and layout.rollout else {}) | {own["process"]: own}
         arms, edge = [], 0.0
         for upto, route, model in state.arms:
             arms.append({"route": route, "weight": round(upto - edge, 9), **model.predictor.identity})
             edge = upto
         shown = {"live": self.service.model.predictor.identity, "arms": arms, "shadow": state.shadow.predictor.identity if state.shadow else None}
-        return {"rollout": own["rollout"], **shown, "following": self.source is not None, "swaps": self.swaps, "problems": self.problems, "reports": list(reports.values())}
+        return {"process": self.process, "rollout": own["rollout"], **shown, "following": self.source is not None, "swaps": self.swaps, "problems": self.problems, "reports": list(reports.values())}
 
 
 def _told(error: Exception) -> str:

@@ -35,7 +35,7 @@ def first_difference(before: Sequence[Any], after: Sequence[Any], tolerance: flo
 
 # %% ../../nbs/serve/05m_shadow.ipynb #shadow
 _log = logging.getLogger("notebook_to_prod.serve")
-_REST, _AT_ONCE, _KEPT, _LOG_EVERY = 0.05, 256, 20, 1.0  # Seconds, rows, differences to show, seconds
+_REST, _AT_ONCE, _KEPT, _LOG_EVERY = 0.05, 256, 20, 10.0  # Seconds, rows, differences to show, seconds
 Mirrored = tuple[str, list[Row], list[Any]]  # Id of the request, rows, what was answered
 
 
@@ -49,7 +49,7 @@ class Shadow:
         self._queue: deque[Mirrored] = deque()
         self._waiting = 0  # Rows
         self._ended = threading.Event()
-        self._told = 0.0
+        self._told = -_LOG_EVERY
         self._thread: threading.Thread | None = None
 
     def offer(self, call: Call) -> None:
@@ -130,4 +130,4 @@ class Shadow:
         if time.monotonic() - self._told > _LOG_EVERY:
             self._told = time.monotonic()
             identity = self.model.predictor.identity
-            _log.info("shadow %s version %s differs: %s; %d of %d rows so far", identity["model"], identity["version"], difference, self.differed, self.compared)
+            _log.warning("shadow %s version %s differs: %s; %d of %d rows so far", identity["model"], identity["version"], difference, self.differed, self.compared)
