@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from notebook_to_prod.release.announce import on_event
     from notebook_to_prod.release.registry import ModelVersion, Registry
     from notebook_to_prod.release.webhook import verify_webhook
-    from notebook_to_prod.serve.predictor import Predictor, load_predictor
+    from notebook_to_prod.serve.local import Predictor
+    from notebook_to_prod.serve.predictor import load_predictor
     from notebook_to_prod.train.data import load
     from notebook_to_prod.train.parameters import secret
     from notebook_to_prod.train.record import RunRecord, RunSpec
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "package.bundle",
     "ModelVersion": "release.registry",
-    "Predictor": "serve.predictor",
+    "Predictor": "serve.local",
     "Registry": "release.registry",
     "Run": "package.session",
     "RunRecord": "train.record",

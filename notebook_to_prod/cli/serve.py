@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .rollout import rollout_settings
 from .output import Result, Terminal, command, shown_path
 
 if TYPE_CHECKING:
@@ -45,26 +46,30 @@ def _predictor(reference: str, forkable: bool = False) -> "Predictor":
 def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, certfile: str | None, keyfile: str | None, without_authentication: bool) -> None:
     """Serve a model over HTTP.
 
-    MODEL is NAME@ALIAS or NAME@VERSION; NAME alone means what is in production.
+    MODEL is NAME@ALIAS or NAME@VERSION; NAME alone means what is in production. When the alias moves, the service goes along: the
+    new version is loaded, verified and warmed before it answers, and if it cannot be, the old one goes on.
     Keys of callers are configured below [tool.n2p.serve.security], see n2p apikey new. Without any, only this machine is answered.
 
     Example: n2p serve flights@production --port 8000
     """
-    from notebook_to_prod.project import project_settings
+    from notebook_to_prod.project import open_store, project_settings
     from notebook_to_prod.serve.server import serve as serve_predictor
+    from notebook_to_prod.serve.source import registry_source
 
-    predictor = _predictor(model, forkable=workers > 1)
+    source = registry_source(open_store(), model, rollout_settings())
+    loaded = [_predictor(model, forkable=workers > 1)]
+    identity, engine = loaded[0].identity, loaded[0].scorer.engine
 
     def announce(url: str) -> None:
         lines = [
-            ("serving", f"{predictor.name} version {predictor.version}, bundle {predictor.bundle.digest[:19]}"),
-            ("answers by", predictor.scorer.engine),
+            ("serving", f"{identity['model']} version {identity['version']}, bundle {identity['bundle'][:19]}{'; it follows the alias' if source else ''}"),
+            ("answers by", engine),
             ("url", f"{url}/predict"),
             ("docs", f"{url}/docs (Ctrl-C stops the service)"),
         ]
-        terminal.result(Result({"url": url, **predictor.identity}, lines))
+        terminal.result(Result({"url": url, **identity}, lines))
 
-    serve_predictor(predictor, host, port, announce, workers, project_settings().get("serve", {}), without_authentication, certfile, keyfile)
+    serve_predictor(loaded.pop(), host, port, announce, workers, project_settings().get("serve", {}), source, without_authentication, certfile, keyfile)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from .trust import Allowed, load_pickle, trusted_libraries
 
 # %% auto #0
 __all__ = ['MANIFEST', 'PLAN', 'Bundle', 'shown_estimate', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle',
-           'open_bundle', 'load_pipeline', 'Prediction', 'predict', 'unusable_row', 'replay_golden',
+           'open_bundle', 'kept_apart', 'load_pipeline', 'Prediction', 'predict', 'unusable_row', 'replay_golden',
            'largest_difference']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
@@ -308,6 +308,21 @@ def _offer_code(bundle: Bundle) -> None:
             )
     if files and not any(isinstance(each, _CodeFinder) and each.bundle.path == bundle.path for each in sys.meta_path):
         sys.meta_path.insert(0, _CodeFinder(bundle))
+
+
+@contextlib.contextmanager
+def kept_apart(bundle: Bundle) -> Iterator[None]:
+    "Forget at the end the modules that a bundle brings, and have back those that it hides meanwhile."
+    own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
+    set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
+    finders = list(sys.meta_path)
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            del sys.modules[name]
+        sys.modules.update(set_aside)
+        sys.meta_path[:] = finders
 
 # %% ../../nbs/package/03_bundle.ipynb #load-pipeline
 def load_pipeline(

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 # %% auto #0
-__all__ = ['EVENT', 'INTENT', 'ARCHIVED', 'registry_lock', 'read_tags', 'parse_events', 'make_change', 'is_pending', 'recover']
+__all__ = ['EVENT', 'INTENT', 'ARCHIVED', 'ROLLOUT', 'registry_lock', 'read_tags', 'parse_events', 'make_change', 'is_pending',
+           'recover']
 
 # %% ../../nbs/release/04_change.ipynb #tags
 EVENT, INTENT = "n2p.event.", "n2p.intent."
 _LONGEST_TAG = 5000  # Of a model, in MLflow
 ARCHIVED = "n2p.archived"  # Tag of a version
+ROLLOUT = "n2p.rollout"  # Tag of a model
 
 
 def registry_lock(store: Store) -> AbstractContextManager[None]:
@@ -182,6 +184,8 @@ def _made(client: MlflowClient, event: Event) -> int | None:
             return event.version if ARCHIVED in client.get_model_version(event.name, str(event.version)).tags else None
         if event.action == "retire" and event.alias:
             return event.version if event.alias not in client.get_registered_model(event.name).aliases else None
+        if event.action == "rollout":
+            return event.version if f'"change": "{event.id}"' in client.get_registered_model(event.name).tags.get(ROLLOUT, "") else None
         if event.alias:
             return event.version if int(client.get_model_version_by_alias(event.name, event.alias).version) == event.version else None
     except MlflowException as error:

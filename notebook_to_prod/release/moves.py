@@ -338,7 +338,7 @@ class Drill:
 
 def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
     "Find the last healthy version of a stage and make it ready; raises `NotFoundError` if there is none."
-    from notebook_to_prod.package.gates.case import kept_apart
+    from notebook_to_prod.package.bundle import kept_apart
 
     began = time.perf_counter()
     events, current = registry.history(name), registry.aliased(name, alias)

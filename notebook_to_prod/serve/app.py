@@ -149,6 +149,14 @@ def create_app(
     "Make the service of one model: `/predict`, the protocols of MLflow and of Open Inference, `/health`, `/ready`, `/docs`."
     service = service or Service(Model(predictor))
     configure(service, settings or {})
+    made = _build(service)
+    _follow_document(made)
+    return made
+
+
+def _build(service: Service) -> Application:
+    "The routes of a service, as the model that answers now would have them documented."
+    predictor = service.model.predictor
     schema, golden = predictor.bundle.schema, predictor.bundle.golden
     example = golden["rows"][0]
     asked = predictor.policies.asked
@@ -183,6 +191,12 @@ def create_app(
         response.status_code = 503 if service.draining else 200
         return Status(status="stopping" if service.draining else "ready", **service.model.predictor.identity)
 
+    if service.rollout is not None:
+
+        @app.get("/rollout", include_in_schema=False)
+        def rollout() -> JSONResponse:
+            return JSONResponse(service.rollout())  # type: ignore[misc]
+
     @app.get("/", include_in_schema=False)
     def root() -> RedirectResponse:
         return RedirectResponse("/docs")
@@ -200,6 +214,27 @@ def create_app(
     _answer_by(app, "/predict", made.predict)
     _answer_by(app, "/explain", service.later(*explain_wires()))
     return made
+
+
+def _follow_document(made: Application) -> None:
+    "Let `/openapi.json` say what the model takes that answers now; routes that a team has added stay in it."
+    service, app = made.service, made.fastapi
+    plain, first = app.openapi, service.model.predictor.identity
+    known: dict[str, Any] = {}
+
+    def document() -> dict[str, Any]:
+        live = service.model.predictor.identity
+        if live == first:
+            return plain()
+        if known.get("of") != live:
+            old, new = plain(), _build(Service(service.model)).fastapi.openapi()
+            parts = {**old.get("components", {})}
+            for name, part in new.get("components", {}).items():
+                parts[name] = {**parts.get(name, {}), **part}
+            known["of"], known["document"] = live, {**old, "info": new["info"], "paths": {**old["paths"], **new["paths"]}, "components": parts}
+        return known["document"]
+
+    app.openapi = document  # type: ignore[method-assign]
 
 
 def _answer_by(app: FastAPI, path: str, handler: Handler) -> None:

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..project import unknown_setting
 from .access import secure
 from .dashboard import add_dashboard
+from .follow import add_rollout
 from .journal import add_logging
 from .metrics import add_metrics
 from .service import Service
@@ -29,6 +30,7 @@ Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that 
 PARTS: dict[str, Part] = {
     "security": secure,  # First: nothing is done for who is not let in
     "tls": secure_transport,
+    "rollout": add_rollout,
     "metrics": add_metrics,
     "dashboard": add_dashboard,  # after metrics
     "logging": add_logging,

@@ -25,6 +25,7 @@ from .predictor import Predictor
 
 if TYPE_CHECKING:
     from notebook_to_prod.serve.app import Application
+    from notebook_to_prod.serve.follow import Source
 
 # %% auto #0
 __all__ = ['Work', 'open_socket', 'run_server', 'forkable', 'run_workers', 'serve']
@@ -204,6 +205,7 @@ def serve(
     announce: Callable[[str], None] = print,  # Told the service's URL once the socket is bound
     workers: int = 1,  # Processes; with several, load the predictor inside `forkable`
     settings: Mapping[str, Any] | None = None,  # `[tool.n2p.serve]` or `service.toml`
+    source: Source | None = None,  # Where it learns of other versions, of a service that follows its model
     without_authentication: bool = False,  # Whether to listen beyond this machine though no keys are configured
     certfile: str | None = None,  # Instead of those in the settings
     keyfile: str | None = None,
@@ -211,10 +213,13 @@ def serve(
     "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used, `InputError` if it must not be."
     bound = open_socket(host, port)
     from notebook_to_prod.serve.app import create_app
+    from notebook_to_prod.serve.batch import Model
+    from notebook_to_prod.serve.service import Service
 
     shown = f"[{host}]" if ":" in host else host
     with bound, forkable() if workers > 1 else contextlib.nullcontext():
-        app = create_app(predictor, settings=_with_options(settings or {}, without_authentication, certfile, keyfile))
+        app = create_app(predictor, Service(Model(predictor), source=source), _with_options(settings or {}, without_authentication, certfile, keyfile))
+        del predictor  # or the first model would stay in memory when another has taken its place
         address, port = bound.getsockname()[:2]
         refuse_exposure(app.service, address, f"--host {host}")
         bound.listen(_BACKLOG)

@@ -182,6 +182,8 @@ class Service:
     pages: list[Callable[[Any], None]] = field(default_factory=list)  # Given the FastAPI application: what adds routes to it
     metrics: Any = None  # Who counts, a `Metrics`, for other parts to count with
     flying: int = 0  # Requests that have arrived and are not over
+    source: Any = None  # A `follow.Source`: which versions to answer with, if not always this model
+    rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, NotFoundError
-from ..bundle import Bundle, load_pipeline
+from ..bundle import Bundle, kept_apart, load_pipeline
 from .evaluation import Evaluation, draw, load_evaluation
 from .policy import Policy
 from .verdict import Verdict
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Judge', 'GATES', 'Answers', 'ask', 'Case', 'Rows', 'as_frame', 'rebuild', 'kinds', 'open_tables', 'open_case',
-           'kept_apart', 'load_apart', 'Gate', 'gate']
+           'load_apart', 'Gate', 'gate']
 
 # %% ../../../nbs/package/gates/04_case.ipynb #answers
 @dataclass(frozen=True, eq=False)
@@ -232,21 +231,6 @@ def open_case(store: Store, bundle: Bundle, champion: Bundle | None = None) -> C
     return Case(
         load_apart(bundle), **tables, bundle=bundle, champion=rival, against=against, sensitive=sensitive, store=store, kept_of=evaluation.of
     )
-
-
-@contextlib.contextmanager
-def kept_apart(bundle: Bundle) -> Iterator[None]:
-    "Forget at the end the modules that a bundle brings, and have back those that it hides meanwhile."
-    own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
-    set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
-    finders = list(sys.meta_path)
-    try:
-        yield
-    finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
-            del sys.modules[name]
-        sys.modules.update(set_aside)
-        sys.meta_path[:] = finders
 
 
 def load_apart(bundle: Bundle) -> Any:

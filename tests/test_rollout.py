@@ -1,0 +1,459 @@
+"""A service whose versions change under load: none of it is noticed by who asks, and each answer is the named version's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from notebooks import SCRIPTS, Project
+from pipelines import fitted, flights, targets
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.pipeline import Pipeline
+from test_bundle import once
+from test_registry import register, train
+from test_scorer import bundle_of
+from test_service import asked, connected, read_answer
+
+import notebook_to_prod as n2p
+from notebook_to_prod.errors import DataError, NotFoundError
+from notebook_to_prod.package.bundle import Bundle
+from notebook_to_prod.package.schema import to_table
+from notebook_to_prod.project import Store
+from notebook_to_prod.release.audit import verify_log
+from notebook_to_prod.release.registry import Registry
+
+SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
+SCRIPT = """
+import json, sys
+from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.serve.server import forkable, serve
+path, workers, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+def loaded():
+    with forkable():
+        return load_predictor(path, name="flights", version="1")
+serve(loaded(), port=0, workers=workers, announce=lambda url: print(url, flush=True), settings=settings)
+"""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as a layout names it, and what it says of its golden rows."""
+
+    number: str
+    bundle: Bundle
+
+    @property
+    def target(self) -> dict[str, str]:
+        return {
+            "name": "flights",
+            "version": self.number,
+            "bundle": self.bundle.digest,
+            "path": os.fspath(self.bundle.path),
+        }
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Version]:
+    """Three forests that take the same rows and say different things."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("N2P_HOME", str(tmp_path_factory.mktemp("store")))
+        pipeline, table = fitted("RandomForestClassifier, three named classes", 200)
+        for number in "123":
+            steps = [
+                *pipeline.steps[:-1],
+                ("forest", RandomForestClassifier(30, max_depth=6, random_state=int(number))),
+            ]
+            forest = Pipeline(steps).fit(flights(), targets(flights())["three"])
+            found.append(Version(number, bundle_of(tmp_path_factory.mktemp(f"version{number}"), forest, table)))
+    said = {json.dumps(each.bundle.golden["probabilities"]) for each in found}
+    assert len(said) == 3
+    return found
+
+
+class Layouts:
+    """The file that a service follows."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def write(self, live: Version, arms: Any = (), shadow: Version | None = None, rollout: str = "") -> None:
+        listed = [{"route": route, "target": arm.target, "weight": weight} for route, arm, weight in arms]
+        content = {"live": live.target, "arms": listed, "shadow": shadow and shadow.target, "rollout": rollout}
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content))
+        temporary.replace(self.path)
+
+
+@contextlib.contextmanager
+def running(first: Version, folder: Path, workers: int = 1, **settings: Any) -> Iterator[tuple[str, Layouts]]:
+    """A service that follows a file, in a process of its own."""
+    layouts = Layouts(folder / "rollout.json")
+    layouts.write(first)
+    table = {"file": str(layouts.path), "seconds": 0.1, "reports": str(folder / "reports"), **settings}
+    command = [sys.executable, "-c", SCRIPT, str(first.bundle.path), str(workers), json.dumps({"rollout": table})]
+    log = folder / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+    try:
+        assert process.stdout
+        url = process.stdout.readline().strip()
+        assert url, log.read_text()
+        yield url, layouts
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def until(true: Callable[[], Any], seconds: float = 30) -> Any:
+    """Wait for something to be so."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture(scope="module")
+def service(
+    versions: list[Version], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, Layouts, Path]]:
+    """A service of one process, its layouts and its log."""
+    folder = tmp_path_factory.mktemp("service")
+    with (
+        running(versions[0], folder, key="header:x-user", room=50) as (url, layouts),
+        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+    ):
+        yield client, layouts, folder
+
+
+def test_the_service_goes_along_with_its_model(
+    service: tuple[httpx.Client, Layouts, Path], versions: list[Version]
+) -> None:
+    client, layouts, _ = service
+    first, second, _ = versions
+    for each in (second, first):
+        layouts.write(each)
+        until(lambda each=each: client.get("/ready").json()["version"] == each.number)
+        assert client.get("/ready").json()["bundle"] == each.bundle.digest
+        assert client.get("/openapi.json").json()["info"]["version"] == each.number
+        assert client.get("/v2/models/flights").json()["versions"] == [each.number]
+        answer = client.post("/predict", json=each.bundle.golden["rows"]).json()
+        assert answer["probabilities"] == each.bundle.golden["probabilities"]
+
+
+def test_a_version_that_cannot_be_loaded_changes_nothing(
+    service: tuple[httpx.Client, Layouts, Path], versions: list[Version], tmp_path: Path
+) -> None:
+    client, layouts, folder = service
+    first, second, _ = versions
+    layouts.write(first)
+    until(lambda: client.get("/ready").json()["version"] == "1" and not client.get("/rollout").json()["problems"])
+    wrong = Version("2", Bundle(second.bundle.path, first.bundle.digest, second.bundle.files))
+    layouts.write(wrong)
+    problems = until(lambda: client.get("/rollout").json()["problems"])
+    assert "flights version 2" in problems
+    layouts.path.write_text("{")
+    until(lambda: "source" in client.get("/rollout").json()["problems"])
+    assert client.post("/predict", json=first.bundle.golden["rows"][0]).json()["version"] == "1"
+    layouts.write(first)
+    until(lambda: not client.get("/rollout").json()["problems"])
+    log = (folder / "log").read_text()
+    assert log.count("flights version 2: ") == 2, log  # the problem once, and once that it is over
+
+
+def test_a_client_stays_with_its_version(service: tuple[httpx.Client, Layouts, Path], versions: list[Version]) -> None:
+    client, layouts, _ = service
+    first, second, _ = versions
+    row = first.bundle.golden["rows"][0]
+
+    def version_of(user: int) -> str:
+        return client.post("/predict", json=row, headers={"x-user": f"user {user}"}).json()["version"]
+
+    canaries = []
+    for weight in (0.2, 0.6):
+        layouts.write(first, [("canary", second, weight)], rollout="sticky")
+        until(lambda weight=weight: [arm["weight"] for arm in client.get("/rollout").json()["arms"]] == [weight])
+        seen = [version_of(user) for user in range(60)]
+        assert seen == [version_of(user) for user in range(60)]
+        canaries.append({user for user, version in enumerate(seen) if version == "2"})
+    assert canaries[0] < canaries[1] and 2 < len(canaries[0]) < 25 < len(canaries[1]) < 50
+    (report,) = client.get("/rollout").json()["reports"]
+    counted = {route: tally["requests"] for route, tally in report["tallies"].items()}
+    assert counted == {
+        "canary": 2 * (len(canaries[0]) + len(canaries[1])),
+        "live": 240 - 2 * (len(canaries[0]) + len(canaries[1])),
+    }
+
+
+def test_a_shadow_is_asked_behind_the_answer(
+    service: tuple[httpx.Client, Layouts, Path], versions: list[Version]
+) -> None:
+    client, layouts, _ = service
+    first, _, third = versions
+    golden = first.bundle.golden
+    layouts.write(first, shadow=third, rollout="shadow")
+    until(lambda: client.get("/rollout").json()["shadow"])
+    for row in golden["rows"][:40]:
+        assert client.post("/predict", json=row).json()["version"] == "1"
+        time.sleep(0.005)
+    differ = sum(
+        one != two for one, two in zip(golden["predictions"][:40], third.bundle.golden["predictions"][:40], strict=True)
+    )
+
+    def report() -> Any:
+        return client.get("/rollout").json()["reports"][0]
+
+    until(lambda: report()["shadow"]["compared"] == min(40, len(golden["rows"])))
+    found = report()
+    assert (found["shadow"]["differed"], found["shadow"]["failed"], found["shadow"]["dropped"]) == (differ, 0, 0)
+    client.post("/predict", json=[golden["rows"][0]] * 60)  # more than there is room for
+    until(lambda: report()["shadow"]["dropped"] == 60)
+    assert found["tallies"]["shadow"]["rows"] == found["tallies"]["live"]["rows"]
+
+
+def assert_a_new_worker_is_up_to_date(url: str, layouts: Layouts, live: Version) -> None:
+    """A worker that takes the place of a dead one never answers with what the service began with."""
+    layouts.write(live, rollout="restarted")
+
+    def statuses() -> dict[str, Any]:
+        found = [httpx.get(f"{url}/rollout", trust_env=False).json() for _ in range(20)]
+        return {each["process"]: each for each in found if each["rollout"] == "restarted"}
+
+    before = until(lambda: len(found := statuses()) == 2 and found)
+    os.kill(int(next(iter(before)).split("-")[-2]), signal.SIGKILL)
+    versions: set[str] = set()
+
+    def replaced() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            versions.update(httpx.get(f"{url}/ready", trust_env=False).json()["version"] for _ in range(20))
+            return bool(statuses().keys() - before.keys())
+        return False
+
+    until(replaced)
+    assert versions == {live.number}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_request_fails_while_versions_change(workers: int, versions: list[Version], tmp_path: Path) -> None:
+    expected = {
+        each.number: (each.bundle.digest, each.bundle.golden["predictions"], each.bundle.golden["probabilities"])
+        for each in versions
+    }
+    rows = [json.dumps(row).encode() for row in versions[0].bundle.golden["rows"]]
+    seen: Counter[str] = Counter()
+    failed: list[Any] = []
+    swaps = 0
+
+    async def client(url: str, number: int, end: float) -> None:
+        chance = random.Random(number)
+        async with connected(url) as (reader, writer):
+            while time.monotonic() < end:
+                places = [chance.randrange(len(rows)) for _ in range(1 if chance.random() < 0.9 else 3)]
+                body = rows[places[0]] if len(places) == 1 else b"[" + b",".join(rows[place] for place in places) + b"]"
+                writer.write(asked(url, body))
+                status, _, answer = await read_answer(reader)
+                if status != 200:
+                    failed.append((status, answer))
+                    continue
+                digest, predictions, probabilities = expected[answer["version"]]
+                if (answer["bundle"], answer["predictions"], answer["probabilities"]) != (
+                    digest,
+                    [predictions[place] for place in places],
+                    [probabilities[place] for place in places],
+                ):
+                    failed.append((answer["version"], places, answer))
+                seen[answer["version"]] += 1
+
+    async def mover(layouts: Layouts, end: float) -> None:
+        nonlocal swaps
+        while time.monotonic() < end:
+            swaps += 1
+            layouts.write(versions[swaps % 2], [("canary", versions[2], 0.1)], rollout="swap")
+            await asyncio.sleep(1)
+
+    async def load(url: str, layouts: Layouts) -> None:
+        end = time.monotonic() + SECONDS
+        await asyncio.gather(mover(layouts, end), *(client(url, number, end) for number in range(16)))
+
+    with running(versions[0], tmp_path, workers) as (url, layouts):
+        asyncio.run(load(url, layouts))
+        status = httpx.get(f"{url}/rollout", trust_env=False).json()
+        if workers == 2:
+            assert_a_new_worker_is_up_to_date(url, layouts, versions[1])
+    assert not failed, failed[:3]
+    total = sum(seen.values())
+    assert {*seen} == {"1", "2", "3"} and seen["3"] / total < 0.15, seen  # the canary comes a little later
+    assert not status["problems"] and status["swaps"] >= 2, status
+    print(f"{workers} processes: {total} answers, {swaps} moves, {status['swaps']} swaps, {dict(seen)}")
+
+
+# From the registry, by the command line
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """A service of a model with three versions, of which the first is live, and the commands that move it."""
+
+    project: Project
+    folder: Path
+    client: httpx.Client
+    name: str
+
+    def n2p(self, *arguments: str) -> Any:
+        done = self.project.n2p(*arguments, "--json", cwd=self.folder, N2P_HOME=str(self.project.home))
+        return done.code, done.json
+
+    def rollout(self, verb: str, *arguments: str) -> Any:
+        code, said = self.n2p("rollout", verb, self.name, *arguments)
+        assert code == 0, said
+        return said
+
+    def answered(self, requests: int = 40) -> Counter[str]:
+        row = bundle_row(self.project, self.name)
+        return Counter(self.client.post("/predict", json=row).json()["version"] for _ in range(requests))
+
+    def until_counted(self, route: str, least: int) -> None:
+        def counted() -> int:
+            found = self.n2p("rollout", "status", self.name)[1]["decision"]
+            return found is not None and found["requests"] >= least
+
+        until(counted)
+
+
+def bundle_row(project: Project, name: str) -> Any:
+    registry = Registry(Store(project.home))
+    return registry.bundle(registry.read(name, 1)).golden["rows"][3]
+
+
+SETTINGS = """
+[tool.n2p.serve.rollout]
+seconds = 0.1
+least = 10
+latency = 1000
+shift = 100
+"""
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolled]:
+    project = once(tmp_path_factory, "trained", train)
+    folder, name = tmp_path_factory.mktemp("rolled"), "rolled"
+    (folder / "pyproject.toml").write_text(SETTINGS)
+    register(project, name, "five", "six", "regression")
+    Registry(Store(project.home)).promote(name, 1)
+    command = [SCRIPTS / "n2p", "serve", f"{name}@production", "--port", "0", "--json"]
+    environment = project.environment({"N2P_HOME": str(project.home)})
+    log = folder / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        assert process.stdout
+        url = json.loads(process.stdout.readline())["url"]
+        with httpx.Client(base_url=url, trust_env=False, timeout=30) as client:
+            yield Rolled(project, folder, client, name)
+    finally:
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def test_a_canary_goes_through_its_steps(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    assert {*rolled.answered(5)} == {"1"}
+    started = rolled.rollout(
+        "start", "2", "--steps", "50,90", "--every", "0.1 s", "--reason", "fewer late flights missed"
+    )
+    assert (started["steps"], started["state"]) == ([50.0, 90.0, 100.0], "running")
+    assert registry.aliased(rolled.name, "canary") == 2
+    until(lambda: rolled.client.get("/rollout").json()["arms"])
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--once")
+    assert (code, said["action"]) == (0, "hold"), said
+    assert {*rolled.answered(60)} == {"1", "2"}
+    rolled.until_counted("canary", 10)
+    assert rolled.rollout("watch", "--once")["action"] == "advance"
+    until(lambda: rolled.client.get("/rollout").json()["arms"][0]["weight"] == 0.9)
+    rolled.rollout("advance")
+    until(lambda: rolled.answered(5) == {"2": 5})
+    status = rolled.rollout("status")
+    assert (status["rollout"]["state"], registry.aliased(rolled.name, "canary")) == ("done", None)
+    assert [each["action"] for each in status["decisions"]] == ["hold", "advance"]
+    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-5:]
+    assert events == [
+        ("promote", "canary"),
+        ("rollout", None),
+        ("rollout", None),
+        ("promote", "production"),
+        ("rollout", None),
+    ]
+    assert not verify_log(registry.store)
+
+
+def test_a_rollout_that_does_badly_is_aborted(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    live = registry.aliased(rolled.name, "production")
+    registry.promote(rolled.name, 1)
+    until(lambda: rolled.answered(3) == {"1": 3})
+    rolled.rollout("start", "2", "--ab", "50%")
+    until(lambda: rolled.client.get("/rollout").json()["arms"])
+    outcomes = rolled.folder / "outcomes.csv"
+    outcomes.write_text("version,value\n" + "1,1\n2,0\n" * 100)
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--outcomes", str(outcomes))
+    assert (code, said["action"], said["state"]) == (1, "abort", "aborted"), said
+    until(lambda: not rolled.client.get("/rollout").json()["arms"])
+    assert registry.aliased(rolled.name, "canary") is None and live == 2
+    code, said = rolled.n2p("rollout", "advance", rolled.name)
+    assert (code, said["error"]["type"]) == (2, "NotFoundError")
+
+
+def test_a_rollout_ends_when_somebody_moves_the_live_alias(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    rolled.rollout("start", "2", "--shadow")
+    until(lambda: rolled.client.get("/rollout").json()["shadow"])
+    assert rolled.n2p("rollout", "start", rolled.name, "2")[0] == 2
+    registry.promote(rolled.name, 2)
+    until(lambda: rolled.answered(3) == {"2": 3})
+    assert rolled.n2p("rollout", "watch", rolled.name, "--once")[1]["action"] == "abort"
+
+
+def test_what_clients_would_notice_is_not_swapped_in(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    before = {*rolled.answered(2)}
+    registry.promote(rolled.name, 3)
+    problems = until(lambda: rolled.client.get("/rollout").json()["problems"])
+    assert "the task is regression, not classification" in problems["rolled version 3"]
+    assert {*rolled.answered(3)} == before
+    registry.rollback(rolled.name)
+    until(lambda: not rolled.client.get("/rollout").json()["problems"])
+
+
+def test_a_row_is_scored_in_this_process(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("N2P_HOME", str(rolled.project.home))
+    predictor = n2p.Predictor(f"{rolled.name}@1")
+    golden = predictor.bundle.golden
+    assert predictor.predict(golden["rows"][0]).predictions == golden["predictions"][:1]
+    table = to_table(predictor.bundle.schema, golden["rows"])
+    assert predictor.predict(table).probabilities == golden["probabilities"]
+    assert (predictor.identity["model"], predictor.version, predictor.stale) == (rolled.name, "1", False)
+    with pytest.raises(DataError, match="Input should be"):
+        predictor.predict({**golden["rows"][0], "class": "far"})
+    with pytest.raises(NotFoundError):
+        n2p.Predictor(f"{rolled.name}@9")
