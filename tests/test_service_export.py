@@ -109,7 +109,8 @@ def test_the_folder_holds_the_service_and_nothing_else(service: Path) -> None:
         *(module.rpartition(".")[0].replace(".", "/") + "/" for module in runtime_modules() if "." in module),
     }
     runtime = {f"notebook_to_prod/{module.replace('.', '/')}.py" for module in runtime_modules()}
-    assert modules == runtime | {f"notebook_to_prod/{package}__init__.py" for package in packages}
+    page = "notebook_to_prod/serve/templates/dashboard.html"
+    assert modules == runtime | {page} | {f"notebook_to_prod/{package}__init__.py" for package in packages}
 
 
 def test_nothing_in_the_folder_tells_where_it_was_made(service: Path, trained: Project) -> None:
