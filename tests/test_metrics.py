@@ -488,6 +488,6 @@ def test_what_is_switched_off_is_not_there(bundle: Bundle) -> None:
 
     app = create_app(load_predictor(bundle.path), settings={"metrics": {"enabled": False}})
     assert app.service.metrics is None
-    with TestClient(app, client=("127.0.0.1", 50_000)) as client:
+    with TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 50_000)) as client:
         assert [client.get(path).status_code for path in ("/metrics", "/dashboard")] == [404, 404]
         assert client.post("/predict", json=bundle.golden["rows"][0]).status_code == 200
