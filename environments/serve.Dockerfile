@@ -1,7 +1,8 @@
 # The image of one service: a folder made by `n2p export-service NAME@production DIR`, which holds a copy of this file
 # beside app.py, bundle/, requirements.lock and notebook_to_prod/, the few modules that the service runs.
 #   docker build -t NAME DIR
-#   docker run --rm --read-only --tmpfs /tmp --cap-drop ALL -p 127.0.0.1:8000:8000 NAME
+#   docker run --rm --read-only --tmpfs /tmp --cap-drop ALL -e N2P_WITHOUT_AUTHENTICATION=1 -p 127.0.0.1:8000:8000 NAME
+# Without that variable, or keys (N2P_API_KEYS=/run/secrets/keys.toml), only requests from inside the container are answered.
 ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim-bookworm AS requirements
 

@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from typing import Any
 from .errors import InputError, StoreError
 
 # %% auto #0
-__all__ = ['SETTINGS', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
-           'unknown_setting', 'project_settings', 'temporary_prefix', 'remove_orphans', 'store_errors', 'write_atomic',
-           'write_json', 'atomic_folder', 'Store', 'open_store', 'environment_settings', 'open_environment',
-           'shipped_file', 'stop_process']
+__all__ = ['SETTINGS', 'VARIABLE', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
+           'nearest', 'did_you_mean', 'unknown_setting', 'project_settings', 'temporary_prefix', 'remove_orphans',
+           'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store', 'environment_settings',
+           'configured_environment', 'open_environment', 'expanded', 'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -81,11 +81,20 @@ SETTINGS = (
 )  # Below [tool.n2p]
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    "The one of the known names that was probably meant, or None."
+    return next(iter(difflib.get_close_matches(name, [*known], n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    "What to add to a sentence about a name that there is not: `, did you mean 'that'?`, or nothing."
+    near = nearest(name, known, cutoff)
+    return f", did you mean '{near}'?" if near else ""
+
+
 def unknown_setting(key: str, known: Collection[str], where: str) -> InputError:
     "The error of a setting that there is not, with the one that it is nearly."
-    near = difflib.get_close_matches(key, known, n=1)
-    what = f"unknown setting '{key}'" + (f", did you mean '{near[0]}'?" if near else "")
-    return InputError(what, where=where, remedy=f"the settings are {', '.join(known)}")
+    return InputError(f"unknown setting '{key}'{did_you_mean(key, known)}", where=where, remedy=f"the settings are {', '.join(known)}")
 
 
 def project_settings(
@@ -253,6 +262,11 @@ class Store:
         "A variable that speaks of the project's own store: an environment is never redirected by one."
         return None if self.environment else os.environ.get(name)
 
+    @property
+    def is_writable(self) -> bool:
+        "Whether this process may change it; who may not has no lock to take."
+        return os.access(self.home, os.W_OK)
+
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = 60.0) -> Iterator[None]:
         "Hold the lock `name` among all processes of this store, for at most `timeout` seconds of waiting."
@@ -276,16 +290,23 @@ class Store:
             lock.release()
 
 # %% ../nbs/01_project.ipynb #open-store
-def open_store(home: str | Path | None = None) -> Store:
-    "The store at `home`, else that of the environment `N2P_ENV`, else at `N2P_HOME`, else `.n2p` in the project around the current folder; created if absent."
+def open_store(
+    home: str | Path | None = None,
+    create: bool = True,  # Whether one is made where there is none
+) -> Store:
+    "The store at `home`, else that of the environment `N2P_ENV`, else at `N2P_HOME`, else `.n2p` in the project around the current folder; raises `StoreError` if it is absent and may not be created."
     if home is None and os.environ.get("N2P_ENV"):
-        return open_environment(os.environ["N2P_ENV"])
+        return open_environment(os.environ["N2P_ENV"], create=create)
     chosen = home or os.environ.get("N2P_HOME") or find_project() / ".n2p"
-    return Store(_made_home(Path(chosen)))
+    return Store(_made_home(Path(chosen), create))
 
 
-def _made_home(path: Path) -> Path:
+def _made_home(path: Path, create: bool) -> Path:
     path = path.expanduser().resolve()
+    if not create and not path.is_dir():
+        raise StoreError("there is no store here", where=str(path), remedy="go to the folder of the project, name its environment with --env, or set N2P_HOME")
+    if not create:
+        return path
     with store_errors(path):
         path.mkdir(parents=True, exist_ok=True)
         if not any(path.iterdir()):  # a folder that holds something else stays as it is
@@ -322,29 +343,46 @@ def _check_environment(name: str, table: Any, where: str) -> None:
             raise InputError(f"{key} is {value!r}", where=where, remedy="write a word such as production" if key == "alias" else "write a text")
 
 # %% ../nbs/01_project.ipynb #open-environment
-_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
+VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
 
-def open_environment(name: str, project: Path | None = None) -> Store:
-    "The store of an environment, created if absent; raises `InputError` if it is not configured or a variable is missing, `StoreError` if its disk is."
+def configured_environment(name: str, project: Path | None = None) -> dict[str, str]:
+    "The table of one environment; raises `InputError` if there is none of that name."
     root = project or find_project()
-    known, where = environment_settings(root), f"{root / 'pyproject.toml'}, [tool.n2p.environments.{name}]"
+    known = environment_settings(root)
     if name not in known:
         near = f"there are {', '.join(known)}" if known else f'write home = "PATH" below [tool.n2p.environments.{name}]'
-        raise InputError(f"there is no environment '{name}'", where=where, remedy=near)
-    table = {key: _expanded(value, where) for key, value in known[name].items()}
+        raise InputError(f"there is no environment '{name}'{did_you_mean(name, known)}", where=f"{root / 'pyproject.toml'}, [tool.n2p.environments.{name}]", remedy=near)
+    return known[name]
+
+
+def open_environment(
+    name: str,
+    project: Path | None = None,
+    create: bool = True,  # Whether it is made where there is none
+) -> Store:
+    "The store of an environment; raises `InputError` if it is not configured or a variable is missing, `StoreError` if its disk is."
+    root = project or find_project()
+    where = f"{root / 'pyproject.toml'}, [tool.n2p.environments.{name}]"
+    table = {key: expanded(value, where) for key, value in configured_environment(name, root).items()}
     home = root / Path(table["home"]).expanduser()
     if root not in home.resolve().parents and not home.parent.is_dir():
         raise StoreError(f"the disk of the environment '{name}' is not there", where=str(home.parent), remedy="mount it, make the folder, or correct home")
     tracking, registry = (_address(root, table.get(key, ""), key, where) for key in ("tracking_uri", "registry_uri"))
-    return Store(_made_home(home), name, table.get("alias", name), tracking, registry)
+    return Store(_made_home(home, create), name, table.get("alias", name), tracking, registry)
 
 
-def _expanded(text: str, where: str) -> str:
-    missing = sorted({match[1] or match[2] for match in _VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])})
-    if missing:
-        raise InputError(f"not set: {', '.join(missing)}", where=where, remedy=f"set {missing[0]} in the environment of this process")
-    return _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], text)
+def expanded(
+    text: str,
+    where: str | None,  # Where it stands, for the error; None: a variable that is not set stays as it is
+    until: str = "",  # What waits for it, for the remedy
+) -> str:
+    "A text with the values of its `$VARIABLE`s and `${VARIABLE}`s; raises `InputError` that shows none of it if one is not set."
+    missing = sorted({match[1] or match[2] for match in VARIABLE.finditer(text) if not os.environ.get(match[1] or match[2])})
+    if missing and where is not None:
+        remedy = f"set {missing[0]} in the environment of this process" + (f"; {until}" if until else "")
+        raise InputError(f"not set: {', '.join(missing)}", where=where, remedy=remedy)
+    return VARIABLE.sub(lambda match: os.environ.get(match[1] or match[2]) or match[0], text)
 
 
 def _address(root: Path, uri: str, key: str, where: str) -> str:

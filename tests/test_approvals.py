@@ -16,11 +16,12 @@ from notebooks import UNSEALED, Project, make_project
 from test_postgres import CELLS
 
 from notebook_to_prod.errors import AccessError, InputError, NotFoundError, VerdictError
+from notebook_to_prod.package.tokens import new_token
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.approvals import count_approvals
 from notebook_to_prod.release.audit import current_user, read_events
 from notebook_to_prod.release.card import model_card
-from notebook_to_prod.release.people import acting, identify, new_token, read_people, who_is_told
+from notebook_to_prod.release.people import acting, identify, read_people, who_is_told
 from notebook_to_prod.release.records import gather
 from notebook_to_prod.release.registry import Registry, share_event
 from notebook_to_prod.release.score import ml_test_score
@@ -158,6 +159,9 @@ def test_a_wrong_word_is_named_with_its_remedy(text: str, what: str, remedy: str
 def test_a_line_still_means_what_it_meant(tmp_path: Path) -> None:
     assert read_stages(tmp_path)["production"].gates is True
     (tmp_path / "pyproject.toml").write_text('[tool.n2p.stages]\nproduction = false\ncanary = "strict.toml"\n')
+    with pytest.raises(InputError, match=r"there is no policy 'strict\.toml'"):
+        read_stages(tmp_path)
+    (tmp_path / "strict.toml").write_text("")
     assert {name: each.gates for name, each in read_stages(tmp_path).items()} == {
         "production": False,
         "canary": "strict.toml",
@@ -412,6 +416,39 @@ def test_a_rollback_asks_nobody_and_what_it_left_is_approved_anew(registry: Regi
     assert (asked.action, asked.user, asked.stage, asked.alias) == ("request", "dan", "production", None)
     with pytest.raises(AccessError, match="asked for it, so somebody else has to approve"):
         registry.approve("back", 2)
+
+
+def test_a_request_leaves_enough_who_may_approve_and_can_be_withdrawn(
+    trained: Project, registry: Registry, team: Team
+) -> None:
+    team.rules(STAGE.replace("approvals = 2", "approvals = 1").replace('"@owners", "bob", "@risk"', '"ann", "bob"'))
+    team.be("ann")
+    register(registry, "narrow")
+    team.be("bob")
+    with pytest.raises(VerdictError, match=r"0 can be had if bob asks for it: bob asked for it, ann registered") as no:
+        registry.promote("narrow", 1)
+    assert "who is no approver" in (no.value.remedy or "")
+    assert [each.action for each in registry.history("narrow")] == ["register"], "what could not be granted"
+
+    team.rules(STAGE.replace("approvals = 2", "approvals = 1").replace('"@owners", "bob", "@risk"', '"bob", "cat"'))
+    with pytest.raises(VerdictError, match="0 of 1"):
+        registry.promote("narrow", 1)
+    team.be("sue")
+    with pytest.raises(AccessError, match=r"bob asked for it, not sue"):
+        registry.withdraw("narrow", 1)
+    team.rules(STAGE.replace("approvals = 2", "approvals = 1").replace('"@owners", "bob", "@risk"', '"bob"'))
+    with pytest.raises(VerdictError, match="0 of 1") as dead:
+        registry.promote("narrow", 1)
+    assert "let bob withdraw the request" in (dead.value.remedy or "")
+    token = {"N2P_TOKEN": TOKENS["bob"][0]}
+    done = trained.n2p("approve", "narrow@1", "--withdraw", "--reason", "nobody else is left", **token)
+    assert done.code == 0 and done.stdout.startswith("withdrawn")
+    assert "there was no request" in trained.n2p("approve", "narrow@1", "--withdraw", **token).stdout
+    assert trained.n2p("approve", "narrow@1", "--withdraw", "--revoke", **token).code == 2
+    assert trained.n2p("approve", "narrow@1", **token).code == 0
+    assert registry.promote("narrow", 1)
+    assert [each.action for each in registry.history("narrow")][1:] == ["request", "withdraw", "approve", "promote"]
+    assert verify_audit(registry).damage == []
 
 
 # Many at once, and killed

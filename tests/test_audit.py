@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -217,6 +220,9 @@ def test_what_is_written_anew_is_found_by_a_signed_checkpoint(
     exported = project.n2p("audit", "export", "--format", "csv", "--to", "audit.csv", "--json")
     assert exported.code == 0 and (project.folder / "audit.csv").read_text().count("override") == 3
     assert export_log(registry.store) == registry.store.audit.read_text()
+    said = project.n2p("audit", "verify", N2P_KEYS=str(project.folder / "keys")).stdout
+    assert "signed by team, whose key is trusted" in said and said.count("not signed") == 1
+    assert "key is trusted" not in project.n2p("audit", "verify", N2P_HOME=str(copied_without_trust(project))).stdout
     sound = project.n2p("audit", "verify", "--json")
     assert (sound.code, sound.json["entries"], sound.json["damage"], sound.json["unsigned"]) == (0, 3, [], [2])
 
@@ -231,6 +237,59 @@ def test_what_is_written_anew_is_found_by_a_signed_checkpoint(
     assert done.code == 1 and all("not the one of the checkpoint" in each for each in told[:2])
     assert told[2:] == ["MLflow and the log tell this event differently"] * 3
     assert [each["line"] for each in done.json["damage"]] == [2, 3, 1, 2, 3]
+
+
+def copied_without_trust(project: Project) -> Path:
+    """A copy of the store that believes no key; what it verifies is the same log."""
+    copy = Path(shutil.copytree(project.home, project.folder / "copy"))
+    for path in copy.glob("trusted*"):
+        path.unlink()
+    return copy
+
+
+def test_where_there_is_no_log_nothing_is_sound_and_nothing_is_made(project: Project) -> None:
+    for command in (("verify",), ("export", "--to", "audit.csv")):
+        done = project.n2p("audit", *command, "--json")
+        assert (done.code, done.error["what"]) == (3, "there is no store here") and not project.home.exists()
+    project.home.mkdir()
+    done = project.n2p("audit", "verify", "--json")
+    assert done.code == 3 and "no audit log here" in done.error["what"]
+
+
+def test_a_log_that_may_only_be_read_is_verified(tmp_path: Path) -> None:
+    registry = Registry(filled(tmp_path / "store", 3))
+    store_id(registry.store)
+    registry._client.create_registered_model("flights")
+    share_event(registry, "override", "flights", 1, reason="one")
+    made = make_checkpoint(registry)
+    before = {path: path.read_bytes() for path in registry.store.home.rglob("*") if path.is_file()}
+    with as_reader(registry.store.home):
+        audited = verify_audit(Registry(registry.store))
+    assert (audited.damage, audited.entries, [each.line for each in audited.signers]) == ([], 4, [made.sequence])
+    assert {path: path.read_bytes() for path in registry.store.home.rglob("*") if path.is_file()} == before
+    registry.store.audit.write_text(registry.store.audit.read_text().replace("one", "two"))
+    with as_reader(registry.store.home):
+        assert verify_audit(Registry(registry.store)).damage
+
+
+@contextlib.contextmanager
+def as_reader(home: Path) -> Iterator[None]:
+    """Have this process lack the right to write in a folder, whoever it runs as."""
+    folders = [home, *(path for path in home.rglob("*") if path.is_dir())]
+    for path in (home, *home.parents):
+        if path.stat().st_uid == os.geteuid() and path != Path(tempfile.gettempdir()) and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o055)
+    for path in folders:
+        path.chmod(0o555)
+    if privileged := os.geteuid() == 0:
+        os.setresuid(65534, 65534, 0)  # to be root again below
+    try:
+        yield
+    finally:
+        if privileged:
+            os.setresuid(0, 0, 0)
+        for path in folders:
+            path.chmod(0o755)
 
 
 # A store by its name

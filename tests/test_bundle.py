@@ -11,7 +11,9 @@ import re
 import shutil
 import site
 import subprocess
+import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from importlib.metadata import packages_distributions
@@ -29,12 +31,12 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
-from notebook_to_prod.package import keys
+from notebook_to_prod.package import keys, session
 from notebook_to_prod.package.bundle import (
     Bundle,
     Prediction,
@@ -47,7 +49,7 @@ from notebook_to_prod.package.bundle import (
 )
 from notebook_to_prod.package.bundle_diff import compare_bundles
 from notebook_to_prod.package.code import PipelineCode, pickle_pipeline
-from notebook_to_prod.package.contents import Tables, bundle_contents
+from notebook_to_prod.package.contents import Tables, bundle_contents, without_names
 from notebook_to_prod.package.gates.summary import summary_lines
 from notebook_to_prod.package.lock import distributions_of, read_lock
 from notebook_to_prod.package.schema import Schema, infer_schema
@@ -1082,6 +1084,43 @@ def test_a_run_whose_bundle_is_damaged_is_no_answer(project: Project) -> None:
     harm(Path(first["bundle_path"]), "manifest.json")
     assert project.run("train.ipynb", "--force").json["bundle"] == first["bundle"]
     open_bundle(first["bundle_path"], first["bundle"])
+
+
+def test_an_export_that_takes_long_says_what_it_does_to_who_waits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session.told_late(patience=0.0) as tell:
+        tell("unheard")
+    assert capsys.readouterr().err == "", "nobody watches"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    said = ""
+    with session.told_late(patience=0.0) as tell:
+        tell("collecting")
+        for _ in range(6000):
+            said += capsys.readouterr().err
+            if said:
+                break
+            time.sleep(0.01)
+        tell("proving the plan on 1,000 test rows")
+        said += capsys.readouterr().err
+    assert said == "export: collecting …\nexport: proving the plan on 1,000 test rows …\n"
+    with session.told_late(patience=600.0) as tell:
+        tell("quick")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("N2P_NOTEBOOK", "train.ipynb")
+    with session.told_late(patience=0.0) as tell:
+        tell("kept")
+    assert capsys.readouterr().err == "", "a run keeps what it prints"
+
+
+def test_a_pipeline_that_knows_no_names_is_told() -> None:
+    frame = pd.DataFrame({"a": [0.0, 1.0, 2.0], "b": [1.0, 0.0, 3.0]})
+    named, nameless = Ridge().fit(frame, frame["a"]), Ridge().fit(frame.to_numpy(), frame["a"])
+    assert without_names(named, frame) is None
+    assert "fit it on the DataFrame" in (without_names(nameless, frame) or "")
+    assert "x0 to x1, by position" in (without_names(nameless, frame.to_numpy()) or "")
+    assert without_names(nameless, frame.set_axis([0, 1], axis=1)) is None, "its columns are numbered"
+    assert without_names(nameless, ["a text", "another"]) is None
 
 
 def as_normal_user(act: Callable[[Path], None]) -> None:

@@ -252,6 +252,17 @@ def test_the_graph_leads_from_the_data_to_the_deployment(graph: LineageGraph, re
     assert any("predictions" in each for each in graph.missing)
 
 
+def test_a_text_of_the_picture_stays_in_its_box(graph: LineageGraph) -> None:
+    widest = "8" * 80
+    long = replace(graph, nodes=tuple(replace(each, detail=widest) for each in graph.nodes), edges=())
+    box = float(re.findall(r'<rect [^>]*width="(\d+)"', long.to_svg())[0])
+    texts = re.findall(r'<text x="[^"]+" y="[^"]+" font-size="(\d+)"[^>]*>([^<]*)<', long.to_svg())
+    assert len(texts) == 3 * len(long.nodes)
+    assert all(8 + len(text) * int(size) * 0.64 <= box for size, text in texts), "a digit is 0.64 of its size wide"
+    run = next(each.label for each in graph.nodes if each.kind == "run")
+    assert f">{run}<" in graph.to_svg(), "a run id is shown whole"
+
+
 def test_a_deployment_ends_when_the_alias_moves_on(registry: Registry) -> None:
     before = lineage_graph(registry, registry.resolve("attrition@1"))
     (deployment,) = before.of("deployment")

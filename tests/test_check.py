@@ -1063,7 +1063,7 @@ def test_run_refuses_errors_unless_they_are_allowed(project: Path) -> None:
     with pytest.raises(CheckError) as caught:
         run_notebook(path)
     error = caught.value
-    assert error.exit_code == 1 and "cell 'cell-0', line 2" in error.what and "--allow N2P203" in (error.remedy or "")
+    assert error.exit_code == 1 and "cell 2 'cell-0', line 2" in error.what and "--allow N2P203" in (error.remedy or "")
     assert [finding["code"] for finding in error.to_dict()["findings"]] == ["N2P203"]
     assert not (project / ".n2p").exists()
     with pytest.raises(InputError, match="N2P203"):
@@ -1093,7 +1093,7 @@ def test_run_says_what_the_checker_warns_of(project: Path) -> None:
     done = Project(project).run(path.name)
     ran = done.json
     assert [each["code"] for each in ran["warnings"]] == ["N2P502", "N2P401"] and ran["status"] == "finished"
-    assert "warning: N2P502 in cell 'cell-0', line 2: time.time reads the clock" in done.stderr
+    assert "warning: N2P502 in cell 2 'cell-0', line 2: time.time reads the clock" in done.stderr
     kept = json.loads((Path(ran["folder"]) / "record.json").read_text(encoding="utf-8"))
     assert kept["warnings"] == ran["warnings"]
     again = Project(project).run(path.name).json
@@ -1110,7 +1110,8 @@ def test_check_command(project: Path) -> None:
     report = json.loads(n2p(project, "check", path.name, "--json").stdout)
     assert not report["ok"] and report["notebooks"][0]["errors"] == 1
     finding = report["notebooks"][0]["findings"][0]
-    assert finding.keys() == {"code", "severity", "cell_id", "line", "what", "remedy", "fixable"}
+    assert finding.keys() == {"code", "severity", "cell_id", "number", "line", "what", "remedy", "fixable"}
+    assert finding["number"] == 2 and f"{finding['cell_id']}:2 (cell 2)" in done.stdout
     assert n2p(project, "check", path.name, "--allow", "N2P204").returncode == 0
     fixed = json.loads(n2p(project, "check", path.name, "--fix", "--json").stdout)
     assert fixed["ok"] and [each["code"] for each in fixed["notebooks"][0]["fixed"]] == ["N2P204"]

@@ -166,6 +166,12 @@ def test_the_journey_from_staging_to_production(
     listed = project.n2p("environments", "--json").json["environments"]
     live = {each["name"]: (each["models"][0]["version"], each["models"][0]["bundle"]) for each in listed}
     assert live == {"staging": (2, said["bundle"]), "production": (1, said["bundle"])}
+    alone = project.n2p("environments", "--env", "production", "--json").json["environments"]
+    assert [each["name"] for each in alone] == ["production"]
+    wrong = project.n2p("environments", "--env", "productoin", "--json")
+    assert wrong.code == 2 and "did you mean 'production'" in wrong.error["what"]
+    assert project.n2p("promote", NAME, "1", "--to", "canary", "--env", "production").code == 0
+    assert "; @canary version 1" in project.n2p("environments").stdout
     shown = project.n2p("live", NAME, N2P_ENV="production").stdout
     assert shown.startswith("env        production") and f"{NAME}@production now: version 1" in shown
     assert "from staging version 2" in shown
@@ -209,6 +215,18 @@ def test_an_older_version_and_one_that_is_not_there(staging: Store, production: 
             promote_between(staging, production, reference)
     with pytest.raises(InputError, match="the same store"):
         promote_between(staging, replace(staging, environment="other"), NAME)
+
+
+def test_an_alias_that_is_dropped_there_is_not_dropped_here(staging: Store, production: Store, tmp_path: Path) -> None:
+    source = copied(staging, tmp_path / "staging")
+    promote_between(source, production, f"{NAME}@1")
+    there, here = Registry(source), Registry(production)
+    there.promote(NAME, 1, "production")
+    there.retire(NAME, "production", "meant for production's own store", override=True)
+    promote_between(source, production, f"{NAME}@1")
+    told = [(each.action, each.alias) for each in here.history(NAME)]
+    assert ("retire", None) in told, "it is told of"
+    assert not live_now(here, NAME).differs and here.aliased(NAME, "production") == 1
 
 
 def test_a_variant_brings_what_it_was_made_from(staging: Store, production: Store, tmp_path: Path) -> None:

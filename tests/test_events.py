@@ -301,7 +301,7 @@ def test_an_unset_variable_is_no_attempt(tmp_path: Path, receiver: Receiver, mon
     store = filled(tmp_path, hook)
     for _ in range(3):
         came = clock.deliver(store, hook)
-        assert (came.sent, came.waiting, came.dead, came.problem) == (0, 1, 0, "HOOK_SECRET is not set")
+        assert (came.sent, came.waiting, came.dead, came.problem) == (0, 1, 0, "not set: HOOK_SECRET")
     monkeypatch.setenv("HOOK_SECRET", SECRET)
     assert clock.deliver(store, hook).sent == 1
     monkeypatch.setenv("HOOK_SECRET", "hunter2")

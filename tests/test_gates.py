@@ -312,6 +312,8 @@ def test_the_policy_decides_and_is_read_strictly(trained: Project, tmp_path: Pat
         ("quality: {metrcs: {}}", "metrics"),
         ("skip: [qualty]", "qualty"),
         ("rows: many", "int"),
+        ("quality: {metrics: {roc_acu: 0.8}}", "no metric 'roc_acu'"),
+        ("robustness: {metric: acuracy}", "no metric 'acuracy'"),
         ("- 1", "table"),
     ):
         wrong.write_text(text)
@@ -637,6 +639,71 @@ def test_a_strict_verdict_passes_only_with_its_whole_interval(
         strict=False,
     )
     assert (soft.status == "fail") == (number < threshold if at_least else number > threshold)
+
+
+def test_a_metric_that_there_is_not_is_found_when_the_policy_is_read() -> None:
+    with pytest.raises(InputError, match="no metric 'roc_acu'") as caught:
+        make_policy({"quality": {"primary": "roc_acu"}}, "strict.toml")
+    assert caught.value.where == "strict.toml, quality, primary" and "roc_auc" in (caught.value.remedy or "")
+    assert make_policy({"quality": {"metrics": {"f1": 0.5, "mean_absolute_error": 3}}, "robustness": {"metric": "r2"}})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"quality": {"slices": ["shop=1"]}},
+        {"data": {"time": "day"}},
+        {"explain": {"required": ["shop"]}},
+        {"fairness": {"attributes": ["shop"]}},
+    ],
+)
+def test_a_column_that_there_is_not_is_found_before_any_gate_is_asked(wrong: dict[str, Any]) -> None:
+    X = pd.DataFrame({"a": np.arange(40.0), "shops": np.arange(40.0) % 3})
+    case, asked = Case(Ridge().fit(X, X["a"]), X, X["a"], X, X["a"]), []
+    with pytest.raises(InputError, match="there is no "):
+        run_gates(case, make_policy(wrong), progress=lambda *told: asked.append(told))
+    assert not asked
+
+
+def test_what_is_too_good_is_suspected() -> None:
+    random = np.random.default_rng(1)
+    X = pd.DataFrame(random.normal(size=(900, 3)), columns=["a", "b", "c"])
+    honest = (X["a"] + random.normal(0, 1, 900) > 0).astype(int)
+    crossed = (X["a"] * X["b"] + random.normal(0, 0.02, 900) > 0).astype(int)
+
+    def said(model: Any, y: pd.Series, **settings: float) -> Any:
+        case = Case(model.fit(X[:600], y[:600]), X[:600], y[:600], X[600:], y[600:])
+        (verdict,) = run_gates(case, make_policy({"data": settings, "warn": []}), ["data.too_good"]).verdicts
+        return verdict
+
+    assert said(LogisticRegression(), honest).status == "pass"
+    perfect = said(Ridge(alpha=1e-9), X["a"] - X["b"])
+    assert perfect.status == "warn" and "too good to be true" in perfect.why, "it warns, and blocks nothing"
+    forest = RandomForestClassifier(random_state=0, n_jobs=1)
+    above = said(forest, crossed, too_good=1.1)
+    assert above.status == "warn" and "where a linear model has" in above.why
+    assert said(forest, crossed, too_good=1.1, above_simple=1000.0).status == "pass"
+    assert said(LogisticRegression(), honest * 0 + (np.arange(900) < 300)).status == "skipped", "one answer"
+
+
+def test_another_mix_of_classes_is_judged_by_the_primary_metric() -> None:
+    X = pd.DataFrame({"a": np.random.default_rng(0).normal(size=600)})
+    y = (X["a"] > 1).astype(int)
+    case = Case(LogisticRegression().fit(X, y), X, y, X, y)
+    used = {}
+    for name, settings in {
+        "task": {},
+        "primary": {"quality": {"primary": "f1"}},
+        "own": {"quality": {"primary": "f1"}, "robustness": {"metric": "accuracy"}},
+    }.items():
+        (verdict,) = run_gates(case, make_policy(settings), ["robustness.class_mix"]).verdicts
+        used[name] = verdict.subject
+    assert used == {"task": "roc_auc", "primary": "f1", "own": "accuracy"}
+
+
+def test_gates_that_were_all_skipped_prove_nothing(trained: Project) -> None:
+    done = trained.n2p("gate", run_of(trained, "none")["run_id"], "--only", "data.time_order")
+    assert done.code == 0 and "0 asked, so nothing is proved" in done.stdout
 
 
 def test_a_gate_that_does_not_exist_is_an_error() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from notebooks import Project, make_project
 
+from notebook_to_prod.package.why import Difference
+
 ONE, OTHER = "flight,delay\n1,5\n2,40\n", "flight,delay\n1,5\n2,41\n"
 READERS = {
     "built path": "import pandas as pd\nname = 'delays'\nprint(pd.read_csv(f'../data/{name}.csv'))",
@@ -192,6 +194,12 @@ def test_why_tells_data_and_modules_apart(trained: Project) -> None:
     moved, (start, end) = found["attribution"]["slope"], found["metrics"]["slope"]
     assert moved["data"] == pytest.approx(0.5) and moved["code"] == pytest.approx(35 / 5 - 35 / 2)
     assert sum(moved.values()) == pytest.approx(end - start)
+
+
+def test_why_says_which_cell_of_the_notebook_it_means() -> None:
+    first, second = (f"cell '{each}'" for each in ("fit", "gone"))
+    found = Difference("a", "b", {first: "-x", second: "-y"}, {}, {}, [], None, {}, numbers={first: 7})
+    assert (found.place(first), found.place(second)) == ("cell 7 'fit'", "cell 'gone'")
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from notebook_to_prod.release import moves
 from notebook_to_prod.release.audit import Event, read_events, store_id
 from notebook_to_prod.release.change import INTENT, make_change, recover
 from notebook_to_prod.release.gated import pass_gates
+from notebook_to_prod.release.graph import deployments
 from notebook_to_prod.release.registry import Registry, share_event
 from notebook_to_prod.release.rows import ask_database
 from notebook_to_prod.release.views import find_live, list_models, live_now, show_model, verify_audit
@@ -83,6 +85,7 @@ def test_production_is_entered_through_the_gates(
     try:
         with pytest.raises(VerdictError, match=r"the gates of production say no: .*quality\.support") as caught:
             registry.promote("gated", 1)
+        assert "--against" not in (caught.value.remedy or ""), "there is no champion"
         assert "--override --reason" in (caught.value.remedy or "") and registry.aliased("gated", "production") is None
         with pytest.raises(InputError, match="needs a reason"):
             registry.promote("gated", 1, override=True)
@@ -95,6 +98,13 @@ def test_production_is_entered_through_the_gates(
         overruled = trained.n2p("promote", "gated", "1", *arguments, N2P_REQUIRE_GATE="1")
         assert overruled.code == 0 and overruled.json["gates"] == "overridden"
         assert overruled.json["verdicts"].startswith("sha256:")
+
+        staged_store = replace(registry.store, environment="staging")
+        one, two = (registry.bundle(registry.read("gated", number)) for number in (1, 2))
+        with pytest.raises(VerdictError, match="the gates of production") as hinted:
+            pass_gates(staged_store, two, "production", lambda: one)
+        question = f"n2p gate {two.digest[7:19]} --against {one.digest[7:19]} --env staging"
+        assert question in (hinted.value.remedy or "")
 
         policy.write_text(strict + "[tool.n2p.gates.quality]\nmin_rows = 5\nover_simple = 0.0\n")
         told: list[str] = []
@@ -191,6 +201,53 @@ def test_an_archived_version_is_kept_out(trained: Project, registry: Registry) -
         registry.rollback("old")
     assert trained.n2p("archive", "old@production").code == 2
     assert registry.history("old")[-1].action == "archive" and registry.versions("old")[0].archived
+
+
+def test_a_misspelt_alias_is_dropped_and_what_is_live_is_not(trained: Project, registry: Registry) -> None:
+    register(registry, "typed", 2)
+    registry.promote("typed", 1, "stagign")
+    with pytest.raises(InputError, match="live as stagign") as stuck:
+        registry.archive("typed", 1)
+    assert "n2p retire typed --alias stagign" in (stuck.value.remedy or "")
+    done = trained.n2p("retire", "typed", "--alias", "stagign", "--reason", "misspelt", "--json")
+    assert (done.code, done.json["changed"], done.json["version"]) == (0, True, 1)
+    assert "points to nothing" in trained.n2p("retire", "typed", "--alias", "stagign").stdout
+    assert registry.aliased("typed", "stagign") is None and find_live(registry, "typed", "stagign") is None
+    assert "@stagign dropped by" in trained.n2p("history", "typed").stdout
+    assert [each.until for each in deployments(registry.history("typed"))] == [registry.history("typed")[-1].time]
+    back = registry.rollback("typed", "stagign")
+    assert (back.version, back.previous) == (1, None), "where it pointed to"
+    registry.retire("typed", "stagign")
+    assert registry.archive("typed", 1)
+
+    registry.promote("typed", 2)
+    with pytest.raises(InputError, match="what services load"):
+        registry.retire("typed", "production")
+    with pytest.raises(InputError, match="needs a reason"):
+        registry.retire("typed", "production", override=True)
+    dropped = registry.retire("typed", "production", "the service is gone", override=True)
+    assert dropped and dropped.gates == "overridden" and registry.aliased("typed", "production") is None
+    assert verify_audit(registry).damage == []
+
+
+def test_a_dropped_alias_that_was_cut_short_is_settled(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(registry, "cut", 1)
+    registry.promote("cut", 1, "trial")
+    drop = registry._client.delete_registered_model_alias
+    monkeypatch.setattr(
+        registry._client, "delete_registered_model_alias", lambda *names: (drop(*names), sys.exit("killed"))
+    )
+    with pytest.raises(SystemExit):
+        registry.retire("cut", "trial")
+    assert registry.history("cut")[-1].action == "retire" and verify_audit(registry).damage == []
+
+
+def test_the_future_has_no_history(trained: Project, registry: Registry) -> None:
+    register(registry, "tomorrow", 1)
+    done = trained.n2p("live", "tomorrow", "--at", "2999-01-01", "--json")
+    assert done.code == 2 and "in the future" in done.error["what"]
+    registry.promote("tomorrow", 1, unsealed=True, reason="no time")
+    assert trained.n2p("history", "tomorrow").stdout.rstrip().endswith("unsealed: no time")
 
 
 # Going back

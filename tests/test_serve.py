@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.serve.request import row_model
 
 FRAME = flights()
 JSON = {"content-type": "application/json"}
@@ -391,6 +393,28 @@ def test_no_bytes_crash_the_service(content: bytes, classifier: Service) -> None
         assert_answered(classifier.send(content, headers))
 
 
+@pytest.mark.parametrize(
+    ("zone", "right", "wrong"),
+    [
+        (None, ("2013-01-31T17:45:00", "2013-01-31", "2013-01-31 17:45"), ("2013-01-31T17:45:00Z", "31.1.2013")),
+        ("UTC", ("2013-01-31T17:45:00Z", "2013-01-31T17:45:00+01:00"), ("2013-01-31T17:45:00",)),
+    ],
+)
+def test_what_is_said_of_moments_is_what_is_taken(
+    zone: str | None, right: tuple[str, ...], wrong: tuple[str, ...]
+) -> None:
+    table = pd.DataFrame({"day": pd.date_range("2013-01-01", periods=3, tz=zone)})
+    model = row_model(infer_schema(table))
+    told = model.model_json_schema()["properties"]["day"]
+    assert ("format" in told) == (zone is not None) and "offset from UTC" in told["description"]
+    for text in right:
+        assert model.model_validate({"day": text}) and re.fullmatch(told.get("pattern", ".*"), text)
+    for text in wrong:
+        with pytest.raises(ValueError, match="day"):
+            model.model_validate({"day": text})
+        assert zone or not re.fullmatch(told["pattern"], text), "the description is as strict as the check"
+
+
 def described(schema: dict[str, Any], components: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Whatever a schema of OpenAPI allows."""
     if "$ref" in schema:
@@ -399,6 +423,8 @@ def described(schema: dict[str, Any], components: dict[str, Any]) -> st.SearchSt
         return st.one_of([described(option, components) for option in options])
     if "enum" in schema or "const" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
+    if "pattern" in schema:
+        return st.from_regex(schema["pattern"], fullmatch=True)
     if schema.get("format") == "date-time":
         return st.datetimes().map(lambda moment: moment.isoformat()) | st.datetimes().map(
             lambda moment: f"{moment.isoformat()}Z"

@@ -47,8 +47,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @contextlib.contextmanager
-def running(bundle: Bundle, workers: int, log: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service in a process of its own, and its address."""
+def running(bundle: Bundle, workers: int, log: Path, traces: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service in a process of its own, and its address; its log may have so many tracebacks."""
     command = [sys.executable, "-c", SCRIPT, str(bundle.path), str(workers)]
     with log.open("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -60,7 +60,7 @@ def running(bundle: Bundle, workers: int, log: Path) -> Iterator[tuple[subproces
     finally:
         process.terminate()
         process.wait(30)
-    assert "Traceback" not in log.read_text(), log.read_text()
+    assert log.read_text().count("Traceback") <= traces, log.read_text()
 
 
 @pytest.fixture(scope="module")

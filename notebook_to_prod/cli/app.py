@@ -19,11 +19,11 @@ import notebook_to_prod
 ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
     "package": ("bundle", "gate", "compress", "keys"),
-    "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
-    "serve": ("serve", "export-service", "rollout"),
+    "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
+    "serve": ("serve", "export-service", "apikey", "rollout"),
     "project": ("demo",),
 }
-_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "events": "events", "rollout": "rollout", "environments": "environments"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "rollout": "rollout", "environments": "environments"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
 _MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 

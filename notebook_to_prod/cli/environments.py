@@ -32,11 +32,16 @@ def environments(terminal: Terminal) -> Result:
 
     The same digest in two of them is the same model. Exit code 3 if one does not answer.
 
+    Every other alias is shown, too. With --env only that environment is.
+
     Example: n2p environments
     """
+    from notebook_to_prod.project import configured_environment
     from notebook_to_prod.release.environments import list_environments
 
-    found, lines = list_environments(), []
+    if terminal.environment:
+        configured_environment(terminal.environment)  # raises if it is misspelt
+    found, lines = [each for each in list_environments() if terminal.environment in ("", each.name)], []
     for each in found:
         told = [model.told for model in each.models] or ["no models"]
         lines += [(each.name, text) for text in ([f"does not answer: {each.error.what}"] if each.error else told)]

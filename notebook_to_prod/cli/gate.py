@@ -108,7 +108,7 @@ def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html
         write_page(report, html, name)
     if not terminal.json:
         console().print(terminal_table(report))
-    said = "passed" if report.passed else f"NOT passed: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
+    said = ("passed" if report.judged else "0 asked, so nothing is proved: all were skipped") if report.passed else f"NOT passed: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
     lines = [("", ""), ("bundle", report.bundle), *([("run", f"{record.run_id} of {record.notebook}")] if record else []), ("gates", f"{said} ({sum(report.seconds.values()):.0f} s)"), ("report", shown_path(path))]
     reasons: dict[str, list[str]] = {}
     for each in report.verdicts:

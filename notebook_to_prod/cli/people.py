@@ -16,7 +16,8 @@ from .output import Result, Terminal, command
 @click.option("--to", "stage", metavar="STAGE", help="The stage to approve it for: production, or what the environment calls it, by default.")
 @click.option("--reason", help="Why, for the history.")
 @click.option("--revoke", is_flag=True, help="Take your approval back.")
-def approve(terminal: Terminal, version: str, stage: str | None, reason: str | None, revoke: bool) -> Result:
+@click.option("--withdraw", is_flag=True, help="Take back your request, which n2p promote made, so that you may approve.")
+def approve(terminal: Terminal, version: str, stage: str | None, reason: str | None, revoke: bool, withdraw: bool) -> Result:
     """Approve of a version in a stage, or take it back.
 
     For stages whose table below [tool.n2p.stages] asks for approvals. It is bound to the bundle, and to who you are: by N2P_TOKEN, else
@@ -31,11 +32,14 @@ def approve(terminal: Terminal, version: str, stage: str | None, reason: str | N
     name, number = parse_reference(version)
     if not number.isdecimal():
         raise InputError(f"'{version}' names an alias, which may move", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {name}")
+    if revoke and withdraw:
+        raise InputError("an approval and a request are taken back one by one", where="--revoke, --withdraw", remedy="give one of the two")
     registry = Registry(open_store())
     stage = stage or registry.store.alias
-    event = (registry.revoke if revoke else registry.approve)(name, int(number), stage, reason)
+    event = (registry.withdraw if withdraw else registry.revoke if revoke else registry.approve)(name, int(number), stage, reason)
     found = registry.approvals(name, int(number), stage)
-    done, already = ("withdrawn", "there was no approval of yours") if revoke else ("approved", "you had approved it already, which counts once")
+    done, already = ("revoked", "there was no approval of yours") if revoke else ("approved", "you had approved it already, which counts once")
+    done, already = ("withdrawn", "there was no request") if withdraw else (done, already)
     by = f" by {event.user}" if event else f": {already}"
     data = {"name": name, "version": int(number), "stage": stage, "changed": event is not None, "user": event and event.user, "identity": event and event.identity}
     lines = [(done if event else "unchanged", f"{name} version {number} for {stage}{by}"), ("bundle", found.bundle), ("approvals", found.told)]
@@ -63,7 +67,8 @@ def new(terminal: Terminal, user: str) -> Result:
     import json
 
     from notebook_to_prod.errors import InputError
-    from notebook_to_prod.release.people import new_token, read_people
+    from notebook_to_prod.package.tokens import new_token
+    from notebook_to_prod.release.people import read_people
 
     if not user.strip() or user != user.strip() or user.startswith("@"):
         raise InputError(f"'{user}' cannot be a person", where="USER", remedy="use a name, or a mail address")

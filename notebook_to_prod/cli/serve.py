@@ -40,11 +40,15 @@ def _predictor(reference: str, forkable: bool = False) -> "Predictor":
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes that answer; one uses one core.")
-def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) -> None:
+@click.option("--certfile", metavar="PATH", help="The certificate of TLS, with its chain.")
+@click.option("--keyfile", metavar="PATH", help="Its key, if that is not in the same file.")
+@click.option("--without-authentication", is_flag=True, help="Listen beyond this machine though no keys are configured.")
+def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, certfile: str | None, keyfile: str | None, without_authentication: bool) -> None:
     """Serve a model over HTTP.
 
     MODEL is NAME@ALIAS or NAME@VERSION; NAME alone means what is in production. When the alias moves, the service goes along: the
     new version is loaded, verified and warmed before it answers, and if it cannot be, the old one goes on.
+    Keys of callers are configured below [tool.n2p.serve.security], see n2p apikey new. Without any, only this machine is answered.
 
     Example: n2p serve flights@production --port 8000
     """
@@ -65,7 +69,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) ->
         ]
         terminal.result(Result({"url": url, **identity}, lines))
 
-    serve_predictor(loaded.pop(), host, port, announce, workers, project_settings().get("serve", {}), source)
+    serve_predictor(loaded.pop(), host, port, announce, workers, project_settings().get("serve", {}), without_authentication, certfile, keyfile, source)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one

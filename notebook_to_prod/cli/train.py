@@ -36,9 +36,9 @@ def _checked(notebook: str, fix: bool, allow: tuple[str, ...]) -> tuple["Report"
 
 
 def _report_lines(report: "Report", fixed: tuple["Finding", ...]) -> list[tuple[str, str]]:
-    places = {finding: f"{finding.cell_id}:{finding.line}" for finding in report.findings}
+    places = {finding: f"{finding.cell_id}:{finding.line} (cell {finding.number})" for finding in report.findings}
     width = max(map(len, places.values()), default=0)
-    lines = [("fixed", f"{finding.code} in {finding.cell_id}:{finding.line}: {finding.what}") for finding in fixed]
+    lines = [("fixed", f"{finding.code} in {finding.place}: {finding.what}") for finding in fixed]
     for finding, place in places.items():
         lines.append((finding.code, f"{finding.severity:<8} {place:<{width}}  {finding.what}"))
         lines.append(("", f"{'':<8} {'':<{width}}  -> {finding.remedy}"))
@@ -83,7 +83,7 @@ _SHOWN = 5  # Warnings before a run
 def _warn(terminal: Terminal, report: "Report") -> None:
     "Say on the way what the checker warns of."
     for finding in report.warnings[:_SHOWN]:
-        terminal.note(f"warning: {finding.code} in cell '{finding.cell_id}', line {finding.line}: {finding.what}")
+        terminal.note(f"warning: {finding.code} in {finding.place}: {finding.what}")
     if len(report.warnings) > _SHOWN:
         terminal.note(f"warning: and {len(report.warnings) - _SHOWN} more, see n2p check {shown_path(report.path)}")
 

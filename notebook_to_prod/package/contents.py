@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from .schema import Column, Schema, check_schema, infer_schema, jsonable, to_row
 from ..project import canonical_json, open_store
 
 # %% auto #0
-__all__ = ['Tables', 'check_pipeline', 'bundle_contents']
+__all__ = ['Tables', 'without_names', 'check_pipeline', 'bundle_contents']
 
 # %% ../../nbs/package/03d_contents.ipynb #tables
 @dataclass(frozen=True)
@@ -42,6 +42,18 @@ class Tables:
     kept: Mapping[str, Any] | None = None  # Where the store has them, as the metadata of another bundle say: that bundle's schema is not looked at again
 
 # %% ../../nbs/package/03d_contents.ipynb #check-pipeline
+def without_names(pipeline: Any, table: Any) -> str | None:
+    "What to say of a pipeline that knows no column names, so that no name keeps a request's values in their places; None of any other."
+    if not hasattr(table, "columns"):
+        width = table.shape[1] if len(getattr(table, "shape", ())) == 2 else 0
+        names = f"x0 to x{width - 1}" if width > 1 else "x0"
+        return f"X_train has no column names, so requests name its columns {names}, by position: export with a DataFrame for names of your own" if width else None
+    named = all(isinstance(name, str) for name in table.columns)
+    if named and hasattr(pipeline, "n_features_in_") and not hasattr(pipeline, "feature_names_in_"):
+        return "the pipeline was fitted on a table without column names, so it cannot tell whether those of X_train are in their places: fit it on the DataFrame"
+    return None
+
+
 def check_pipeline(pipeline: Any, tables: Tables) -> None:
     "Raises `ExportError` if the pipeline is not fitted, or the tables do not belong together."
     from sklearn.exceptions import NotFittedError
@@ -296,11 +308,17 @@ def bundle_contents(
     code: PipelineCode,  # The pickle, and what it is defined by
     origin: Mapping[str, Any],  # Where it comes from, for the metadata
     hashes: Mapping[str, Sequence[str]] | None = None,  # For the lock, by `name==version`; those of the run by default
+    tell: Callable[[str], None] = lambda step: None,  # Told of what takes time, as it begins
 ) -> dict[str, bytes]:  # By path inside the bundle
     "The files of a bundle; raises `ExportError` naming what would not work elsewhere."
+    rows = f"{_length(tables.X_test):,} test rows"
+    tell("inferring the schema and choosing golden rows")
     golden = _golden(pipeline, tables)
+    tell(f"asking the pipeline about {rows}")
     said, held = golden.said, _ask_held(pipeline, tables)
+    tell("locking what the pipeline imports")
     lock = lock_for(code.imports | {"numpy", "pandas"}, known_hashes() if hashes is None else hashes)
+    tell(f"proving the plan on {rows}")
     compiled = _compiled(pipeline, golden.schema, tables.X_test)
     metadata = {**_about(pipeline, tables), **origin, "uses": code.names, "evaluation": _evaluation(tables), "plan": compiled.record()}
     return {

@@ -5,13 +5,13 @@
 # %% ../../nbs/package/00_schema.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import BundleError, DataError, ExportError
+from ..project import nearest
 
 # %% auto #0
 __all__ = ['Column', 'jsonable', 'infer_column', 'Schema', 'edited_column', 'check_schema', 'infer_schema', 'to_rows', 'to_table',
@@ -188,8 +188,8 @@ class Schema:
         Raises `DataError` on an unknown column or field, a value of the wrong type, and what contradicts itself.
         """
         if name not in self.names:
-            near = difflib.get_close_matches(str(name), self.names, n=1)
-            remedy = f"did you mean '{near[0]}'?" if near else f"the columns are {', '.join(self.names)}"
+            near = nearest(str(name), self.names)
+            remedy = f"did you mean '{near}'?" if near else f"the columns are {', '.join(self.names)}"
             raise DataError(f"the schema has no column '{name}'", where="schema.edit", remedy=remedy)
         position = self.names.index(name)
         columns = *self.columns[:position], edited_column(self.columns[position], changes), *self.columns[position + 1 :]

@@ -9,6 +9,8 @@ import contextlib
 import os
 import re
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from ..errors import DataError, ExportError
 from .bundle import Bundle, remove_bundle, write_bundle
 from .code import collect_code, executed_sources
-from .contents import Tables, bundle_contents, check_pipeline
+from .contents import Tables, bundle_contents, check_pipeline, without_names
 from .proof import Prover, open_prover
 from .schema import Schema
 from ..project import open_store
@@ -29,7 +31,7 @@ from ..train.record import read_record
 from ..train.scraps import glue, plain
 
 # %% auto #0
-__all__ = ['Run', 'start']
+__all__ = ['Run', 'start', 'told_late']
 
 # %% ../../nbs/package/04_session.ipynb #run
 @dataclass
@@ -90,17 +92,63 @@ def start(seed: int = 0) -> Run:
             _waiting.append(open_prover(sorted(name for name in imported if re.fullmatch(r"sklearn\.[a-z_]+", name))))
     return Run(seed, os.environ.get("N2P_RUN_ID"))
 
+# %% ../../nbs/package/04_session.ipynb #told-late
+def _someone_waits() -> bool:
+    "Whether a person watches: at a terminal, or cell by cell in Jupyter. What a run keeps as its output holds nothing of how long it took."
+    if "N2P_NOTEBOOK" in os.environ:
+        return False
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell" or sys.stderr.isatty()
+
+
+@contextlib.contextmanager
+def told_late(
+    patience: float = 2.0,  # Seconds
+    title: str = "export",
+) -> Iterator[Callable[[str], None]]:  # To be called with each step as it begins
+    "Say on standard error what is being done, once it has taken long enough for somebody to wonder, and if somebody waits."
+    steps: list[str] = []
+    late, speaking = threading.Event(), threading.Lock()
+
+    def say(text: str) -> None:
+        print(f"{title}: {text} …", file=sys.stderr, flush=True)
+
+    def tell(step: str) -> None:
+        with speaking:
+            steps.append(step)
+            if late.is_set():
+                say(step)
+
+    def become_late() -> None:
+        with speaking:
+            late.set()
+            for step in steps[-1:]:
+                say(step)
+
+    timer = threading.Timer(patience, become_late)
+    timer.daemon = True
+    if _someone_waits():
+        timer.start()
+    try:
+        yield tell
+    finally:
+        timer.cancel()
+
 # %% ../../nbs/package/04_session.ipynb #export
 def _export(run: Run, pipeline: Any, tables: Tables) -> Bundle:
     check_pipeline(pipeline, tables)
-    with _clean_process(pipeline) as clean:
+    if nameless := without_names(pipeline, tables.X_train):
+        print(f"warning: {nameless}", file=sys.stderr)
+    with _clean_process(pipeline) as clean, told_late() as tell:
         notebook = read_notebook(os.environ["N2P_NOTEBOOK"]) if "N2P_NOTEBOOK" in os.environ else None
-        contents = bundle_contents(pipeline, tables, collect_code(pipeline, executed_sources(notebook)), _origin(run, notebook))
+        tell("collecting the code that the pipeline needs")
+        contents = bundle_contents(pipeline, tables, collect_code(pipeline, executed_sources(notebook)), _origin(run, notebook), tell=tell)
         _refuse_secrets(contents)
         folder = open_store().bundles
         known = set(folder.iterdir()) if folder.is_dir() else set()
         bundle = write_bundle(folder, contents)
         try:
+            tell("proving the bundle in a process of its own")
             clean.prove(bundle)
         except ExportError:
             if bundle.path not in known:

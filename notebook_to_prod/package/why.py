@@ -42,6 +42,11 @@ class Difference:
     metrics: dict[str, tuple[float | None, float | None]]
     attribution: dict[str, dict[str, float]] | None = None  # Movement of each metric by cause; what the causes do together last
     left_out: dict[str, str] = field(default_factory=dict)  # Why a cause was not swapped, by cause
+    numbers: dict[str, int] = field(default_factory=dict)  # Of the cells among `code`: their number among the code cells, after if it is there
+
+    def place(self, name: str) -> str:
+        "What differs in the code as a reader of the notebook finds it: a cell by its number, too."
+        return name.replace("cell ", f"cell {self.numbers[name]} ", 1) if name in self.numbers else name
 
     @property
     def causes(self) -> list[str]:
@@ -69,6 +74,10 @@ def _sources(record: RunRecord) -> dict[str, str]:
     "Source of every code cell by id, and of every local module by path."
     cells = {f"cell '{cell.id}'": cell.source for cell in read_notebook(record.input_notebook).code_cells}
     return cells | {path: _readable((record.code_folder / path).read_bytes()) for path in record.code}
+
+
+def _numbers(record: RunRecord) -> dict[str, int]:
+    return {f"cell '{cell.id}'": number for number, cell in enumerate(read_notebook(record.input_notebook).code_cells, 1)}
 
 
 def _readable(content: bytes) -> str:
@@ -102,6 +111,7 @@ def difference(before: RunRecord, after: RunRecord) -> Difference:
         environment_differences(before.environment, after.environment),
         None if seeds[0] == seeds[1] else seeds,
         {name: (before.metrics.get(name), after.metrics.get(name)) for name in {**before.metrics, **after.metrics}},
+        numbers={name: number for name, number in (_numbers(before) | _numbers(after)).items() if name in code},
     )
 
 # %% ../../nbs/package/06_why.ipynb #attribute

@@ -33,10 +33,11 @@ def standing_approvals(events: Sequence[Event], version: int, stage: str | None 
 
 
 def standing_request(events: Sequence[Event], version: int, stage: str) -> Event | None:
-    "Who asked first for the approvals of a version, since it was last rolled back."
+    "Who asked first for the approvals of a version, since it was last rolled back or a request was withdrawn."
     found = None
     for event in events:
-        if event.action == "rollback" and event.previous == version and event.alias == stage:
+        left = event.action == "rollback" and event.previous == version and event.alias == stage
+        if left or (event.action == "withdraw" and event.version == version and event.stage == stage):
             found = None
         elif event.action == "request" and event.version == version and event.stage == stage:
             found = found or event
@@ -58,6 +59,7 @@ class Approvals:
     apart: tuple[tuple[str, str], ...] = ()  # Who may not, and why: they registered it, or asked for it
     until: str | None = None  # When the first of those that count expires
     requested: str | None = None  # Who asked
+    elsewhere: tuple[tuple[str, str], ...] = ()  # Of those that count: who gave theirs in another environment, and in which
 
     @property
     def is_complete(self) -> bool:
@@ -71,7 +73,13 @@ class Approvals:
         return others if self.may is None else ", ".join(self.may) or "nobody"
 
     def __str__(self) -> str:
-        return f"{len(self.given)} of {self.needed}" + (f": {', '.join(self.given)}" if self.given else "")
+        where = {who: f" (in {environment})" for who, environment in self.elsewhere}
+        return f"{len(self.given)} of {self.needed}" + (f": {', '.join(who + where.get(who, '') for who in self.given)}" if self.given else "")
+
+    @property
+    def possible(self) -> int | None:
+        "How many approvals there can be at most; None if nobody is left out but those apart."
+        return None if self.may is None else len(self.given) + len(self.may)
 
     @property
     def told(self) -> str:
@@ -82,7 +90,7 @@ class Approvals:
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        return asdict(self) | {"given": list(self.given), "may": self.may and list(self.may), "void": dict(self.void), "apart": dict(self.apart), "complete": self.is_complete}
+        return asdict(self) | {"given": list(self.given), "may": self.may and list(self.may), "void": dict(self.void), "apart": dict(self.apart), "elsewhere": dict(self.elsewhere), "complete": self.is_complete}
 
     def _repr_markdown_(self) -> str:
         return f"**{self.name}** version {self.version} for `{self.stage}`: {self.told}"
@@ -104,7 +112,7 @@ def count_approvals(
     apart |= {request.user: "asked for it"} if request else {}
     apart |= {each.user: "registered it" for each in events if each.action == "register" and each.version == version}
     today, ends = datetime.fromisoformat(moment or now()), []
-    given, void = [], []
+    given, void, elsewhere = [], [], []
     for each in standing_approvals(events, version, rules.stage):
         end = datetime.fromisoformat(each.time) + rules.expires if rules.expires else None
         why = _why_not(each, rules, approvers, apart, bundle) or (f"it expired at {end.isoformat()[:19]}" if end and end <= today else None)
@@ -112,10 +120,11 @@ def count_approvals(
             void.append((each.user, why))
         else:
             given.append(each.user)
+            elsewhere += [(each.user, each.origin.environment)] if each.origin and each.carried else []
             ends += [end] if end else []
     may = None if approvers is None else tuple(each for each in approvers if each not in {*given, *apart})
     until = min(ends).isoformat() if ends else None
-    return Approvals(name, version, rules.stage, bundle, rules.approvals, tuple(given), tuple(void), may, tuple(apart.items()), until, request and request.user)
+    return Approvals(name, version, rules.stage, bundle, rules.approvals, tuple(given), tuple(void), may, tuple(apart.items()), until, request and request.user, tuple(elsewhere))
 
 
 def _why_not(event: Event, rules: StageRules, approvers: tuple[str, ...] | None, apart: dict[str, str], bundle: str) -> str | None:

@@ -5,6 +5,7 @@
 # %% ../../nbs/release/00_audit.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -24,8 +25,8 @@ __all__ = ['MOVES', 'ACTIONS', 'COLLECTED', 'Origin', 'Event', 'current_user', '
            'append_event', 'settle_log', 'read_events', 'record_event', 'Damage', 'find_damage', 'verify_log']
 
 # %% ../../nbs/release/00_audit.ipynb #event
-MOVES = ("promote", "rollback")  # Of an alias
-ACTIONS = ("register", "request", "approve", "revoke", *MOVES, "archive", "override", "gate-failed", "repair", "rollout")
+MOVES = ("promote", "rollback")  # Of an alias to a version; `retire` takes it away
+ACTIONS = ("register", "request", "withdraw", "approve", "revoke", *MOVES, "retire", "archive", "override", "gate-failed", "repair", "rollout")
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ def current_user() -> str:
 
 
 def store_id(store: Store) -> str:
-    "A short random name of a store that tells it from others of the same registry, wherever it is moved: kept in its file `store.id`."
+    "A short random name of a store that tells it from others of the same registry, wherever it is moved: kept in its file `store.id`; empty if it has none and cannot be written."
     path = store.home / "store.id"
     found = _read_id(path)
+    if not found and not store.is_writable:
+        return _logged_id(store)
     if not found:
         with store.lock("id"):
             found = _read_id(path)  # another process may have written it meanwhile
@@ -350,7 +353,7 @@ def _ends(head: Head, sequence: int, digest: str, size: int) -> bool:
 
 def verify_log(store: Store) -> list[Damage]:
     "What is wrong with the log of a store; nothing is changed, and an append that was cut short is not damage."
-    with store.lock("audit"), store_errors(store.audit):
+    with store.lock("audit") if store.is_writable else contextlib.nullcontext(), store_errors(store.audit):
         data = store.audit.read_bytes() if store.audit.exists() else b""
         try:
             head = read_head(store)

@@ -184,6 +184,8 @@ def _made(client: MlflowClient, event: Event) -> int | None:
             return event.version if ARCHIVED in client.get_model_version(event.name, str(event.version)).tags else None
         if event.action == "rollout":
             return event.version if f'"change": "{event.id}"' in client.get_registered_model(event.name).tags.get(ROLLOUT, "") else None
+        if event.action == "retire" and event.alias:
+            return event.version if event.alias not in client.get_registered_model(event.name).aliases else None
         if event.alias:
             return event.version if int(client.get_model_version_by_alias(event.name, event.alias).version) == event.version else None
     except MlflowException as error:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def _carry_events(registry: Registry, version: ModelVersion, leaving: _Leaving) 
         for event in leaving.events:
             id = event.id or digest_json(event.to_dict())[7:23]  # one that is older than ids
             if id not in known:
-                moved = event.action in MOVES
+                moved = event.action in (*MOVES, "retire")
                 origin = replace(event.origin or replace(leaving.origin, alias=event.alias if moved else None), carried=True)
                 arrived = replace(event, id=id, version=version.version, previous=None, alias=None if moved else event.alias, origin=origin)
                 make_change(client, store, arrived)
@@ -178,15 +178,17 @@ class Placed:
     bundle: str | None  # Digest
     versions: int
     since: Event | None  # The move that made it live
+    aliases: dict[str, int] = field(default_factory=dict)  # Versions by every other alias
 
     @property
     def told(self) -> str:
         "In one line."
+        others = "".join(f"; @{alias} version {version}" for alias, version in self.aliases.items())
         if self.version is None:
-            return f"{self.name}: nothing live, {self.versions} version{'s' * (self.versions != 1)}"
+            return f"{self.name}: nothing live, {self.versions} version{'s' * (self.versions != 1)}{others}"
         when = f" since {self.since.time[:19]} by {self.since.user}" if self.since else ""
         came = f", {self.since.origin.told}" if self.since and self.since.origin else ""
-        return f"{self.name} version {self.version} {(self.bundle or '')[:19]}{when}{came}"
+        return f"{self.name} version {self.version} {(self.bundle or '')[:19]}{when}{came}{others}"
 
 
 @dataclass(frozen=True)
@@ -222,5 +224,6 @@ def _placed(registry: Registry) -> tuple[Placed, ...]:
     for name in registry.names():
         versions, live = registry.versions(name), live_now(registry, name)
         bundle = next((each.bundle for each in versions if each.version == live.version), None)
-        found.append(Placed(name, live.version, bundle, len(versions), None if live.differs else live.event))
+        others = {alias: each.version for each in versions for alias in each.aliases if alias != registry.store.alias}
+        found.append(Placed(name, live.version, bundle, len(versions), None if live.differs else live.event, others))
     return tuple(found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def pass_gates(
     rival, report = _known(store, bundle, champion, policy)
     report = report or _ask(store, bundle, rival, policy, progress)
     if report.passed:
-        return Passed("passed", report.digest)
+        return Passed("passed" if report.judged else "not asked", report.digest)
     if report.override:
         return Passed("overridden", report.digest)
     if refused:
@@ -89,7 +90,11 @@ def pass_gates(
     failed = "; ".join(f"{each.gate} ({each.why})" for each in report.failed[:_MOST_TOLD])
     failed += f"; and {len(report.failed) - _MOST_TOLD} more" if len(report.failed) > _MOST_TOLD else ""
     what = f"the gates of {stage} say no: {failed}"
-    raise VerdictError(what, where=f"bundle {bundle.digest[:19]}", remedy=f"see why: n2p gate {bundle.digest[7:19]}; or overrule them: --override --reason TEXT")
+    again = f"n2p gate {bundle.digest[7:19]}" + (f" --against {rival.digest[7:19]}" if rival else "")
+    own = stage_rules(stage).gates
+    again += f" --policy {shlex.quote(own)}" if isinstance(own, str) else ""
+    again += f" --env {store.environment}" if store.environment else ""
+    raise VerdictError(what, where=f"bundle {bundle.digest[:19]}", remedy=f"see why: {again}; or overrule them: --override --reason TEXT")
 
 
 def _known(store: Store, bundle: Bundle, champion: Callable[[], Bundle | None], policy: Policy) -> tuple[Bundle | None, Report | None]:

@@ -120,9 +120,9 @@ def deployments(events: Sequence[Event]) -> list[Deployment]:
     "Every stretch of every alias, in the order in which they began."
     found: list[Deployment] = []
     for event in events:
-        if event.alias and event.action in MOVES:
+        if event.alias and event.action in (*MOVES, "retire"):
             found = [replace(each, until=event.time) if each.alias == event.alias and not each.until else each for each in found]
-            found.append(Deployment(event.alias, event.version, event))
+            found += [Deployment(event.alias, event.version, event)] if event.action in MOVES else []
     return found
 
 
@@ -210,7 +210,7 @@ def _answers(store: Store, name: str) -> list[str]:
     return [path.relative_to(store.home).as_posix() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
 
 # %% ../../nbs/release/20_graph.ipynb #svg
-_BOX, _GAP, _HIGH, _DOWN = 168, 52, 50, 16
+_BOX, _GAP, _HIGH, _DOWN = 190, 52, 50, 16  # A box takes a run id whole
 _FILL = {"data": "#e8f0fa", "notebook": "#e8f0fa", "run": "#fdf1e4", "original": "#e9f5ec", "bundle": "#e9f5ec", "version": "#e9f5ec", "deployment": "#f3ecf8", "predictions": "#f2f2f2"}
 
 
@@ -244,8 +244,11 @@ def _boxed(node: Node, x: float, y: float) -> str:
     return f'<g><title>{escape(f"{node.kind}: {node.label} {node.detail}")}</title><rect x="{x:g}" y="{y:g}" width="{_BOX}" height="{_HIGH}" rx="4" fill="{_FILL[node.kind]}" stroke="#bbb"/>{lines}</g>'
 
 
+_WIDE = 0.64  # Width of a digit in the widest of the usual fonts, as a share of the size
+
+
 def _cut(text: str, size: int) -> str:
-    most = int((_BOX - 14) / (size * 0.56))
+    most = int((_BOX - 16) / (size * _WIDE))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 # %% ../../nbs/release/20_graph.ipynb #openlineage

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import shutil
 import tempfile
 import time
@@ -21,9 +20,9 @@ from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..package.keys import SIGNATURES, Signature, add_signature, found_signatures, require_signature, restore_signatures, sign as make_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
-from ..project import environment_settings
-from .approvals import count_approvals, standing_approvals
-from .audit import Event, Origin
+from ..project import did_you_mean, environment_settings
+from .approvals import Approvals, count_approvals, standing_approvals
+from .audit import MOVES, Event, Origin
 from .change import ARCHIVED, make_change, parse_events, read_tags, recover, registry_lock
 from .flavour import write_model
 from .gated import pass_gates
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['register', 'sign', 'new_alias', 'promoting', 'promote', 'locked_events', 'alias_path', 'overruled', 'Drill',
-           'drill_rollback', 'rollback', 'archive']
+           'drill_rollback', 'rollback', 'retire', 'archive']
 
 # %% ../../nbs/release/09_moves.ipynb #register
 def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
@@ -140,8 +139,8 @@ def new_alias(registry: Versions, name: str, alias: str) -> str | None:
     had = {event.alias for event in registry.events(name) if event.alias}
     if alias in had:
         return None
-    near = difflib.get_close_matches(alias, sorted(known | had | set(_CUSTOMARY) - {alias}), n=1)
-    return f"'{alias}' is new, and asks no gates" + (f"; did you mean '{near[0]}'?" if near else "")
+    near = did_you_mean(alias, sorted(known | had | set(_CUSTOMARY) - {alias})).replace(",", ";")
+    return f"'{alias}' is new, and asks no gates{near}"
 
 # %% ../../nbs/release/09_moves.ipynb #promote
 def promoting(name: str, reason: str | None, unsealed: bool, override: bool) -> Identity:
@@ -269,11 +268,22 @@ def _approved(registry: Versions, version: ModelVersion, alias: str, who: Identi
         raise VerdictError(f"{alias} asks for {rules.approvals} approvals of {reference}, and without your own there are {found}", where=reference, remedy=remedy)
     if found.requested is None:
         asked = Event(now(), "request", name, number, who.user, reason=reason, bundle=version.bundle, identity=who.known_by, stage=alias, rules=details["rules"])
+        _require_possible(count_approvals([*events, asked], rules, people, name, number, version.bundle), who)
         make_change(registry._client, registry.store, asked)
         found = count_approvals([*events, asked], rules, people, name, number, version.bundle, who.user)
-    remedy = f"{found.still} may still approve: n2p approve {reference} --to {alias}" if found.still != "nobody" else f"nobody may still approve it: name more approvers in [tool.n2p.stages.{alias}]"
+    remedy = f"{found.still} may still approve: n2p approve {reference} --to {alias}"
+    if found.still == "nobody":
+        remedy = f"nobody may still approve it: let {found.requested} withdraw the request, n2p approve {reference} --to {alias} --withdraw; or name more approvers in [tool.n2p.stages.{alias}]"
     what = f"{alias} asks for {rules.approvals} approval{'s' * (rules.approvals != 1)} of {reference}, and there {'is' if len(found.given) == 1 else 'are'} {found.told.partition(';')[0]}"
     raise VerdictError(what, where=reference, remedy=remedy)
+
+def _require_possible(found: Approvals, who: Identity) -> None:
+    "Raise `VerdictError` if a request leaves too few who may approve, so that nobody could ever grant it."
+    if found.possible is None or found.possible >= found.needed:
+        return
+    reference = f"{found.name}@{found.version}"
+    what = f"{found.stage} asks for {found.needed} approvals of {reference}, and {found.possible} can be had if {who.user} asks for it: {', '.join(f'{each} {why}' for each, why in found.apart)}"
+    raise VerdictError(what, where=reference, remedy=f"let somebody ask who is no approver, or name more approvers in [tool.n2p.stages.{found.stage}]")
 
 # %% ../../nbs/release/09_moves.ipynb #path
 def alias_path(events: list[Event], alias: str) -> list[int]:
@@ -336,7 +346,9 @@ def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
     if current is not None and path[-1:] != [current]:
         path.append(current)  # somebody moved the alias with another tool
     skipped = []
-    for number in (each for each in reversed(path[:-1]) if each != current):
+    moved = [event for event in events if event.alias == alias and event.action in (*MOVES, "retire")]
+    dropped = current is None and bool(moved) and moved[-1].action == "retire"  # to go back is to what it pointed to
+    for number in (each for each in reversed(path if dropped else path[:-1]) if each != current):
         try:
             version = _living(registry.read(name, number))
             bundle = registry.bundle(version)
@@ -362,6 +374,26 @@ def rollback(registry: Versions, name: str, alias: str, reason: str | None = Non
         told = {"gates": "; ".join(ready.skipped)[:1000] or None, "approvals": "not asked" if rules.approvals else None}
         return _move(registry, "rollback", target, who, alias, ready.previous, reason, **told)
 
+# %% ../../nbs/release/09_moves.ipynb #retire
+def retire(registry: Versions, name: str, alias: str, reason: str | None = None, override: bool = False) -> Event | None:
+    "Drop an alias; None if it points to nothing. Raises `InputError` if a stage asks something of what enters it, or it is what is live, unless that is overruled with a reason."
+    who, rules = acting("retire", name), stage_rules(alias)
+    require_identity(who, rules)
+    live = {"production", registry.store.alias}
+    if (alias in live or rules.gates or rules.asks_people) and not override:
+        what, remedy = f"{name}@{alias} is what services load", f"promote another version, or go back: n2p rollback {name}; or overrule this: --override --reason TEXT"
+        raise InputError(what, where=f"{name}@{alias}", remedy=remedy)
+    if override:
+        promoting(name, reason, unsealed=False, override=True)
+    registry.history(name)
+    with _ready(registry, name):
+        current = registry.aliased(name, alias)
+        if current is None:
+            return None
+        bundle = registry.read(name, current).bundle
+        event = Event(now(), "retire", name, current, who.user, alias, current, reason, bundle, gates="overridden" if override else None, identity=who.known_by)
+        return make_change(registry._client, registry.store, event, lambda: registry._client.delete_registered_model_alias(name, alias))
+
 # %% ../../nbs/release/09_moves.ipynb #archive
 def archive(registry: Versions, name: str, version: int, reason: str | None = None) -> Event | None:
     "Keep a version from being promoted; None if it is archived already. Raises `InputError` if an alias points to it."
@@ -373,6 +405,6 @@ def archive(registry: Versions, name: str, version: int, reason: str | None = No
             return None
         if target.aliases:
             what, where = f"version {version} of '{name}' is live as {', '.join(target.aliases)}", f"{name}@{version}"
-            raise InputError(what, where=where, remedy=f"promote another version first: n2p promote {name} VERSION --to {target.aliases[0]}")
+            raise InputError(what, where=where, remedy=f"promote another version first: n2p promote {name} VERSION --to {target.aliases[0]}; or drop the alias: n2p retire {name} --alias {target.aliases[0]}")
         event = Event(now(), "archive", name, version, who.user, reason=reason, bundle=target.bundle, identity=who.known_by)
         return make_change(registry._client, registry.store, event, lambda: registry._client.set_model_version_tag(name, str(version), ARCHIVED, event.time))

@@ -5,28 +5,26 @@
 # %% ../../nbs/release/01_people.ipynb #imports
 from __future__ import annotations
 
-import difflib
-import hmac
 import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, InputError
-from ..project import digest_text, find_project, project_settings
+from ..package.tokens import check_digests, new_token, whose_token
+from ..project import did_you_mean, find_project, project_settings
 from .audit import ACTIONS, current_user
 
 # %% auto #0
 __all__ = ['TABLES', 'ROLES', 'KINDS', 'People', 'who_is_told', 'settings_place', 'read_people', 'check_names', 'check_list',
-           'Identity', 'new_token', 'identify', 'acting']
+           'Identity', 'identify', 'acting']
 
 # %% ../../nbs/release/01_people.ipynb #people
 TABLES = ("teams", "owners", "roles", "alerts", "tokens", "stages")  # Below [tool.n2p]
 ROLES = ("register", "promote", "approve", "override", "archive")
-_ROLE_OF = {"rollback": "promote"}
+_ROLE_OF = {"rollback": "promote", "retire": "promote"}
 KINDS = (*ACTIONS, "drift", "performance")  # Of events and alerts
 
 
@@ -61,7 +59,7 @@ class People:
     def who_is_told(self, name: str, kind: str) -> tuple[str, ...]:
         "Whom to tell of an event or alert of a model; raises `InputError` on a kind that there is not."
         if kind not in KINDS:
-            raise InputError(f"there is no alert '{kind}'{_near(kind, KINDS)}", where="[tool.n2p.alerts]", remedy=f"the alerts are {', '.join(KINDS)}")
+            raise InputError(f"there is no alert '{kind}'{did_you_mean(kind, KINDS)}", where="[tool.n2p.alerts]", remedy=f"the alerts are {', '.join(KINDS)}")
         return self.named((*self.alerts.get(kind, ()), *self.alerts.get("*", ())), name)
 
 
@@ -71,8 +69,6 @@ def who_is_told(name: str, kind: str) -> tuple[str, ...]:
 
 # %% ../../nbs/release/01_people.ipynb #read
 _TEAM = re.compile(r"[\w.-]{1,100}")
-_TOKEN = "n2p_"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def settings_place(project: Path | None, table: str) -> str:
@@ -92,11 +88,11 @@ def read_people(project: Path | None = None) -> People:
             raise InputError(f"team '{name}' has the team '{inner}' in it", where=settings_place(project, "teams"), remedy="name its people")
     for table, known in (("roles", ROLES), ("alerts", (*KINDS, "*"))):
         for key in read[table].keys() - {*known}:
-            raise InputError(f"unknown key '{key}'{_near(key, known)}", where=settings_place(project, table), remedy=f"the keys are {', '.join(known)}")
+            raise InputError(f"unknown key '{key}'{did_you_mean(key, known)}", where=settings_place(project, table), remedy=f"the keys are {', '.join(known)}")
     for table in ("owners", "roles", "alerts"):
         for key, names in read[table].items():
             check_names(names, teams, f"{settings_place(project, table)} {key}", owners=table != "owners")
-    _check_tokens(read["tokens"], settings_place(project, "tokens"))
+    check_digests(read["tokens"], settings_place(project, "tokens"), "n2p token new")
     return People(**read)
 
 
@@ -110,7 +106,7 @@ def check_names(
     for each in names:
         if each.startswith("@") and each[1:] not in teams and not (owners and each == "@owners"):
             known = [f"@{team}" for team in (*teams, *(["owners"] if owners else []))]
-            raise InputError(f"there is no team '{each}'{_near(each, known)}", where=where, remedy=f"the teams are {', '.join(known) or 'none'}; add it to [tool.n2p.teams]")
+            raise InputError(f"there is no team '{each}'{did_you_mean(each, known)}", where=where, remedy=f"the teams are {', '.join(known) or 'none'}; add it to [tool.n2p.teams]")
 
 
 def check_list(key: str, value: Any, where: str) -> tuple[str, ...]:
@@ -125,22 +121,6 @@ def _lists(table: Any, where: str, single: bool) -> dict[str, tuple[str, ...]]:
         raise InputError("a table is needed", where=where, remedy='write it as lines, such as flights = ["ann"]')
     return {key: check_list(key, [value] if single and isinstance(value, str) else value, where) for key, value in table.items()}
 
-
-def _near(name: str, known: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean '{found[0]}'?" if found else ""
-
-def _check_tokens(tokens: Mapping[str, tuple[str, ...]], where: str) -> None:
-    users: dict[str, str] = {}
-    for user, digests in tokens.items():
-        for each in digests:
-            if each.startswith(_TOKEN):
-                raise InputError(f"the token of '{user}' itself stands in the configuration", where=where, remedy=f"take it out, for everybody has read it; make another: n2p token new {user}")
-            if not _DIGEST.fullmatch(each):
-                raise InputError(f"'{user}' needs the digest of a token", where=where, remedy=f'write {user} = "sha256:…", as n2p token new {user} prints it')
-            if users.setdefault(each, user) != user:
-                raise InputError(f"'{users[each]}' and '{user}' have the same token", where=where, remedy=f"make one for each: n2p token new {user}")
-
 # %% ../../nbs/release/01_people.ipynb #identity
 @dataclass(frozen=True)
 class Identity:
@@ -153,24 +133,17 @@ class Identity:
         return f"{self.user} (known by {'a token' if self.known_by == 'token' else 'the operating system'})"
 
 
-def new_token() -> tuple[str, str]:
-    "A token, to be kept by a person, and its digest, to be kept by a project."
-    token = _TOKEN + secrets.token_urlsafe(32)
-    return token, digest_text(token)
-
-
 def identify(people: People | None = None) -> Identity:
     "Who runs this process, by `N2P_TOKEN` if that is set, else by the operating system; raises `AccessError` on a token that the project does not know."
     token = os.environ.get("N2P_TOKEN")
     if token is None:
         return Identity(current_user(), "os")
     people = read_people() if people is None else people
-    digest = digest_text(token.strip())
-    found = [user for user, digests in people.tokens.items() for each in digests if hmac.compare_digest(each, digest)]
-    if not found or not token.strip():
+    user = whose_token(token.strip(), people.tokens)
+    if user is None:
         what = "the token is not one of this project's" if token.strip() else "the token is empty"
         raise AccessError(what, where="N2P_TOKEN", remedy="set the one that n2p token new has printed, and its digest below [tool.n2p.tokens]; or unset it to be who the operating system says")
-    return Identity(found[0], "token")
+    return Identity(user, "token")
 
 # %% ../../nbs/release/01_people.ipynb #acting
 def acting(action: str, name: str) -> Identity:

@@ -5,7 +5,6 @@
 # %% ../../nbs/release/21_records.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from ..package.bundle import Bundle
 from ..package.gates.verdict import Report, Verdict, read_reports, report_path
 from ..package.keys import read_signatures
 from ..package.seal import Seal, read_seal
-from ..project import digest_file, find_project, project_settings
+from ..project import digest_file, find_project, project_settings, unknown_setting
 from .audit import Event
 from .graph import LineageGraph, find_record, lineage_graph
 from .people import People, read_people
@@ -89,9 +88,7 @@ def card_settings(project: Path | None = None) -> dict[str, Any]:
         if name in ("owners", "approvers"):
             raise InputError(f"'{name}' are not a setting of the card", where=where, remedy='owners have a table: [tool.n2p.owners] "*" = ["Ada"]; approvers are named by the stage: [tool.n2p.stages.production] approvers = ["Ada"]')
         if name not in TEXTS:
-            near = difflib.get_close_matches(name, TEXTS, n=1)
-            what = f"unknown setting '{name}'" + (f", did you mean '{near[0]}'?" if near else "")
-            raise InputError(what, where=where, remedy=f"the settings are {', '.join(TEXTS)}")
+            raise unknown_setting(name, TEXTS, where)
         if not isinstance(value, str):
             raise InputError(f"'{name}' needs a text", where=where, remedy=f'write {name} = "…"')
     return found

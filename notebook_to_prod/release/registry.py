@@ -15,10 +15,10 @@ from ..package.keys import Signature
 from ..package.lineage import find_origin
 from .announce import announcing
 from .approvals import Approvals
-from .approve import approvals, approve, revoke
+from .approve import approvals, approve, revoke, withdraw
 from .audit import Event, record_event
 from .change import make_change, recover, registry_lock
-from .moves import Drill, alias_path as alias_path, archive, drill_rollback, new_alias as new_alias, overruled as overruled, promote, register, rollback, sign
+from .moves import Drill, alias_path as alias_path, archive, drill_rollback, new_alias as new_alias, overruled as overruled, promote, register, retire, rollback, sign
 from .people import acting
 from .versions import ModelVersion, Versions, check_alias, check_name, parse_reference as parse_reference
 from ..train.record import RunRecord, now
@@ -72,6 +72,11 @@ class Registry(Versions):
         "Take back one's own approval; returns the event, or None if there is none."
         return revoke(self, check_name(name), version, self._alias(to), reason)
 
+    @announcing
+    def withdraw(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
+        "Take back one's own request for approvals; returns the event, or None if there is none. Raises what `approve.withdraw` raises."
+        return withdraw(self, check_name(name), version, self._alias(to), reason)
+
     def approvals(self, name: str, version: int, stage: str | None = None) -> Approvals:
         "How many approvals a version has for a stage, and who may still give one."
         return approvals(self, check_name(name), version, self._alias(stage))
@@ -88,6 +93,11 @@ class Registry(Versions):
     def drill(self, name: str, alias: str | None = None) -> Drill:
         "Do all of a rollback but the switch; raises what `rollback` raises."
         return drill_rollback(self, check_name(name), self._alias(alias))
+
+    @announcing
+    def retire(self, name: str, alias: str, reason: str | None = None, override: bool = False) -> Event | None:
+        "Drop an alias, such as one that was misspelt; returns the event, or None if it points to nothing. Raises what `moves.retire` raises."
+        return retire(self, check_name(name), check_alias(alias), reason, override)
 
     @announcing
     def archive(self, name: str, version: int, reason: str | None = None) -> Event | None:

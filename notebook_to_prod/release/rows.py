@@ -15,7 +15,7 @@ from ..project import Store
 
 # %% auto #0
 __all__ = ['ask_database', 'model_names', 'model_tags', 'model_aliases', 'version_sources', 'version_tags', 'version_counts',
-           'version_metrics']
+           'experiment_tags', 'version_metrics']
 
 # %% ../../nbs/release/02_rows.ipynb #ask
 def ask_database(
@@ -84,6 +84,12 @@ def version_counts(store: Store) -> dict[str, int] | None:
     "Number of versions by model."
     found = ask_database(store.registry_uri, f"select name, count(*) from model_versions where {_LIVING} group by name")
     return None if found is None else {name: int(count) for name, count in found}
+
+
+def experiment_tags(store: Store, prefix: str) -> dict[str, str] | None:
+    "Tags of experiments whose names begin with `prefix`."
+    found = ask_database(store.tracking_uri, "select key, value from experiment_tags order by key")
+    return None if found is None else {key: value for key, value in found if key.startswith(prefix)}
 
 
 def version_metrics(store: Store, name: str, version: int) -> dict[str, float] | None:

@@ -5,7 +5,6 @@
 # %% ../../nbs/release/23_score.ipynb #imports
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..package.seal import seal_path
-from ..project import digest_file, project_settings
+from ..project import did_you_mean, digest_file, project_settings
 from .approvals import standing_approvals
 from .page import Section, Table, html_page, markdown_page
 from .records import Records
@@ -235,8 +234,7 @@ def declared_evidence(project: Path) -> dict[str, Evidence]:
     told = {}
     for key, each in found.items() if isinstance(found, dict) else ():
         if key not in KEYS:
-            near = difflib.get_close_matches(key, KEYS, n=1)
-            raise InputError(f"there is no test '{key}'" + (f", did you mean '{near[0]}'?" if near else ""), where=where, remedy=f"the tests are {', '.join(KEYS)}")
+            raise InputError(f"there is no test '{key}'{did_you_mean(key, KEYS)}", where=where, remedy=f"the tests are {', '.join(KEYS)}")
         if not isinstance(each, Mapping) or not all(isinstance(each.get(name), str) and each[name] for name in ("by", "evidence")):
             raise InputError(f"'{key}' needs `by` and `evidence`", where=where, remedy='write by = "Ada" and evidence = "reviews/privacy.md"')
         path = project / each["evidence"]

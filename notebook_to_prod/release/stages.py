@@ -5,7 +5,6 @@
 # %% ../../nbs/release/05_stages.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, InputError
-from ..project import digest_json, project_settings
+from ..project import did_you_mean, digest_json, find_project, nearest, project_settings
 from .people import TABLES, Identity, People, check_list, check_names, read_people, settings_place
 
 # %% auto #0
@@ -54,11 +53,14 @@ def read_stages(project: Path | None = None) -> dict[str, StageRules]:
     for stage, value in {**_DEFAULT_GATES, **table}.items():
         if not _STAGE.fullmatch(stage):
             raise InputError(f"'{stage}' cannot be a stage", where=where, remedy="use a lower-case word such as production, staging, canary or shadow")
-        near = difflib.get_close_matches(stage, _DEFAULT_GATES, n=1, cutoff=0.8)
-        if near and near[0] not in stage:  # or what it asks would be asked of nobody
-            raise InputError(f"'{stage}' is nearly {near[0]}", where=where, remedy=f"write {near[0]}, or choose a name that nobody takes for it")
+        near = nearest(stage, _DEFAULT_GATES, cutoff=0.8)
+        if near and near not in stage:  # or what it asks would be asked of nobody
+            raise InputError(f"'{stage}' is nearly {near}", where=where, remedy=f"write {near}, or choose a name that nobody takes for it")
         if not isinstance(value, bool | str | dict):
             raise InputError(f"stages has {value!r} for {stage}", where=where, remedy="write true, false, the path of a policy, or a table")
+        policy = value.get("gates") if isinstance(value, dict) else value
+        if isinstance(policy, str) and not ((project or find_project()) / policy).is_file():
+            raise InputError(f"there is no policy '{policy}'", where=settings_place(project, f"stages.{stage}"), remedy="write true, false, or the path of a file, seen from the project")
         found[stage] = _read(stage, value, people, settings_place(project, f"stages.{stage}")) if isinstance(value, dict) else StageRules(stage, value)
     return found
 
@@ -71,7 +73,7 @@ def stage_rules(stage: str, project: Path | None = None) -> StageRules:
 def _read(stage: str, table: dict[str, Any], people: People, where: str) -> StageRules:
     for key in table:
         if key not in _KEYS:
-            raise InputError(f"unknown key '{key}'", where=where, remedy=f"the keys are {', '.join(_KEYS)}")
+            raise InputError(f"unknown key '{key}'{did_you_mean(key, _KEYS)}", where=where, remedy=f"the keys are {', '.join(_KEYS)}")
     gates, approvals, identity = table.get("gates", _DEFAULT_GATES.get(stage, False)), table.get("approvals", 0), table.get("identity", "os")
     wrong = {
         "gates": None if isinstance(gates, bool | str) else "write true, false or the path of a policy",

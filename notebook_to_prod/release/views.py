@@ -5,6 +5,7 @@
 # %% ../../nbs/release/15_views.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -20,14 +21,14 @@ from .approvals import Approvals
 from .audit import MOVES, Damage, Event, read_events, read_head, store_id, verify_log
 from .change import is_pending, parse_events, read_tags, recover, registry_lock
 from .registry import ModelVersion, Registry, check_alias, check_name
-from .rows import version_counts
+from .rows import experiment_tags, version_counts
 from .stages import read_stages
 from ..train.record import now
 from ..train.tracking import tracking_errors
 
 # %% auto #0
 __all__ = ['Listed', 'list_models', 'Shown', 'show_model', 'parse_time', 'live_at', 'find_live', 'Live', 'live_now', 'export_log',
-           'Checkpoint', 'make_checkpoint', 'read_checkpoints', 'Audited', 'verify_audit']
+           'Checkpoint', 'make_checkpoint', 'read_checkpoints', 'Signer', 'Audited', 'verify_audit']
 
 # %% ../../nbs/release/15_views.ipynb #list
 @dataclass(frozen=True)
@@ -93,9 +94,9 @@ def parse_time(text: str) -> datetime:
 
 
 def live_at(events: Sequence[Event], alias: str, moment: datetime | None = None) -> Event | None:
-    "The move that made an alias point to what it pointed to at a moment, now by default; None if it had not been set."
-    moves = [each for each in events if each.alias == alias and each.action in MOVES and (moment is None or parse_time(each.time) <= moment)]
-    return moves[-1] if moves else None
+    "The move that made an alias point to what it pointed to at a moment, now by default; None if it had not been set, or was dropped."
+    moves = [each for each in events if each.alias == alias and each.action in (*MOVES, "retire") and (moment is None or parse_time(each.time) <= moment)]
+    return moves[-1] if moves and moves[-1].action in MOVES else None
 
 
 def find_live(registry: Registry, name: str, alias: str | None = None, at: str | None = None) -> Event | None:
@@ -195,11 +196,11 @@ def _experiment(registry: Registry) -> str:
 def read_checkpoints(registry: Registry) -> list[Checkpoint]:
     "The checkpoints of this store's log that MLflow keeps, oldest first."
     store = registry.store
-    if not _has_database(store):
-        return []
-    with tracking_errors(store):
-        tags = registry._client.get_experiment(_experiment(registry)).tags
     prefix = f"{_ANCHOR}{store_id(store)}."
+    tags = experiment_tags(store, prefix)
+    if tags is None:
+        with tracking_errors(store):
+            tags = registry._client.get_experiment(_experiment(registry)).tags
     return [Checkpoint(**json.loads(value)) for key, value in sorted(tags.items()) if key.startswith(prefix)]
 
 
@@ -216,6 +217,22 @@ def _settle(registry: Registry) -> None:
 
 # %% ../../nbs/release/15_views.ipynb #verify
 @dataclass(frozen=True)
+class Signer:
+    "Who signed a checkpoint."
+
+    line: int
+    time: str
+    key: str  # Public key; empty if nobody signed it
+    name: str | None  # By which it is trusted here
+
+    @property
+    def told(self) -> str:
+        "In a line."
+        known = f"{self.name}, whose key is trusted" if self.name else f"the key {self.key[:16]}…, which is not trusted here: n2p keys trust"
+        return f"checkpoint of {self.time[:19]}, " + (f"signed by {known}" if self.key else "not signed")
+
+
+@dataclass(frozen=True)
 class Audited:
     "What is wrong with a log, held against itself, its checkpoints and MLflow."
 
@@ -223,18 +240,21 @@ class Audited:
     checkpoints: int
     damage: list[Damage]
     unsigned: tuple[int, ...] = ()  # Lines whose checkpoint is not signed, where keys are trusted; those prove less
+    signers: tuple[Signer, ...] = ()  # One for each checkpoint
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        counted = {"entries": self.entries, "checkpoints": self.checkpoints, "unsigned": list(self.unsigned)}
+        counted = {"entries": self.entries, "checkpoints": self.checkpoints, "unsigned": list(self.unsigned), "signers": [asdict(each) for each in self.signers]}
         return {**counted, "damage": [each.to_dict() for each in self.damage], "sound": not self.damage}
 
 
 def verify_audit(registry: Registry) -> Audited:
-    "Hold the log of a store against its own chain, its checkpoints, and the events that the registry keeps."
-    store, trusted = registry.store, set(trusted_keys(registry.store).values())
-    client = registry._client if is_pending(store, {}) or _has_database(store) else None  # opened before the lock is held
-    with registry_lock(store):  # so that no change is in the one and not yet in the other
+    "Hold the log of a store against its own chain, its checkpoints, and the events that the registry keeps; of one that cannot be written as it stands, with no lock."
+    store, known = registry.store, {key: name for name, key in trusted_keys(registry.store).items()}
+    trusted = set(known)
+    settles = store.is_writable and (is_pending(store, {}) or _has_database(store))
+    client = registry._client if settles else None  # opened before the lock is held
+    with registry_lock(store) if store.is_writable else contextlib.nullcontext():  # so that no change is in the one and not yet in the other
         if client is not None:
             recover(client, store)
         damage = verify_log(store)
@@ -244,7 +264,8 @@ def verify_audit(registry: Registry) -> Audited:
     for each in checkpoints:
         damage += _against(each, lines, trusted)
     unsigned = tuple(each.sequence for each in checkpoints if trusted and not each.key)
-    return Audited(len([line for line in lines if line.strip()]), len(checkpoints), [*damage, *told], unsigned)
+    signers = tuple(Signer(each.sequence, each.time, each.key, known.get(each.key) if each.key else None) for each in checkpoints)
+    return Audited(len([line for line in lines if line.strip()]), len(checkpoints), [*damage, *told], unsigned, signers)
 
 
 def _against(checkpoint: Checkpoint, lines: list[bytes], trusted: set[str]) -> list[Damage]:

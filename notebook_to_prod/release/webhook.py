@@ -14,7 +14,6 @@ import hmac
 import http.client
 import importlib.metadata
 import json
-import os
 import re
 import secrets
 import time
@@ -27,7 +26,7 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 from ..errors import InputError
-from ..project import digest_text, project_settings
+from ..project import VARIABLE, digest_text, expanded, project_settings
 from .audit import ACTIONS, Event
 from .people import who_is_told
 
@@ -36,7 +35,7 @@ __all__ = ['Webhook', 'read_webhooks', 'message', 'new_secret', 'signed_headers'
 
 # %% ../../nbs/release/11_webhook.ipynb #config
 _SECTION = "[[tool.n2p.webhooks]]"
-_VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
+_UNTIL = "what happened waits until then"
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class Webhook:
     @property
     def label(self) -> str:
         "What people call it: its name or its host, without what may be secret."
-        known = _VARIABLE.sub(lambda found: os.environ.get(found[1] or found[2]) or found[0], self.url)
-        return self.name or _host(_split(known)) or self.url.partition("/")[0]
+        return self.name or _host(_split(expanded(self.url, None))) or self.url.partition("/")[0]
 
     def wants(self, event: Event) -> bool:
         "Whether it is told of an event; not of one that was told of in another environment."
@@ -69,14 +67,14 @@ class Webhook:
 
     def address(self) -> SplitResult:
         "The whole address; raises `InputError` that does not show it."
-        split = _split(_filled(self.url, f"url of the webhook '{self.name or self.url.partition('/')[0]}'"))
+        split = _split(expanded(self.url, f"url of the webhook '{self.name or self.url.partition('/')[0]}'", _UNTIL))
         if split.scheme not in ("http", "https") or not _host(split) or re.search(r"[\s\x00-\x1f]", urlunsplit(split)):
             raise InputError("the address of a webhook is not one of http or https", where=f"{_SECTION}, {self.label}", remedy="write url = \"https://HOST/PATH\"; the variables in it may hold something else")
         return split
 
     def signing_key(self) -> bytes | None:
         "The key of its signature, or None; raises `InputError` that does not show it."
-        return _key(_filled(self.secret, f"secret of the webhook '{self.label}'"), self.secret) if self.secret else None
+        return _key(expanded(self.secret, f"secret of the webhook '{self.label}'", _UNTIL), self.secret) if self.secret else None
 
 
 def _split(url: str) -> SplitResult:
@@ -93,14 +91,6 @@ def _host(split: SplitResult) -> str:
         return ""
 
 
-def _filled(text: str, where: str) -> str:
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
-        if not os.environ.get(name):
-            raise InputError(f"{name} is not set", where=where, remedy=f"set {name} in the environment; what happened waits until then")
-        return os.environ[name]
-
-    return _VARIABLE.sub(value, text)
 
 # %% ../../nbs/release/11_webhook.ipynb #read
 _LISTS = ("events", "models")
@@ -132,7 +122,7 @@ def _webhook(number: int, table: dict[str, Any]) -> Webhook:
             raise _wrong(number, key, f"{key} is {value!r}", "write a list of texts" if key in _LISTS else "write a number above 0" if key in ("timeout", "attempts") else "write a text")
     if "url" not in table:
         raise _wrong(number, "url", "a webhook has no url", 'write url = "https://HOST/PATH"')
-    if not _VARIABLE.fullmatch(table.get("secret", "$n")):
+    if not VARIABLE.fullmatch(table.get("secret", "$n")):
         raise _wrong(number, "secret", "secret is not the name of a variable", 'the file is no place for a secret: write secret = "$N2P_WEBHOOK_SECRET", and set that in the environment')
     if not table["url"].startswith(("http://", "https://", "$")):
         raise _wrong(number, "url", "the address of a webhook is not one of http or https", 'write url = "https://HOST/PATH"')

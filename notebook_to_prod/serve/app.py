@@ -14,9 +14,11 @@ from fastapi import Body, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field
 
 from ..package.schema import Schema
+from .access import REFUSED, Access, describe_access
 from .batch import Model
 from .configure import configure
 from .explain import explain_wires
@@ -83,20 +85,60 @@ class Application:
         self.fastapi = fastapi  # To add routes and middleware to, before the first request
         self._predict: Handler | None = None
         self._directly = False
+        origins = service.guard.origins if service.guard else ()
+        self._around: Any = CORSMiddleware(self._at_the_door, origins, allow_methods=_ASKED, allow_headers=_SHOWN) if origins else self._at_the_door  # type: ignore[arg-type]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._directly and scope["type"] == "http" and scope["path"] == "/predict" and scope["method"] == "POST":
             await self._predict(scope, receive, send)  # type: ignore[misc]
             return
-        if self._predict is None:
-            self._predict, self._directly = self.service.handler(predict_wires()), not self.fastapi.user_middleware
-        await self.fastapi(scope, receive, send)  # type: ignore[arg-type]
+        await self._around(scope, receive, send)
 
     async def predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         "Answer `/predict`, whatever the route."
+        await self._handler()(scope, receive, send)
+
+    def _handler(self) -> Handler:
         if self._predict is None:
-            self._predict, self._directly = self.service.handler(predict_wires()), not self.fastapi.user_middleware
-        await self._predict(scope, receive, send)
+            self._predict = self.service.handler(predict_wires())
+            self._directly = not self.fastapi.user_middleware and not (self.service.guard and self.service.guard.origins)
+        return self._predict
+
+    async def _at_the_door(self, scope: Scope, receive: Receive, send: Send) -> None:
+        "Let in who may be, and say what goes for every answer; FastAPI finds the route."
+        handler = self._handler()
+        if scope["type"] == "lifespan" or self.service.guard is None:
+            await self.fastapi(scope, receive, send)  # type: ignore[arg-type]
+        elif (refused := self.service.guard(scope, self.fastapi.root_path)) is None:  # type: ignore[arg-type]
+            await self.fastapi(scope, receive, _safely(scope, send))  # type: ignore[arg-type]
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["method"] == "POST":
+            scope[REFUSED] = refused  # type: ignore[index]
+            await handler(scope, receive, send)  # whose first hook says so: a refusal that is counted and logged as others are
+        else:
+            fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(refused.body)), *refused.headers]
+            await _safely(scope, send)({"type": "http.response.start", "status": refused.status, "headers": fields})
+            await send({"type": "http.response.body", "body": refused.body})
+
+
+_ASKED, _SHOWN = ("GET", "POST"), ("authorization", "content-type", "x-api-key")
+_SAFE = {b"x-content-type-options": b"nosniff", b"x-frame-options": b"DENY", b"referrer-policy": b"no-referrer"}
+_FRESH = {b"cache-control": b"no-store"}
+
+
+def _safely(scope: Scope, send: Send) -> Send:
+    "With what goes for every answer, unless the route says something else."
+    wanted = _SAFE if scope["path"].startswith("/static-offline-docs/") else _SAFE | _FRESH
+
+    async def say(message: Mapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            fields = list(message.get("headers", ()))
+            there = {name.lower() for name, _ in fields}
+            message = {**message, "headers": [*fields, *((name, value) for name, value in wanted.items() if name not in there)]}
+        await send(message)
+
+    return say
 
 
 def create_app(
@@ -164,6 +206,7 @@ def _build(service: Service) -> Application:
         raise NotImplementedError("the function of the service answers")
 
     made = Application(service, app)
+    _document_access(app, service)
     _add_mlflow(app, service, schema, golden["rows"][:2])
     _add_open_inference(app, service, golden["rows"][:2])
     _answer_by(app, "/predict", made.predict)
@@ -196,6 +239,18 @@ def _answer_by(app: FastAPI, path: str, handler: Handler) -> None:
     "Let a plain ASGI function answer what FastAPI documents."
     (route,) = (each for each in app.routes if isinstance(each, APIRoute) and each.path == path)
     route.app = handler  # type: ignore[assignment]
+
+
+def _document_access(app: FastAPI, service: Service) -> None:
+    "Let the description name how one is let in, when somebody first asks for it."
+    written = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None and isinstance(service.guard, Access):
+            describe_access(service.guard, written())
+        return written()
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _describe(predictor: Predictor) -> str:

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -85,6 +86,7 @@ class Model:
         self._classes = predictor.classes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Waiting] = []
+        self._told: set[tuple[type, str, int]] = set()  # Why requests were refused
 
     async def score(self, rows: list[Row]) -> Prediction | Refusal:
         "Predict the rows of one request, together with others that are pending."
@@ -102,12 +104,20 @@ class Model:
     def score_alone(self, rows: list[Row]) -> Prediction | Refusal:
         "Predict the rows of one request by plan or pipeline; takes its time, raises nothing."
         try:
-            return self.predictor.score_rows(rows)
+            with np.errstate(all="ignore"):  # anybody may send what overflows
+                return self.predictor.score_rows(rows)
         except DataError as error:
             return _not_finite(error.where)
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises
-            _log.warning("the pipeline refused a request that fits the schema", exc_info=error)
+            self._tell(error)
             return refusal(422, "refused", ["body"], "The model cannot score this input")
+
+    def _tell(self, error: Exception) -> None:
+        "Log why the pipeline refused, once for each place that raises: who asks decides how often."
+        *_, last = traceback.walk_tb(error.__traceback__)
+        if (cause := (type(error), last[0].f_code.co_filename, last[1])) not in self._told:
+            self._told.add(cause)
+            _log.warning("the pipeline refused a request that fits the schema (said once for each cause)", exc_info=error)
 
     def _score_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

@@ -12,8 +12,10 @@ from typing import Any
 
 from ..errors import InputError
 from ..project import unknown_setting
+from .access import secure
 from .follow import add_rollout
 from .service import Service
+from .tls import secure_transport
 
 # %% auto #0
 __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
@@ -22,6 +24,8 @@ __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
 Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that names the setting
 
 PARTS: dict[str, Part] = {
+    "security": secure,  # First: nothing is done for who is not let in
+    "tls": secure_transport,
     "rollout": add_rollout,
 }
 

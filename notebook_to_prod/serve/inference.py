@@ -212,7 +212,7 @@ def _asked(content: Mapping[str, Any]) -> Asked:
     if name is not None and not isinstance(name, str):
         raise _Wrong("The id must be a text")
     binary = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
-    if not outputs:
+    if outputs is None or outputs == []:
         return Asked(name, None, binary)
     if not isinstance(outputs, list) or not all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in outputs):
         raise _Wrong("The outputs must be a list of objects with a name")
@@ -329,7 +329,8 @@ def infer_document(
         },
         "required": ["name", "shape", "datatype"],
     }
-    request = {"type": "object", "properties": {"id": {"type": "string"}, "inputs": {"type": "array", "items": tensor}, "outputs": {"type": "array", "items": {"type": "object"}}}, "required": ["inputs"]}
+    wanted = {"type": ["array", "null"], "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}}
+    request = {"type": "object", "properties": {"id": {"type": ["string", "null"]}, "inputs": {"type": "array", "items": tensor, "minItems": 1}, "outputs": wanted}, "required": ["inputs"]}
     properties = {"model_name": {"type": "string"}, "model_version": {"type": "string"}, "id": {"type": "string"}, "outputs": {"type": "array", "items": tensor}}
     answer = {"type": "object", "properties": properties, "required": ["model_name", "outputs"]}
     refused = {"content": {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}}}}

@@ -138,7 +138,7 @@ def invocations_document(
     records: Any = {"type": "array", "items": {"type": "object"}, "minItems": 1}
     split = {"type": "object", "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "index": {"type": "array", "items": {}}, "data": {"type": "array", "items": {"type": "array", "items": {}}}}, "required": ["data"]}
     properties = {"dataframe_split": split, "dataframe_records": records, "instances": {"type": "array", "items": {}}, "inputs": {}}
-    body = {"type": "object", "properties": properties, "minProperties": 1, "maxProperties": 1, "additionalProperties": False}
+    body = {"type": "object", "properties": properties, "oneOf": [{"required": [name]} for name in _FORMATS]}
     names = [*schema.names]
     shown = {"dataframe_split": {"columns": names, "data": [[row[name] for name in names] for row in rows]}}
     error = {"type": "object", "properties": {"error_code": {"type": "string"}, "message": {"type": "string"}, "detail": {"type": "array", "items": {"type": "object"}}}, "required": ["error_code", "message"]}

@@ -51,7 +51,8 @@ def _number(column: Column) -> Any:
     return Annotated[StrictFloat, Field(allow_inf_nan=False, **{name: end for name, end in ends.items() if end is not None})]
 
 
-_MOMENT = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?( ?(Z|[+-]\d\d:?\d\d))?)?")
+_NAIVE = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d{1,9})?)?)?"
+_MOMENT = re.compile(_NAIVE.removesuffix(")?") + r"( ?(Z|[+-]\d\d:?\d\d))?)?")
 
 
 def moment_check(column: Column) -> Callable[[str], str]:
@@ -75,7 +76,14 @@ def moment_check(column: Column) -> Callable[[str], str]:
 
 
 def _datetime(column: Column) -> Any:
-    return Annotated[StrictStr, AfterValidator(moment_check(column)), Field(json_schema_extra={"format": "date-time"})]
+    return Annotated[StrictStr, AfterValidator(moment_check(column)), Field(json_schema_extra=_told_of_moments(column))]
+
+
+def _told_of_moments(column: Column) -> dict[str, Any]:
+    "What OpenAPI says of a column of moments: `date-time` is one with an offset from UTC, so a column without gets a pattern."
+    if "," in column.dtype:
+        return {"format": "date-time", "description": "A moment with its offset from UTC, as in 2013-01-31T17:45:00Z"}
+    return {"pattern": f"^{_NAIVE}$", "description": "A date, or a date and time without an offset from UTC, as in 2013-01-31T17:45:00"}
 
 
 def _no_boolean(value: Any) -> Any:

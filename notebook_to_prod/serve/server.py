@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ServerError
+from .access import refuse_exposure
 from .predictor import Predictor
 
 if TYPE_CHECKING:
@@ -88,10 +89,11 @@ def run_server(
             await asyncio.sleep(_LAST)  # whoever is connected gets an answer
             await super().shutdown(sockets)
 
+    certfile, keyfile = app.service.tls or (None, None)
     logging = copy.deepcopy(LOGGING_CONFIG)
     logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
     bound.listen(_BACKLOG)
-    config = uvicorn.Config(app, log_level="warning", log_config=logging, access_log=False, server_header=False, ws="none")
+    config = uvicorn.Config(app, log_level="warning", log_config=logging, access_log=False, server_header=False, ws="none", ssl_certfile=certfile, ssl_keyfile=keyfile)
     Server(config).run(sockets=[bound])
 
 # %% ../../nbs/serve/12_server.ipynb #workers
@@ -203,9 +205,12 @@ def serve(
     announce: Callable[[str], None] = print,  # Told the service's URL once the socket is bound
     workers: int = 1,  # Processes; with several, load the predictor inside `forkable`
     settings: Mapping[str, Any] | None = None,  # `[tool.n2p.serve]` or `service.toml`
+    without_authentication: bool = False,  # Whether to listen beyond this machine though no keys are configured
+    certfile: str | None = None,  # Instead of those in the settings
+    keyfile: str | None = None,
     source: Source | None = None,  # Where it learns of other versions, of a service that follows its model
 ) -> None:
-    "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used."
+    "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used, `InputError` if it must not be."
     bound = open_socket(host, port)
     from notebook_to_prod.serve.app import create_app
     from notebook_to_prod.serve.batch import Model
@@ -213,11 +218,23 @@ def serve(
 
     shown = f"[{host}]" if ":" in host else host
     with bound, forkable() if workers > 1 else contextlib.nullcontext():
-        app = create_app(predictor, Service(Model(predictor), source=source), settings)
+        app = create_app(predictor, Service(Model(predictor), source=source), _with_options(settings or {}, without_authentication, certfile, keyfile))
+        address, port = bound.getsockname()[:2]
+        refuse_exposure(app.service, address, f"--host {host}")
         del predictor  # or the first model would stay in memory when another has taken its place
         bound.listen(_BACKLOG)
-        announce(f"http://{shown}:{bound.getsockname()[1]}")
+        announce(f"{'https' if app.service.tls else 'http'}://{shown}:{port}")
         if workers == 1:
             run_server(app, bound)
         else:
             run_workers(lambda parent, began: run_server(app, bound, parent, began), workers, release=bound.close)
+
+
+def _with_options(settings: Mapping[str, Any], without_authentication: bool, certfile: str | None, keyfile: str | None) -> dict[str, Any]:
+    "The settings, with what the command line says instead."
+    said = dict(settings)
+    if without_authentication and isinstance(table := said.get("security", {}), Mapping):
+        said["security"] = {**table, "without_authentication": True}
+    if certfile or keyfile:
+        said["tls"] = {name: path for name, path in (("certfile", certfile), ("keyfile", keyfile)) if path}
+    return said

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from ..package.bundle import Prediction
 from ..package.policy import Adjusted, Change
@@ -20,7 +20,7 @@ from .request import Refusal, Row, refusal
 
 # %% auto #0
 __all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'Call', 'with_warnings', 'Wire', 'json_only', 'by_headers',
-           'read_body', 'Service']
+           'read_body', 'Guard', 'Service']
 
 # %% ../../nbs/serve/05_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -150,6 +150,17 @@ _LARGE = 65_536  # Bytes of a body from which decoding is left to a thread
 _INTERNAL = refusal(500, "internal", [], "The service failed to answer; its log has the reason")
 
 
+_SAFE = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))  # A prediction is nobody else's, and is what it says
+
+
+class Guard(Protocol):
+    "What decides about requests of every route before they are read."
+
+    origins: tuple[str, ...]  # Of pages that may ask from a browser
+
+    def __call__(self, scope: MutableMapping[str, Any], root: str = "") -> Refusal | None: ...
+
+
 @dataclass
 class Service:
     "What answers requests for predictions, and the hooks of what surrounds it."
@@ -167,6 +178,8 @@ class Service:
     stop: list[Callable[[], None]] = field(default_factory=list)
     source: Any = None  # A `follow.Source`: which versions to answer with, if not always this model
     rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
+    guard: Guard | None = None  # Asked by the application, also of routes that are not the service's
+    tls: tuple[str, str | None] | None = None  # The files of a certificate and of its key
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:
@@ -246,7 +259,7 @@ class Service:
                 _log.error("a request was not answered", exc_info=error)
                 call.said, call.status, call.content = _INTERNAL, 500, _INTERNAL.body if call.wire is None else call.wire.refuse(_INTERNAL)[1]
             kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
-            headers = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *call.headers]
+            headers = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *_SAFE, *call.headers]
             if self.draining:
                 headers.append(_CLOSE)
             await send({"type": "http.response.start", "status": call.status, "headers": headers})

@@ -268,7 +268,7 @@ def _attempt_of(nb: Any, input_path: str | None) -> Attempt:
         raise NotebookError("the notebook has no code cells", where=str(path), remedy="add cells, or check the path")
     project = find_project(path.resolve().parent)
     for finding in check_notebook(notebook, folder=Path.cwd()).errors:
-        _log.warning("%s in cell '%s', line %d: %s", finding.code, finding.cell_id, finding.line, finding.what)
+        _log.warning("%s in %s: %s", finding.code, finding.place, finding.what)
     question = ask(notebook, check_parameters(notebook, given=given), Path.cwd(), project)
     store = open_store()
     with only_one(store, question.key):

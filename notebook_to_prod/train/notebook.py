@@ -94,6 +94,10 @@ class Notebook:
         "Code cells with any code in them, in order."
         return tuple(cell for cell in self.cells if cell.kind == "code" and cell.source.strip())
 
+    def number_of(self, position: int) -> int:
+        "The number among the code cells, from 1 and as Jupyter counts when it runs them all, of the cell at a position among all cells."
+        return sum(cell.kind == "code" and bool(cell.source.strip()) for cell in self.cells[: position + 1])
+
     @cached_property
     def digest(self) -> str:
         "Identity of the code."

@@ -9,7 +9,6 @@ import ast
 import base64
 import builtins
 import contextlib
-import difflib
 import html
 import itertools
 import json
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ParameterError
+from ..project import did_you_mean
 from .notebook import Notebook, Parameter, read_notebook
 from .scraps import glue
 
@@ -173,8 +173,7 @@ def check_parameters(
         secret(name)
     for name, value in values.items():
         if name not in declared:
-            near = difflib.get_close_matches(str(name), declared, n=1, cutoff=0.5)
-            problems.append(f"unknown parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else ""))
+            problems.append(f"unknown parameter '{name}'{did_you_mean(str(name), declared, cutoff=0.5)}")
         elif secret_name(value):
             if not _accepts("text", kinds[name]):
                 problems.append(f"'{name}' is a secret, which is text, but the notebook declares {_type_name(kinds[name])}")

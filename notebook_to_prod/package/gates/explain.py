@@ -5,7 +5,6 @@
 # %% ../../../nbs/package/gates/12_explain.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib.util
 import math
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
+from ...project import did_you_mean
 from .case import Answers, Case, Rows, gate, kinds
 from .leakage import column_codes, single_score
 from .metrics import Metric, primary_metric
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'Proxy', 'find_proxies', 'answer_moves',
-           'forbidden', 'shap_importance', 'shap_values']
+__all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'require_features', 'Proxy', 'find_proxies',
+           'answer_moves', 'forbidden', 'shap_importance', 'shap_values']
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #importance
 REPEATS = 5
@@ -94,6 +94,7 @@ def importance(case: Case, policy: Policy) -> Iterator[Verdict]:
     if case.task == "other" or case.test.y.ndim > 1:
         yield skipped(name, "the model has no single target")
         return
+    require_features(case, policy)
     found, rows = permutation_importance(case, policy), case.test_sample(policy, settings.rows)
     ranked = {feature: {"importance": each.number, "interval": each.interval} for feature, each in found.items()}
     evidence = {"importance": ranked, "metric": primary_metric(case, policy).name, **rows.evidence}
@@ -105,17 +106,18 @@ def importance(case: Case, policy: Policy) -> Iterator[Verdict]:
         why = f"'{first}' matters most: without it {primary_metric(case, policy).name} is worse by {shown(found[first].number)}"
         yield Verdict(name, "pass", why, first, found[first].number, None, True, found[first].interval, evidence)
     for feature in settings.required:
-        _known(case, feature)
         low = found[feature].interval[0]
         status = "pass" if low >= settings.importance else "fail"
         why = f"'{feature}' has to matter: without it {primary_metric(case, policy).name} is worse by {shown(found[feature].number)}, asked for at least {shown(settings.importance)}"
         yield Verdict(name, status, why, feature, found[feature].number, settings.importance, True, found[feature].interval, evidence)
 
 
-def _known(case: Case, feature: str) -> None:
-    if feature not in case.schema.names:
-        remedy = f"the features are {', '.join(case.schema.names)}"
-        raise InputError(f"there is no feature '{feature}'", where="policy, explain, required", remedy=remedy)
+def require_features(case: Case, policy: Policy) -> None:
+    "Raise `InputError` if the policy requires a feature that the model has not."
+    known = case.schema.names
+    for feature in policy.explain.required:
+        if feature not in known:
+            raise InputError(f"there is no feature '{feature}'{did_you_mean(feature, known)}", where="policy, explain, required", remedy=f"the features are {', '.join(known)}")
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #forbidden
 @dataclass(frozen=True)
@@ -183,8 +185,8 @@ def forbidden(case: Case, policy: Policy) -> Iterator[Verdict]:
     for pattern in settings.forbidden:
         named = [each for each in dict.fromkeys([*case.schema.names, *beside]) if fnmatch.fnmatch(each, pattern)]
         if not named:
-            near = difflib.get_close_matches(pattern, [*case.schema.names, *beside], n=1)
-            what = f"no feature is called '{pattern}'" + (f", did you mean '{near[0]}'?" if near else ", and no table tells what stands for it")
+            near = did_you_mean(pattern, [*case.schema.names, *beside])
+            what = f"no feature is called '{pattern}'{near or ', and no table tells what stands for it'}"
             yield Verdict(name, "warn", what, pattern, 0.0, settings.importance, False)
         for feature in named:
             yield _judge_input(case, policy, feature) if feature in case.schema.names else skipped(name, f"'{feature}' is no feature; what stands for it is judged", feature)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError
 from .case import Case, Rows, gate
 from .policy import Policy
+from ...project import did_you_mean
 from .verdict import Verdict, judge, skipped
 
 if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['group_of_rows', 'GroupRates', 'group_rates', 'groups']
+__all__ = ['group_of_rows', 'require_attributes', 'GroupRates', 'group_rates', 'groups']
 
 # %% ../../../nbs/package/gates/11_fairness.ipynb #groups
 def group_of_rows(case: Case, rows: Rows, attribute: str) -> np.ndarray:  # Texts, (rows,)
@@ -32,14 +33,28 @@ def group_of_rows(case: Case, rows: Rows, attribute: str) -> np.ndarray:  # Text
     elif case.sensitive is not None and attribute in case.sensitive.columns:
         values = case.sensitive[attribute].iloc[rows.positions]
     else:
-        known = [*rows.X.columns, *(case.sensitive.columns if case.sensitive is not None else [])]
-        remedy = f"the columns are {', '.join(map(str, known))}; others go to run.export(…, sensitive=table)"
-        raise InputError(f"there is no sensitive attribute '{attribute}'", where="policy, fairness, attributes", remedy=remedy)
+        raise _no_attribute(case, attribute)
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values) and values.nunique() > 10:
         middle = float(values.median())
         cut = np.where(values.astype("float64") < middle, f"below {middle:g}", f"{middle:g} and above")
         return np.where(values.isna(), "missing", cut)
     return values.astype(object).where(values.notna(), "missing").astype(str).to_numpy()
+
+def require_attributes(case: Case, policy: Policy) -> None:
+    "Raise `InputError` if the policy names a sensitive attribute that no table has."
+    for attribute in policy.fairness.attributes:
+        if attribute not in _attributes(case):
+            raise _no_attribute(case, attribute)
+
+
+def _attributes(case: Case) -> list[str]:
+    return [*case.schema.names, *(map(str, case.sensitive.columns) if case.sensitive is not None else ())]
+
+
+def _no_attribute(case: Case, attribute: str) -> InputError:
+    known = _attributes(case)
+    remedy = f"the columns are {', '.join(known)}; others go to run.export(…, sensitive=table)"
+    return InputError(f"there is no sensitive attribute '{attribute}'{did_you_mean(attribute, known)}", where="policy, fairness, attributes", remedy=remedy)
 
 # %% ../../../nbs/package/gates/11_fairness.ipynb #rates
 _RATES = ("selection rate", "true positive rate", "false positive rate")

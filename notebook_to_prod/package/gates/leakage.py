@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
-from .case import Case, gate, kinds
+from .case import Answers, Case, Rows, gate, kinds
 from .policy import Policy
+from .quality import linear_answers
 from .verdict import Verdict, judge, shown, skipped
+from ...project import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 # %% auto #0
-__all__ = ['column_codes', 'single_score', 'single_feature', 'future', 'time_order', 'duplicates']
+__all__ = ['column_codes', 'single_score', 'single_feature', 'too_good', 'future', 'require_moment', 'time_order', 'duplicates']
 
 # %% ../../../nbs/package/gates/08_leakage.ipynb #single
 def column_codes(
@@ -95,6 +97,42 @@ def single_feature(case: Case, policy: Policy) -> Iterator[Verdict]:
         best = next(iter(ranked))
         yield judge(name, ranked[best], limit, f"best score of one feature, '{best}',", at_least=False, subject=best, scores=ranked, **test.evidence)
 
+# %% ../../../nbs/package/gates/08_leakage.ipynb #too-good-gate
+@gate("data.too_good")
+def too_good(case: Case, policy: Policy) -> Iterator[Verdict]:
+    "Is the score one that a model without a leak could have?"
+    name, limit, rows = "data.too_good", policy.data.too_good, case.test_sample(policy)
+    if case.task == "other" or rows.y.ndim > 1:
+        yield skipped(name, "the model has no single target")
+        return
+    if len(set(rows.y.tolist())) < 2:
+        yield skipped(name, "the test rows have one answer")
+        return
+    number = _merit(case.answers(rows), rows, case.task)
+    if number >= limit:
+        why = f"{shown(number)} on rows that training has not seen is too good to be true more often than not: look for a feature that is known only afterwards"
+        yield Verdict(name, "warn", why, "score", number, limit, False, evidence=rows.evidence)
+        return
+    rival = linear_answers(case, policy)
+    simple = None if rival is None else _merit(rival, rows, case.task)
+    evidence = {"a linear model": simple, **rows.evidence}
+    if simple is not None and (1 - number) * policy.data.above_simple <= 1 - max(simple, 0.0):
+        why = f"{shown(number)} where a linear model has {shown(simple)}: so far above it that a leak is likelier than a discovery"
+        yield Verdict(name, "warn", why, "score", number, limit, False, evidence=evidence)
+        return
+    yield judge(name, number, limit, "score of the model on rows that training has not seen", at_least=False, subject="score", **evidence)
+
+
+def _merit(answers: Answers, rows: Rows, task: str) -> float:
+    "ROC AUC of two classes, balanced accuracy of more, else R²: 1 is perfect."
+    from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
+
+    if task != "classification":
+        return float(r2_score(rows.y, answers.predictions))
+    if answers.scores is not None and answers.classes is not None:
+        return float(roc_auc_score(rows.y == answers.classes[1], answers.scores))
+    return float(balanced_accuracy_score(rows.y, answers.predictions))
+
 # %% ../../../nbs/package/gates/08_leakage.ipynb #future-gate
 @gate("data.future")
 def future(case: Case, policy: Policy) -> Iterator[Verdict]:
@@ -122,6 +160,13 @@ def _equals(column: pd.Series, y: np.ndarray) -> bool:
     return bool(np.all(same)) if isinstance(same, np.ndarray) else False
 
 
+def require_moment(case: Case, policy: Policy) -> None:
+    "Raise `InputError` if the policy names a column of the moment that the model has not."
+    column, known = policy.data.time, case.schema.names
+    if column and column not in known:
+        raise InputError(f"there is no column '{column}'{did_you_mean(column, known)}", where="policy, data, time", remedy=f"the columns are {', '.join(known)}")
+
+
 @gate("data.time_order")
 def time_order(case: Case, policy: Policy) -> Iterator[Verdict]:
     "Does training end before the test begins?"
@@ -129,8 +174,7 @@ def time_order(case: Case, policy: Policy) -> Iterator[Verdict]:
     if not column:
         yield skipped(name, "the policy names no column of the moment: [tool.n2p.gates.data] time = '…'")
         return
-    if column not in case.schema.names:
-        raise InputError(f"there is no column '{column}'", where="policy, data, time", remedy=f"the columns are {', '.join(case.schema.names)}")
+    require_moment(case, policy)
     first = case.test.X[column].min()
     late = int((case.train.X[column] > first).sum())
     why = f"share of training rows later than the first test row ({first})"

@@ -5,7 +5,6 @@
 # %% ../../../nbs/package/gates/05_metrics.ipynb #imports
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from .case import Answers, Case
-from .policy import Policy
+from .policy import Policy, require_metric
 from .statistics import Estimate, auc_interval, bootstrap, clopper_pearson
 
 if TYPE_CHECKING:
@@ -251,12 +250,9 @@ def find_metric(
             remedy = f"name the function instead, such as {name}_score"
             raise InputError(f"the scorer '{name}' takes no options", where="policy, quality, metrics", remedy=remedy)
         return Metric(name, metrics.get_scorer(name), 1)
-    function = getattr(metrics, name, None)
-    parameters = list(inspect.signature(function).parameters) if inspect.isfunction(function) else []
-    if parameters[:1] != ["y_true"]:
-        near = difflib.get_close_matches(name, [*metrics.get_scorer_names(), *metrics.__all__], n=3)
-        remedy = f"did you mean {', '.join(near)}?" if near else "see sklearn.metrics.get_scorer_names()"
-        raise InputError(f"scikit-learn has no metric '{name}'", where="policy, quality, metrics", remedy=remedy)
+    require_metric(name)
+    function = getattr(metrics, name)
+    parameters = list(inspect.signature(function).parameters)
     unknown = [option for option in options or {} if option not in parameters]
     if unknown:
         raise InputError(f"{name} has no option '{unknown[0]}'", where="policy, quality, metrics", remedy=f"it has {', '.join(parameters[2:])}")

@@ -5,7 +5,9 @@
 # %% ../../../nbs/package/gates/01_policy.ipynb #imports
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import inspect
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +19,7 @@ from ...project import digest_file, digest_json, project_settings, unknown_setti
 
 # %% auto #0
 __all__ = ['QualityPolicy', 'DataPolicy', 'RobustnessPolicy', 'FairnessPolicy', 'ExplainPolicy', 'ServingPolicy', 'Policy',
-           'make_policy', 'read_policy', 'find_policy']
+           'make_policy', 'require_metric', 'read_policy', 'find_policy']
 
 # %% ../../../nbs/package/gates/01_policy.ipynb #quality
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class DataPolicy:
     future: tuple[str, ...] = ()  # Names or patterns of columns that are not known when a prediction is asked for
     time: str = ""  # Column of the moment: training has to end before the test begins
     single_feature: float = 0.98  # Score at which one feature alone is too good to be true
+    too_good: float = 0.999  # Score at which the model is; ROC AUC of two classes, balanced accuracy of more, else R²
+    above_simple: float = 10.0  # How many times nearer to a perfect score than a linear model it may be
     duplicates: float = 0.01  # Share of test rows that training has seen, beyond coincidence
     drift: float = 0.25  # Largest population stability index
     min_class: float = 0.02  # Smallest share of a class
@@ -57,7 +61,7 @@ class DataPolicy:
 class RobustnessPolicy:
     "What the predictions have to stand."
 
-    metric: str = ""  # By default accuracy or R²
+    metric: str = ""  # By default accuracy or R², and the primary one of `quality` for another mix of classes
     floor: float = 0.92  # Share of the clean score that has to remain
     noise: float = 0.1  # Standard deviations added to numbers
     missing: float = 0.05  # Share of the values that go missing
@@ -154,7 +158,24 @@ def make_policy(
     where: str = "policy",
 ) -> Policy:
     "Make a policy of plain values; raises `InputError` that names what it does not know."
-    return _build(Policy, content, where)
+    policy = _build(Policy, content, where)
+    named = {"quality, metrics": policy.quality.metrics, "quality, primary": (policy.quality.primary,), "robustness, metric": (policy.robustness.metric,)}
+    for place, names in named.items():
+        for name in filter(None, names):
+            require_metric(name, f"{where}, {place}")
+    return policy
+
+
+def require_metric(name: str, where: str = "policy, quality, metrics") -> None:
+    "Raise `InputError`, which says what is near, if scikit-learn has no metric of that name; it is imported only for one that is named."
+    from sklearn import metrics
+
+    function = getattr(metrics, name, None)
+    measures = inspect.isfunction(function) and [*inspect.signature(function).parameters][:1] == ["y_true"]
+    if name not in metrics.get_scorer_names() and not measures:
+        near = difflib.get_close_matches(name, [*metrics.get_scorer_names(), *metrics.__all__], n=3)
+        remedy = f"did you mean {', '.join(near)}?" if near else "see sklearn.metrics.get_scorer_names()"
+        raise InputError(f"scikit-learn has no metric '{name}'", where=where, remedy=remedy)
 
 
 def _build(kind: type, content: Any, where: str) -> Any:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['support', 'metric', 'linear_rival', 'dummy', 'simple', 'overfit', 'champion', 'calibration', 'promised',
-           'calibration_error']
+__all__ = ['support', 'metric', 'linear_rival', 'linear_answers', 'dummy', 'simple', 'overfit', 'champion', 'calibration',
+           'promised', 'calibration_error']
 
 # %% ../../../nbs/package/gates/06_quality.ipynb #metric-gates
 @gate("quality.support")
@@ -90,6 +90,12 @@ def linear_rival(case: Case) -> Any:
     return make_pipeline(prepare, LogisticRegression(max_iter=300) if case.task == "classification" else Ridge())
 
 
+def linear_answers(case: Case, policy: Policy) -> Answers | None:
+    "What a linear model says about the test rows, fitted once for all gates that ask; None if there are no columns for one."
+    rival = linear_rival(case)
+    return None if rival is None else case.once(("linear model", policy.digest), lambda: _rival(case, policy, rival))
+
+
 def _floats(X: Any) -> Any:
     import numpy as np
 
@@ -129,11 +135,12 @@ def dummy(case: Case, policy: Policy) -> Iterator[Verdict]:
 @gate("quality.simple")
 def simple(case: Case, policy: Policy) -> Iterator[Verdict]:
     "Is the model certainly better than a linear one?"
-    cannot, rival = _comparable("quality.simple", case), linear_rival(case)
+    cannot = _comparable("quality.simple", case)
+    rival = None if cannot else linear_answers(case, policy)
     if cannot or rival is None:
         yield cannot or skipped("quality.simple", "there are no columns for a linear model")
         return
-    verdict = _against("quality.simple", case, policy, _rival(case, policy, rival), policy.quality.over_simple, "a linear model")
+    verdict = _against("quality.simple", case, policy, rival, policy.quality.over_simple, "a linear model")
     if verdict.number == 0 and verdict.interval == (0, 0):  # it is one
         verdict = Verdict(**{**vars(verdict), "status": "pass", "why": f"the model answers every row as a linear one does, {verdict.why.partition(':')[0]}"})
     yield verdict

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .case import Answers, Case, Rows, gate, kinds
-from .metrics import Metric, find_metric
+from .metrics import Metric, find_metric, primary_metric
 from .policy import Policy
 from .statistics import bootstrap
 from .verdict import Verdict, judge, shown, skipped
@@ -182,9 +182,13 @@ def class_mix(case: Case, policy: Policy) -> Iterator[Verdict]:
     if case.task != "classification" or rows.y.ndim > 1:
         yield skipped(name, "the model has no classes of one target")
         return
-    metric, random = _metric(case, policy), np.random.default_rng([policy.seed, 4])
+    metric, random = find_metric(policy.robustness.metric) if policy.robustness.metric else primary_metric(case, policy), np.random.default_rng([policy.seed, 4])
     value, everything = metric.statistic(case.answers(rows), rows.y), np.arange(len(rows.y))
-    clean, worst = value(everything), None
+    try:
+        clean, worst = value(everything), None
+    except ValueError as error:
+        yield skipped(name, f"{metric.name} cannot be computed of the test rows: {error}")
+        return
     for each in np.unique(rows.y):
         weight = np.where(rows.y == each, policy.robustness.class_odds, 1.0)
         drawn = random.choice(everything, max(len(everything), 2_000), p=weight / weight.sum())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import InputError, NotFoundError, StoreError
 from . import data, explain, fairness, leakage, quality, robustness, serving, slices
 from .case import GATES, Case, Gate
+from .metrics import asked_metrics
 from .policy import Policy, find_policy
 from .verdict import Report, Verdict
 from ...project import find_project
@@ -55,6 +56,7 @@ def run_gates(
     "Ask the gates about a case; raises `InputError` if the policy names what is not there."
     policy = find_policy(find_project()) if policy is None else policy
     gates, verdicts, seconds = choose_gates(policy, only), [], {}
+    _require_named(case, policy, {each.name for each in gates})
     for position, each in enumerate(gates):
         if progress:
             progress(position, len(gates), each.name)
@@ -65,6 +67,20 @@ def run_gates(
         progress(len(gates), len(gates), "")
     judged = tuple(replace(each, bundle=case.digest, status=_status(each, policy)) for each in verdicts)
     return Report(case.digest, policy.digest, judged, case.against, seconds)
+
+
+def _require_named(case: Case, policy: Policy, asked: set[str]) -> None:
+    "Raise `InputError` if the policy names what the model has not, before any gate has taken its time."
+    checks: dict[str, Callable[[Case, Policy], object]] = {
+        "data.time_order": leakage.require_moment,
+        "quality.metric": lambda case, policy: asked_metrics(policy),
+        "quality.slices": slices.require_slices,
+        "fairness.groups": fairness.require_attributes,
+        "explain.importance": explain.require_features,
+    }
+    for gate, check in checks.items():
+        if gate in asked:
+            check(case, policy)
 
 
 def _ask(gate: Gate, case: Case, policy: Policy) -> list[Verdict]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,15 @@ from .case import Answers, Case, Rows, gate, kinds
 from .policy import Policy
 from .statistics import false_discovery, wilson
 from .verdict import Verdict, judge, shown, skipped
+from ...project import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 # %% auto #0
-__all__ = ['row_merit', 'merit_name', 'cut_columns', 'Slice', 'search_slices', 'try_slices', 'found_slices', 'named_slices']
+__all__ = ['row_merit', 'merit_name', 'cut_columns', 'Slice', 'search_slices', 'try_slices', 'found_slices', 'named_slices',
+           'require_slices']
 
 # %% ../../../nbs/package/gates/07_slices.ipynb #merit
 def row_merit(answers: Answers, y: np.ndarray, task: str) -> np.ndarray:  # (rows,)
@@ -194,11 +196,21 @@ def named_slices(case: Case, policy: Policy) -> Iterator[Verdict]:
             yield _judge_slice(name, label, merit[member], floor, case, policy)
 
 
+def require_slices(case: Case, policy: Policy) -> None:
+    "Raise `InputError` if the policy names a column to slice by that the model has not."
+    for wanted in policy.quality.slices:
+        _require_column(wanted.partition("=")[0], case.schema.names)
+
+
+def _require_column(column: str, known: Iterable[str]) -> None:
+    if column not in known:
+        what = f"there is no column '{column}' to slice by{did_you_mean(column, known)}"
+        raise InputError(what, where="policy, quality, slices", remedy=f"the columns are {', '.join(known)}")
+
+
 def _members(wanted: str, columns: dict[str, tuple[np.ndarray, list[str]]], rows: Rows) -> Iterator[tuple[str, np.ndarray]]:
     column, _, value = wanted.partition("=")
-    if column not in rows.X.columns:
-        remedy = f"the columns are {', '.join(rows.X.columns)}"
-        raise InputError(f"there is no column '{column}' to slice by", where="policy, quality, slices", remedy=remedy)
+    _require_column(column, rows.X.columns)
     if value:
         yield wanted, (rows.X[column].astype(object).astype(str) == value).to_numpy()
         return

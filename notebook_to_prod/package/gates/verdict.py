@@ -147,6 +147,11 @@ class Report:
         return not self.failed
 
     @property
+    def judged(self) -> bool:
+        "Whether any gate gave an answer: that nobody says no proves nothing where all were skipped."
+        return any(each.status != "skipped" for each in self.verdicts)
+
+    @property
     def counts(self) -> dict[str, int]:
         "Verdicts by status."
         return {status: sum(each.status == status for each in self.verdicts) for status in STATUSES}

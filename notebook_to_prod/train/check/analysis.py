@@ -134,7 +134,7 @@ class Analysis:
             cell, line = where
             last = line
         severity = "warning" if doubtful else RULES[code].severity
-        return Finding(code, severity, cell.id, line, what, remedy, last, fix)
+        return Finding(code, severity, cell.id, line, what, remedy, last, fix, self.notebook.number_of(cell.position))
 
 
 def analyse(

@@ -5,13 +5,13 @@
 # %% ../../../nbs/train/check/00_findings.ipynb #imports
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import InputError
+from ...project import nearest
 
 # %% auto #0
 __all__ = ['Severity', 'RULES', 'Rule', 'nearest_code', 'known_codes', 'Edit', 'Tag', 'Finding', 'Report']
@@ -66,8 +66,7 @@ RULES: dict[str, Rule] = {
 # %% ../../../nbs/train/check/00_findings.ipynb #known-code
 def nearest_code(code: str) -> str | None:
     "The code that was probably meant, or None."
-    near = difflib.get_close_matches(code.upper(), RULES, n=1, cutoff=0.6)
-    return near[0] if near else None
+    return nearest(code.upper(), RULES)
 
 
 def known_codes(codes: Iterable[str], where: str) -> frozenset[str]:
@@ -110,6 +109,12 @@ class Finding:
     remedy: str  # In the imperative
     last_line: int = field(default=0, repr=False)  # Of the statement, where a comment may stand too
     fix: Edit | Tag | None = field(default=None, repr=False)
+    number: int = 0  # Of the cell among the code cells, from 1
+
+    @property
+    def place(self) -> str:
+        "The cell as a reader of the notebook finds it, and the line."
+        return f"cell {self.number} '{self.cell_id}', line {self.line}"
 
     @property
     def fixable(self) -> bool:
@@ -118,7 +123,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
-        shown = {name: getattr(self, name) for name in ("code", "severity", "cell_id", "line", "what", "remedy", "fixable")}
+        shown = {name: getattr(self, name) for name in ("code", "severity", "cell_id", "number", "line", "what", "remedy", "fixable")}
         return shown
 
 # %% ../../../nbs/train/check/00_findings.ipynb #report

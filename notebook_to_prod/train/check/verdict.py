@@ -99,7 +99,7 @@ def require_clean(
     "Check a notebook that is about to run; raises `CheckError` if anything in it is an error, `InputError` for an unknown code."
     report = check_notebook(notebook, read_config(notebook.path).allowing(allow), folder)
     if report.errors:
-        shown = [f"{finding.code} in cell '{finding.cell_id}', line {finding.line}: {finding.what}" for finding in report.errors]
+        shown = [f"{finding.code} in {finding.place}: {finding.what}" for finding in report.errors]
         codes = " ".join(f"--allow {code}" for code in dict.fromkeys(finding.code for finding in report.errors))
         fixing = " (--fix repairs some of it)" if any(finding.fixable for finding in report.errors) else ""
         raise CheckError(
