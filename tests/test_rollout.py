@@ -395,13 +395,14 @@ def test_a_canary_goes_through_its_steps(rolled: Rolled) -> None:
     status = rolled.rollout("status")
     assert (status["rollout"]["state"], registry.aliased(rolled.name, "canary")) == ("done", None)
     assert [each["action"] for each in status["decisions"]] == ["hold", "advance"]
-    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-5:]
+    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-6:]
     assert events == [
         ("promote", "canary"),
         ("rollout", None),
         ("rollout", None),
         ("promote", "production"),
         ("rollout", None),
+        ("retire", "canary"),
     ]
     assert not verify_log(registry.store)
 

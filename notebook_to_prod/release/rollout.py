@@ -175,8 +175,6 @@ def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any
 
     def apply() -> None:
         client.set_registered_model_tag(name, ROLLOUT, json.dumps(after.to_dict()))
-        if after.state != RUNNING and registry.aliased(name, after.stage) == after.version:
-            client.delete_registered_model_alias(name, after.stage)
 
     with registry_lock(registry.store):
         recover(client, registry.store, name)
@@ -185,6 +183,10 @@ def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any
             what = f"the rollout of '{name}' has changed meanwhile: {current.told if current else 'there is none'}"
             raise VerdictError(what, where=name, remedy=f"look, and decide again: n2p rollout status {name}")
         make_change(client, registry.store, event, apply)
+        if after.state != RUNNING and registry.aliased(name, after.stage) == after.version:
+            told = {"alias": after.stage, "previous": after.version, "reason": f"the rollout is {after.state}"}
+            dropped = Event(now(), "retire", name, after.version, who.user, bundle=bundle, identity=who.known_by, **told)
+            make_change(client, registry.store, dropped, lambda: client.delete_registered_model_alias(name, after.stage))
     return after
 
 # %% ../../nbs/release/24_rollout.ipynb #advance

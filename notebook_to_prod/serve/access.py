@@ -30,7 +30,7 @@ __all__ = ['OPEN', 'DOCS', 'REFUSED', 'needed_scope', 'is_local', 'Access', 'Req
 # %% ../../nbs/serve/05k_access.ipynb #paths
 OPEN = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))
 DOCS = ("/docs", "/openapi.json", "/static-offline-docs")
-_NEEDED = {"/feedback": "feedback", "/metrics": "metrics", "/admin": "admin", "/dashboard": "admin"}
+_NEEDED = {"/feedback": "feedback", "/metrics": "metrics", "/admin": "admin", "/dashboard": "admin", "/rollout": "admin"}
 
 
 def needed_scope(path: str) -> str:

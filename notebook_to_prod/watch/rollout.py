@@ -173,7 +173,8 @@ def ask_services(urls: Iterable[str], seconds: float = 5.0) -> dict[str, dict[st
     found = {}
     for url in urls:
         try:
-            with urllib.request.urlopen(f"{url.rstrip('/')}/rollout", timeout=seconds) as answer:
+            asked = urllib.request.Request(f"{url.rstrip('/')}/rollout", headers={"x-api-key": key} if (key := os.environ.get("N2P_API_KEY")) else {})
+            with urllib.request.urlopen(asked, timeout=seconds) as answer:
                 found |= {str(each["process"]): each for each in json.load(answer)["reports"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ServerError(f"the service does not tell its counters: {error}", where=url, remedy="see that it runs, and follows its alias") from error
