@@ -99,10 +99,11 @@ def service_lock(
     "The requirements file of a service; raises `DependencyError` if the index does not answer or the versions conflict."
     bundle = predictor.bundle
     signed = ["cryptography"] if read_signatures(bundle.path) else []
+    tokens = ["pyjwt", "cryptography"] if importlib.util.find_spec("jwt") is not None else []  # For tokens of an issuer, if that is installed here
     fast = [name for name in _FAST_REQUIREMENTS if importlib.util.find_spec(name) is not None]
     if predictor.scorer.plan is not None and predictor.scorer.plan.forests and has_onnxruntime():
         fast.append("onnxruntime")
-    pins = requirement_closure([*_RUNTIME_REQUIREMENTS, *signed, *fast]) | read_lock(bundle.lock)
+    pins = requirement_closure([*_RUNTIME_REQUIREMENTS, *signed, *tokens, *fast]) | read_lock(bundle.lock)
     text = lock_text(pins).replace("# The versions that the model was trained with, and what they need.\n", "")
     header = f"# The service of {predictor.name} version {predictor.version}: the model's versions and the server's.\n"
     return header + (hash_lock(text, bundle.metadata["python"]) if hashes else text)
