@@ -243,6 +243,10 @@ class Store:
         "Where the bundle of that digest is."
         return self.bundles / digest.removeprefix("sha256:")
 
+    def predictions(self, name: str) -> Path:
+        "Where the log of what a model has answered is."
+        return self.home / "predictions" / name
+
     @property
     def audit(self) -> Path:
         "The append-only log of every change of state."

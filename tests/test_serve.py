@@ -527,6 +527,33 @@ def test_a_signal_stops_the_service_without_a_traceback(
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
+# The log, which is on unless a project says otherwise
+
+
+def test_what_was_answered_is_read_labelled_and_compacted(
+    classifier: Service, trained: Project, tmp_path: Path
+) -> None:
+    sent = classifier.client.post("/predict", json=ROWS, headers={"x-request-id": "all-rows"})
+    assert (sent.status_code, sent.headers["x-request-id"]) == (200, "all-rows")
+    last = trained.n2p("predictions", "show", "classes", "--last", str(len(ROWS)), "--json").json["predictions"]
+    assert [row["prediction"] for row in last] == sent.json()["predictions"]
+    assert {name: last[3][f"feature.{name}"] for name in GOOD} == GOOD
+    (tmp_path / "labels.csv").write_text("id,row,label\nall-rows,0,late\nall-rows,3,on time\n")
+    taken = trained.n2p("predictions", "feedback", "classes", str(tmp_path / "labels.csv"), "--json")
+    assert taken.json["labels"] == 2, taken.stderr
+    (tmp_path / "wrong.csv").write_text("id,label\nall-rows,never\n")
+    refused = trained.n2p("predictions", "feedback", "classes", str(tmp_path / "wrong.csv"), "--json")
+    assert (refused.code, refused.error["where"]) == (2, f"{tmp_path / 'wrong.csv'}, line 2, label")
+    before = trained.n2p("predictions", "count", "classes", "--json").json
+    assert (before["labels"], before["versions"]) == (2, {"1": before["predictions"]})
+    compacted = trained.n2p("predictions", "compact", "classes", "--json").json
+    assert compacted["labels"] == 2 and compacted["waiting"] == 1  # the service still writes
+    assert trained.n2p("predictions", "count", "classes", "--json").json == before
+    assert "late" in trained.n2p("predictions", "show", "classes").stdout
+    unknown = trained.n2p("predictions", "show", "clases", "--json")
+    assert (unknown.code, unknown.error["type"]) == (2, "NotFoundError")
+
+
 # The predictor in a process of one's own
 
 

@@ -20,10 +20,10 @@ ROOMS = {
     "train": ("check", "run", "reproduce", "why", "lock", "data"),
     "package": ("bundle", "gate", "compress", "keys"),
     "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
-    "serve": ("serve", "export-service", "apikey", "rollout"),
+    "serve": ("serve", "export-service", "apikey", "rollout", "predictions"),
     "project": ("demo",),
 }
-_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "rollout": "rollout", "environments": "environments"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "predictions": "predictions", "rollout": "rollout", "environments": "environments"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
 _MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 

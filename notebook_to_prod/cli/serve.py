@@ -52,13 +52,16 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
 
     Example: n2p serve flights@production --port 8000
     """
-    from notebook_to_prod.project import open_store, project_settings
+    from notebook_to_prod.project import find_project, open_store, project_settings
+    from notebook_to_prod.serve.request_log import place_log
     from notebook_to_prod.serve.server import serve as serve_predictor
     from notebook_to_prod.serve.source import registry_source
 
     source = registry_source(open_store(), model, rollout_settings())
     loaded = [_predictor(model, forkable=workers > 1)]
     identity, engine = loaded[0].identity, loaded[0].scorer.engine
+    name = identity["model"]
+    settings = place_log(project_settings().get("serve", {}), find_project(), open_store().predictions(name), name)
 
     def announce(url: str) -> None:
         lines = [
@@ -69,7 +72,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
         ]
         terminal.result(Result({"url": url, **identity}, lines))
 
-    serve_predictor(loaded.pop(), host, port, announce, workers, project_settings().get("serve", {}), source, without_authentication, certfile, keyfile)
+    serve_predictor(loaded.pop(), host, port, announce, workers, settings, source, without_authentication, certfile, keyfile)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one

@@ -17,6 +17,7 @@ from .dashboard import add_dashboard
 from .follow import add_rollout
 from .journal import add_logging
 from .metrics import add_metrics
+from .request_log import add_log, place_log
 from .service import Service
 from .tls import secure_transport
 from .traces import add_traces
@@ -30,6 +31,7 @@ Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that 
 PARTS: dict[str, Part] = {
     "security": secure,  # First: nothing is done for who is not let in
     "tls": secure_transport,
+    "log": add_log,
     "rollout": add_rollout,
     "metrics": add_metrics,
     "dashboard": add_dashboard,  # after metrics
@@ -60,6 +62,7 @@ def read_settings(
     if not path.is_file():
         return {}
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
+    return place_log(settings, path.parent, path.parent / "log") if "log" in settings else settings

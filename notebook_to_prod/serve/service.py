@@ -180,19 +180,20 @@ class Service:
     guard: Guard | None = None  # Asked by the application, also of routes that are not the service's
     tls: tuple[str, str | None] | None = None  # The files of a certificate and of its key
     pages: list[Callable[[Any], None]] = field(default_factory=list)  # Given the FastAPI application: what adds routes to it
+    log: Any = None  # Who writes predictions down, a `RequestLog`, for what else belongs into it
     metrics: Any = None  # Who counts, a `Metrics`, for other parts to count with
     flying: int = 0  # Requests that have arrived and are not over
     source: Any = None  # A `follow.Source`: which versions to answer with, if not always this model
     rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
-    def later(self, wires: Wires = json_only, wire: Wire | None = None) -> Handler:
+    def later(self, wires: Wires = json_only, wire: Wire | None = None, work: Callable[[Call], Prediction | Refusal] | None = None) -> Handler:
         "The same function, made with the hooks that are there when the first request comes."
         made: list[Handler] = []
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             if not made:
-                made.append(self.handler(wires, wire))
+                made.append(self.handler(wires, wire, work))
             await made[0](scope, receive, send)
 
         return answer
@@ -201,6 +202,7 @@ class Service:
         self,
         wires: Wires = json_only,
         wire: Wire | None = None,  # What a refusal is spelt as until the headers have told
+        work: Callable[[Call], Prediction | Refusal] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
         admit, before, after, sent, ended = map(tuple, (self.admit, self.before, self.after, self.sent, self.ended))
@@ -221,6 +223,8 @@ class Service:
             if type(body) is not bytes:
                 return body
             call.body, call.read = body, perf_counter()
+            if work is not None:
+                return work(call)
             call.model = model = self.model if route is None else route(call)
             if (spelt := call.wire) is None:
                 large = len(body) > _LARGE
