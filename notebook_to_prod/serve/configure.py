@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..project import unknown_setting
+from .limits import limit_service
 from .service import Service
 
 # %% auto #0
@@ -20,7 +21,9 @@ __all__ = ['Part', 'PARTS', 'configure', 'read_settings']
 # %% ../../nbs/serve/10_configure.ipynb #configure
 Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that names the setting
 
-PARTS: dict[str, Part] = {}
+PARTS: dict[str, Part] = {
+    "limits": limit_service,
+}
 
 
 def configure(

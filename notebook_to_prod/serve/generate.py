@@ -43,6 +43,7 @@ _RUNTIME_MODULES = (
     "serve.predictor",
     "serve.batch",
     "serve.service",
+    "serve.limits",
     "serve.tables",
     "serve.invocations",
     "serve.inference",
