@@ -16,6 +16,7 @@ from .access import secure
 from .dashboard import add_dashboard
 from .follow import add_rollout
 from .journal import add_logging
+from .limits import limit_service
 from .metrics import add_metrics
 from .request_log import add_log, place_log
 from .service import Service
@@ -31,6 +32,7 @@ Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that 
 PARTS: dict[str, Part] = {
     "security": secure,  # First: nothing is done for who is not let in
     "tls": secure_transport,
+    "limits": limit_service,
     "log": add_log,
     "rollout": add_rollout,
     "metrics": add_metrics,

@@ -65,6 +65,7 @@ _RUNTIME_MODULES = (
     "serve.tally",
     "serve.shadow",
     "serve.follow",
+    "serve.limits",
     "serve.tables",
     "serve.invocations",
     "serve.inference",

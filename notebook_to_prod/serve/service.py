@@ -19,8 +19,8 @@ from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'Call', 'with_warnings', 'Wire', 'json_only', 'by_headers',
-           'read_body', 'Guard', 'Service']
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'Call', 'with_warnings', 'with_fallback', 'Wire', 'json_only',
+           'by_headers', 'read_body', 'uncancel', 'Guard', 'Service']
 
 # %% ../../nbs/serve/05_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -32,7 +32,7 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Call:
     "One request for predictions and its answer."
 
-    __slots__ = ("began", "body", "content", "decoded", "encoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
+    __slots__ = ("began", "body", "cached", "content", "cut", "decoded", "encoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
 
     def __init__(self, scope: Scope, wire: Wire | None = None):
         self.scope = scope  # As ASGI gives it: method, path, headers, client
@@ -42,6 +42,8 @@ class Call:
         self.id = ""  # Of the request, as log, answer and traces know it; who needs one sets it
         self.route = ""  # By which way the model was chosen: `canary`, `shadow`; empty is the service's own
         self.fallback = ""  # What stands in for the model's answer: `cache`, `previous`, `default`; empty is none
+        self.cached = False  # Whether the prediction was kept from an earlier request
+        self.cut: Refusal | None = None  # What is answered if the task of this call is cancelled; who cancels it, sets it
         self.state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
         self.body: bytes | None = None
         self.model: Model | None = None  # Who answers; known before the body is decoded
@@ -61,6 +63,11 @@ def with_warnings(content: bytes, call: Call) -> bytes:
     "An answer that is an object of JSON, with what the policies of columns have done."
     told = [change.to_dict() for change in call.changes]
     return content[:-1] + b',"warnings":' + json.dumps(told, separators=(",", ":")).encode() + b"}" if told else content
+
+
+def with_fallback(content: bytes, call: Call) -> bytes:
+    "An answer that is an object of JSON, with what stands in for the model's."
+    return content[:-1] + b',"fallback":' + json.dumps(call.fallback).encode() + b"}"
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,13 @@ _LARGE = 65_536  # Bytes of a body from which decoding is left to a thread
 _INTERNAL = refusal(500, "internal", [], "The service failed to answer; its log has the reason")
 
 
+def uncancel() -> None:
+    "Let the current task go on after it was cancelled."
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
 _SAFE = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))  # A prediction is nobody else's, and is what it says
 
 
@@ -170,6 +184,7 @@ class Service:
     body_seconds: float = 30.0
     route: Callable[[Call], Model] | None = None
     admit: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
+    arrived: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
     before: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
     after: list[Callable[[Call], None]] = field(default_factory=list)
     sent: list[Callable[[Call], None]] = field(default_factory=list)
@@ -185,6 +200,8 @@ class Service:
     flying: int = 0  # Requests that have arrived and are not over
     source: Any = None  # A `follow.Source`: which versions to answer with, if not always this model
     rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
+    turns_away: Callable[[], bool] | None = None  # Whether a request for `/predict` is refused before it is even parsed; counts it, if so
+    previous: Model | None = None  # An earlier version that can answer in the place of this one
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None, work: Callable[[Call], Prediction | Refusal] | None = None) -> Handler:
@@ -205,7 +222,7 @@ class Service:
         work: Callable[[Call], Prediction | Refusal] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
-        admit, before, after, sent, ended = map(tuple, (self.admit, self.before, self.after, self.sent, self.ended))
+        admit, arrived, before, after, sent, ended = map(tuple, (self.admit, self.arrived, self.before, self.after, self.sent, self.ended))
         route, score, limit, seconds, plainly = self.route, self.score, self.body_limit, self.body_seconds, wire is None
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
@@ -226,6 +243,9 @@ class Service:
             if work is not None:
                 return work(call)
             call.model = model = self.model if route is None else route(call)
+            for hook in arrived:
+                if (refused := hook(call)) is not None:
+                    return refused
             if (spelt := call.wire) is None:
                 large = len(body) > _LARGE
                 rows = await asyncio.to_thread(model.decode, body) if large else model.decode(body)
@@ -241,10 +261,13 @@ class Service:
             said = await (model.score(rows) if score is None else score(call, model))
             call.scored = perf_counter()
             if type(said) is not Refusal:
+                model = call.model  # another may have answered
                 if spelt is None:
                     call.content = await asyncio.to_thread(model.encode, said) if large else model.encode(said)
                     if type(rows) is Adjusted:
                         call.content = with_warnings(call.content, call)
+                    if call.fallback:
+                        call.content = with_fallback(call.content, call)
                 else:
                     spelt = call.wire or spelt  # reading a request may have told how its answer is wanted
                     call.content = await asyncio.to_thread(spelt.encode, call, said) if large else spelt.encode(call, said)
@@ -252,7 +275,13 @@ class Service:
 
         async def respond(call: Call, receive: Receive, send: Send) -> None:
             try:
-                call.said = said = await answer(call, receive)
+                try:
+                    call.said = said = await answer(call, receive)
+                except asyncio.CancelledError:
+                    if call.cut is None:
+                        raise
+                    uncancel()
+                    call.said = said = call.cut
                 if said is None:
                     return
                 if type(said) is Refusal:
