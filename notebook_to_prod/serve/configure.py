@@ -12,6 +12,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..project import unknown_setting
+from .cache import cache_results
+from .fallback import add_fallback
 from .limits import limit_service
 from .service import Service
 
@@ -23,6 +25,8 @@ Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that 
 
 PARTS: dict[str, Part] = {
     "limits": limit_service,
+    "fallback": add_fallback,
+    "cache": cache_results,  # after fallback: what is kept asks nobody
 }
 
 

@@ -44,6 +44,8 @@ _RUNTIME_MODULES = (
     "serve.batch",
     "serve.service",
     "serve.limits",
+    "serve.cache",
+    "serve.fallback",
     "serve.tables",
     "serve.invocations",
     "serve.inference",
