@@ -24,7 +24,7 @@ COPY --from=requirements /venv /venv
 WORKDIR /service
 COPY notebook_to_prod notebook_to_prod
 COPY bundle bundle
-COPY app.py ./
+COPY app.py service.tom[l] ./
 
 USER 10001:10001
 EXPOSE 8000

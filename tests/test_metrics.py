@@ -218,7 +218,10 @@ def children(url: str) -> list[int]:
         with contextlib.suppress(OSError):
             if any(f"socket:[{inode}]" == str(each.readlink()) for each in (path / "fd").iterdir() for inode in inodes):
                 found.append(int(path.name))
-    parents = {pid: int((Path(f"/proc/{pid}/stat")).read_text().rpartition(")")[2].split()[1]) for pid in found}
+    parents = {}
+    for pid in found:
+        with contextlib.suppress(OSError):  # one that was killed may be gone by now
+            parents[pid] = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return [pid for pid, parent in parents.items() if parent in parents]
 
 

@@ -13,7 +13,9 @@ from typing import Any
 from ..errors import InputError
 from ..project import unknown_setting
 from .access import secure
+from .cache import cache_results
 from .dashboard import add_dashboard
+from .fallback import add_fallback
 from .follow import add_rollout
 from .journal import add_logging
 from .limits import limit_service
@@ -33,6 +35,8 @@ PARTS: dict[str, Part] = {
     "security": secure,  # First: nothing is done for who is not let in
     "tls": secure_transport,
     "limits": limit_service,
+    "fallback": add_fallback,
+    "cache": cache_results,  # after fallback: what is kept asks nobody
     "log": add_log,
     "rollout": add_rollout,
     "metrics": add_metrics,

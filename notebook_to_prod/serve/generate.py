@@ -66,6 +66,8 @@ _RUNTIME_MODULES = (
     "serve.shadow",
     "serve.follow",
     "serve.limits",
+    "serve.cache",
+    "serve.fallback",
     "serve.tables",
     "serve.invocations",
     "serve.inference",

@@ -39,7 +39,7 @@ class Limits:
     seconds: float = 10.0  # From the last byte of a request to its answer; a header `x-timeout-ms` may ask for less
     wait: float = 0.1  # Seconds that a request may wait for others before load is shed
     concurrency: int = 1000  # Requests at once, at most
-    threads: int = 2  # For bodies and batches that take long: so many at once, the others wait in line
+    threads: int = 1  # For bodies and batches that take long: so many at once, the others wait in line
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.limits]") -> Limits:
@@ -148,7 +148,7 @@ _LATE = refusal(504, "late", [], "The time for this request is over")
 _NO_TIME = refusal(422, "timeout", ["header", "x-timeout-ms"], "x-timeout-ms must be a whole number of milliseconds above 0")
 _LARGE = 65_536  # Bytes, as the service has it
 _SWEEP = 0.05  # Seconds
-_SWITCH = 0.0005  # Seconds that the event loop waits for a thread that computes in Python, each time that it has something to do; Python's own are 0.005
+_SWITCH = 0.0002  # Seconds that the event loop waits for a thread that computes in Python, each time that it has something to do; Python's own are 0.005
 
 
 class _Entry:
