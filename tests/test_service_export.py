@@ -156,11 +156,14 @@ def test_the_dockerfile_is_clean_and_copies_what_is_there(service: Path) -> None
     text = (service / "Dockerfile").read_text()
     assert f"ARG PYTHON_VERSION={sys.version_info.major}.{sys.version_info.minor}\n" in text
     found = instructions(text)
-    copied = {rest.split()[0] for word, rest in found if word == "COPY"} - {"--from=requirements"}
+    copied = {name for word, rest in found if word == "COPY" and "--from" not in rest for name in rest.split()[:-1]}
     admitted = {
         line.removeprefix("!") for line in (service / ".dockerignore").read_text().split() if line.startswith("!")
     }
-    assert copied == admitted == {"app.py", "bundle", "notebook_to_prod", "requirements.lock"}
+    assert copied == {"app.py", "service.tom[l]", "bundle", "notebook_to_prod", "requirements.lock"}, (
+        "settings are optional"
+    )
+    assert admitted == {"app.py", "service.toml", "bundle", "notebook_to_prod", "requirements.lock"}
     stages = [position for position, (word, _) in enumerate(found) if word == "FROM"]
     last = found[stages[-1] :]
     assert len(stages) == 2
@@ -346,11 +349,12 @@ def image(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
             if word == "WORKDIR":
                 folder = root / rest.strip("/")
             elif word == "COPY" and "--from" not in rest:
-                name, target = rest.split()
+                *names, target = rest.split()
                 place = root / target.strip("/") if target.startswith("/") else folder / target
                 place.mkdir(parents=True, exist_ok=True)
-                copy = shutil.copy if (service / name).is_file() else partial(shutil.copytree, dirs_exist_ok=True)
-                copy(service / name, place)
+                for source in (each for name in names for each in service.glob(name)):
+                    copy = shutil.copy if source.is_file() else partial(shutil.copytree, dirs_exist_ok=True)
+                    copy(source, place)
             elif word == "RUN" and " install " in rest:
                 assert "--require-hashes" in rest
                 script = re.sub(r"(?<= )/(?=venv|requirements)", f"{root}/", rest)
