@@ -217,9 +217,7 @@ def test_an_older_version_and_one_that_is_not_there(staging: Store, production: 
         promote_between(staging, replace(staging, environment="other"), NAME)
 
 
-def test_an_alias_that_is_dropped_there_is_not_dropped_here(
-    staging: Store, production: Store, tmp_path: Path
-) -> None:
+def test_an_alias_that_is_dropped_there_is_not_dropped_here(staging: Store, production: Store, tmp_path: Path) -> None:
     source = copied(staging, tmp_path / "staging")
     promote_between(source, production, f"{NAME}@1")
     there, here = Registry(source), Registry(production)

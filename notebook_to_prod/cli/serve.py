@@ -7,7 +7,7 @@ __all__ = ['serve', 'export_service']
 
 # %% ../../nbs/cli/04_serve.ipynb #imports
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.predictor import Predictor
 
 # %% ../../nbs/cli/04_serve.ipynb #serve
+def _previous(terminal: Terminal, predictor: "Predictor", settings: dict[str, Any], forkable: bool) -> tuple[dict[str, Any], "Predictor | None"]:
+    "The settings, and the last healthy version that was in production if they ask for one; a model's first version has none, and is served without."
+    from notebook_to_prod.errors import NotFoundError
+    from notebook_to_prod.project import open_store
+    from notebook_to_prod.release.registry import Registry
+
+    asked = settings.get("fallback", {})
+    chain = asked.get("chain", []) if isinstance(asked, dict) else []
+    if not isinstance(chain, list) or "previous" not in chain or "previous" in asked:
+        return settings, None
+    try:
+        version = Registry(open_store()).drill(predictor.name).version
+    except NotFoundError as error:
+        version, why = None, error.what
+    if version is not None and str(version) != predictor.version:
+        return settings, _predictor(f"{predictor.name}@{version}", forkable)
+    terminal.note(f"no version stands in for this one: {why if version is None else f'version {version} is served'}")
+    return {**settings, "fallback": {**asked, "chain": [each for each in chain if each != "previous"]}}, None
+
+
 def _predictor(reference: str, forkable: bool = False) -> "Predictor":
     import contextlib
 
@@ -50,6 +70,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) ->
     from notebook_to_prod.serve.server import serve as serve_predictor
 
     predictor = _predictor(model, forkable=workers > 1)
+    settings, previous = _previous(terminal, predictor, project_settings().get("serve", {}), workers > 1)
 
     def announce(url: str) -> None:
         lines = [
@@ -60,7 +81,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int) ->
         ]
         terminal.result(Result({"url": url, **predictor.identity}, lines))
 
-    serve_predictor(predictor, host, port, announce, workers, project_settings().get("serve", {}))
+    serve_predictor(predictor, host, port, announce, workers, settings, previous)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one

@@ -260,6 +260,7 @@ def serve(
     announce: Callable[[str], None] = print,  # Told the service's URL once the socket is bound
     workers: int = 1,  # Processes; with several, load the predictor inside `forkable`
     settings: Mapping[str, Any] | None = None,  # `[tool.n2p.serve]` or `service.toml`
+    previous: Predictor | None = None,  # An earlier version, for the fallback of that name
 ) -> None:
     "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used."
     bound = open_socket(host, port)
@@ -267,7 +268,7 @@ def serve(
 
     shown = f"[{host}]" if ":" in host else host
     with bound, forkable() if workers > 1 else contextlib.nullcontext():
-        app = create_app(predictor, settings=settings)
+        app = create_app(predictor, settings=settings, previous=previous)
         bound.listen(_BACKLOG)
         announce(f"http://{shown}:{bound.getsockname()[1]}")
         if workers == 1:
