@@ -30,7 +30,11 @@ from measure import table
 from serving import OURS, bundle_of, free_port
 
 TIMES, RECOVERY = 10, 5.0
-CASES = {"pipeline": (1, 8, 256), "batch": (1000, 8, 256), "row": (1, 32, 64)}  # Rows of a request, connections that find the capacity, and all
+CASES = {
+    "pipeline": (1, 8, 256),
+    "batch": (1000, 8, 256),
+    "row": (1, 32, 64),
+}  # Rows of a request, connections that find the capacity, and all
 NO_PLAN = """
 import dataclasses
 from notebook_to_prod.serve import predictor as module
@@ -173,7 +177,11 @@ async def _client(url: str, body: str, connections: int, most: int, seconds: flo
     ]
     for name, phase in (("quiet", quiet), ("loaded", loaded), ("after", after)):
         times = sorted(spent for _, spent, status in phase if status == 200)
-        print(name, [f"{times[int(part * len(times))] * 1e3:.1f}" for part in (0, 0.1, 0.5, 0.9, 0.95, 0.99)], file=sys.stderr)
+        print(
+            name,
+            [f"{times[int(part * len(times))] * 1e3:.1f}" for part in (0, 0.1, 0.5, 0.9, 0.95, 0.99)],
+            file=sys.stderr,
+        )
     statuses = collections.Counter(status for _, _, status in loaded)
     return {
         "capacity": capacity,
@@ -271,14 +279,22 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=[*CASES], choices=[*CASES])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of capacity and quiet; overload takes twice as long")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of capacity and quiet; overload takes twice as long"
+    )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         bundle, _ = bundle_of("forest", Path(folder))
         found = [measure(case, bundle, options.seconds, Path(folder)) for case in options.cases]
     header = ["case", "capacity/s", "offered/s", "accepted/s", "refused/s"]
-    header += ["p99 ms quiet", "p99 ms accepted (at most 2x)", "p99 ms refused", f"s to recover (at most {RECOVERY:g})", ""]
+    header += [
+        "p99 ms quiet",
+        "p99 ms accepted (at most 2x)",
+        "p99 ms refused",
+        f"s to recover (at most {RECOVERY:g})",
+        "",
+    ]
     print(table(header, [line for line, _ in found]))
     raise SystemExit(0 if all(good for _, good in found) else 1)
 

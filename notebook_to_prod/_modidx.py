@@ -224,6 +224,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'notebook_to_prod/cli/rollout.py')},
             'notebook_to_prod.cli.serve': { 'notebook_to_prod.cli.serve._predictor': ( 'cli/serve.html#_predictor',
                                                                                        'notebook_to_prod/cli/serve.py'),
+                                            'notebook_to_prod.cli.serve._previous': ( 'cli/serve.html#_previous',
+                                                                                      'notebook_to_prod/cli/serve.py'),
                                             'notebook_to_prod.cli.serve.export_service': ( 'cli/serve.html#export_service',
                                                                                            'notebook_to_prod/cli/serve.py'),
                                             'notebook_to_prod.cli.serve.serve': ('cli/serve.html#serve', 'notebook_to_prod/cli/serve.py')},

@@ -7,7 +7,7 @@ __all__ = ['serve', 'export_service']
 
 # %% ../../nbs/cli/04_serve.ipynb #imports
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.predictor import Predictor
 
 # %% ../../nbs/cli/04_serve.ipynb #serve
+def _previous(terminal: Terminal, predictor: "Predictor", settings: dict[str, Any], forkable: bool) -> tuple[dict[str, Any], "Predictor | None"]:
+    "The settings, and the last healthy version that was in production if they ask for one; a model's first version has none, and is served without."
+    from notebook_to_prod.errors import NotFoundError
+    from notebook_to_prod.project import open_store
+    from notebook_to_prod.release.registry import Registry
+
+    asked = settings.get("fallback", {})
+    chain = asked.get("chain", []) if isinstance(asked, dict) else []
+    if not isinstance(chain, list) or "previous" not in chain or "previous" in asked:
+        return settings, None
+    try:
+        version = Registry(open_store()).drill(predictor.name).version
+    except NotFoundError as error:
+        version, why = None, error.what
+    if version is not None and str(version) != predictor.version:
+        return settings, _predictor(f"{predictor.name}@{version}", forkable)
+    terminal.note(f"no version stands in for this one: {why if version is None else f'version {version} is served'}")
+    return {**settings, "fallback": {**asked, "chain": [each for each in chain if each != "previous"]}}, None
+
+
 def _predictor(reference: str, forkable: bool = False) -> "Predictor":
     import contextlib
 
@@ -62,6 +82,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     identity, engine = loaded[0].identity, loaded[0].scorer.engine
     name = identity["model"]
     settings = place_log(project_settings().get("serve", {}), find_project(), open_store().predictions(name), name)
+    settings, previous = _previous(terminal, loaded[0], settings, workers > 1)
 
     def announce(url: str) -> None:
         lines = [
@@ -72,7 +93,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
         ]
         terminal.result(Result({"url": url, **identity}, lines))
 
-    serve_predictor(loaded.pop(), host, port, announce, workers, settings, source, without_authentication, certfile, keyfile)
+    serve_predictor(loaded.pop(), host, port, announce, workers, settings, source, without_authentication, certfile, keyfile, previous)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one

@@ -49,6 +49,7 @@ class Answer(BaseModel):
     version: str
     bundle: str = Field(description="Digest of the bundle that answered")
     warnings: list[Adjustment] | None = Field(None, description="What the policies of columns have changed; absent if nothing")
+    fallback: str | None = Field(None, description="What stood in for the model, which failed: `previous`, `cache`, `default`; absent if nothing")
 
 
 class Accepted(BaseModel):
@@ -72,7 +73,12 @@ class Explanation(BaseModel):
 
 
 _TABLES = {kind.decode(): {"schema": {"type": "string"}} for kind in spoken_kinds() if kind != JSON}
-_OTHER_KINDS: Any = {200: {"content": _TABLES}, 415: {"description": "Another content type"}}
+_OTHER_KINDS: Any = {
+    200: {"content": _TABLES},
+    415: {"description": "Another content type"},
+    503: {"description": "More load than can be answered, or a model that has failed too often; `Retry-After` says when to come again"},
+    504: {"description": "The time for the request is over"},
+}
 
 
 class Status(BaseModel):
@@ -152,9 +158,11 @@ def create_app(
     predictor: Predictor,
     service: Service | None = None,  # With hooks and limits, of this predictor's model
     settings: Mapping[str, Any] | None = None,  # `[tool.n2p.serve]` or `service.toml`
+    previous: Predictor | None = None,  # An earlier version, for the fallback of that name
 ) -> Application:
     "Make the service of one model: `/predict`, the protocols of MLflow and of Open Inference, `/health`, `/ready`, `/docs`."
     service = service or Service(Model(predictor))
+    service.previous = Model(previous) if previous else service.previous
     configure(service, settings or {})
     made = _build(service)
     _follow_document(made)

@@ -267,6 +267,7 @@ def serve(
     without_authentication: bool = False,  # Whether to listen beyond this machine though no keys are configured
     certfile: str | None = None,  # Instead of those in the settings
     keyfile: str | None = None,
+    previous: Predictor | None = None,  # An earlier version, for the fallback of that name
 ) -> None:
     "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used, `InputError` if it must not be."
     bound = open_socket(host, port)
@@ -276,7 +277,7 @@ def serve(
 
     shown = f"[{host}]" if ":" in host else host
     with bound, forkable() if workers > 1 else contextlib.nullcontext():
-        app = create_app(predictor, Service(Model(predictor), source=source), _with_options(settings or {}, without_authentication, certfile, keyfile))
+        app = create_app(predictor, Service(Model(predictor), source=source), _with_options(settings or {}, without_authentication, certfile, keyfile), previous)
         del predictor  # or the first model would stay in memory when another has taken its place
         address, port = bound.getsockname()[:2]
         refuse_exposure(app.service, address, f"--host {host}")
