@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fastapi import Depends
 from notebooks import SCRIPTS
 from pipelines import fitted
+from processes import started
 from test_scorer import bundle_of
 
 from notebook_to_prod.package.bundle import Bundle
@@ -93,19 +94,8 @@ def command(bundle: Bundle, **options: Any) -> list[str]:
 @contextlib.contextmanager
 def running(bundle: Bundle, log: Path, **options: Any) -> Iterator[Served]:
     """A service in a process of its own."""
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            command(bundle, **options), stdout=subprocess.PIPE, stderr=errors, text=True, env=VARIABLES
-        )
-    try:
-        assert process.stdout
-        url = process.stdout.readline().strip()
-        assert url, log.read_text()
+    with started(command(bundle, **options), log, environment=VARIABLES) as (process, url):
         yield Served(url, process, log, bundle.golden["rows"][0])
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 def comes(wanted: Callable[[], bool]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from pipelines import fitted
+from processes import started
 from test_scorer import bundle_of
 from test_service import asked, connected, read_answer
 
@@ -68,18 +69,8 @@ def wish(bundle: Bundle) -> str:
 def running(
     bundle: Bundle, settings: dict[str, Any], wish: str, log: Path
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-c", SCRIPT, str(bundle.path), json.dumps(settings), wish]
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        assert process.stdout
-        url = process.stdout.readline().strip()
-        assert url, log.read_text()
-        yield process, url
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert "Internal Server Error" not in log.read_text()
+    with started([sys.executable, "-c", SCRIPT, bundle.path, json.dumps(settings), wish], log, traces=9) as found:
+        yield found
 
 
 def taking(bundle: Bundle, wish: str, milliseconds: float) -> bytes:

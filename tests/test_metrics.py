@@ -25,6 +25,7 @@ import httpx
 import numpy as np
 import pytest
 from pipelines import fitted
+from processes import started
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_open
 from prometheus_client.parser import text_string_to_metric_families as read_text
 from test_scorer import bundle_of
@@ -60,18 +61,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @contextlib.contextmanager
 def running(bundle: Bundle, workers: int, log: Path, **settings: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service in a process of its own, and its address."""
-    command = [sys.executable, "-c", SCRIPT, str(bundle.path), str(workers), json.dumps(settings)]
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        assert process.stdout
-        url = process.stdout.readline().strip()
-        assert url, log.read_text()
-        yield process, url
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert "Traceback" not in log.read_text(), log.read_text()
+    with started([sys.executable, "-c", SCRIPT, bundle.path, workers, json.dumps(settings)], log) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ import pytest
 from fastapi.testclient import TestClient
 from filelock import FileLock
 from pipelines import fitted
+from processes import started
 from test_scorer import bundle_of
 from test_service import asked, connected, read_answer
 
@@ -59,21 +60,9 @@ def running(
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service with a log in a process of its own, and its address."""
     table = json.dumps({"log": {"folder": str(folder), **settings}})
-    with (folder.parent / "stderr").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(bundle.path), str(workers), table],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-    try:
-        assert process.stdout
-        url = process.stdout.readline().strip()
-        assert url, (folder.parent / "stderr").read_text()
-        yield process, url
-    finally:
-        process.terminate()
-        process.wait(30)
+    command = [sys.executable, "-c", SCRIPT, bundle.path, workers, table]
+    with started(command, folder.parent / "stderr", traces=9) as found:
+        yield found
 
 
 def records(folder: Path, kind: str) -> list[list[Any]]:

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from notebooks import SCRIPTS, Project
 from pipelines import fitted, flights, targets
+from processes import started
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.pipeline import Pipeline
 from test_bundle import once
@@ -105,19 +106,9 @@ def running(first: Version, folder: Path, workers: int = 1, **settings: Any) -> 
     layouts = Layouts(folder / "rollout.json")
     layouts.write(first)
     table = {"file": str(layouts.path), "seconds": 0.1, "reports": str(folder / "reports"), **settings}
-    command = [sys.executable, "-c", SCRIPT, str(first.bundle.path), str(workers), json.dumps({"rollout": table})]
-    log = folder / "log"
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        assert process.stdout
-        url = process.stdout.readline().strip()
-        assert url, log.read_text()
+    command = [sys.executable, "-c", SCRIPT, first.bundle.path, workers, json.dumps({"rollout": table})]
+    with started(command, folder / "log") as (_, url):
         yield url, layouts
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert "Traceback" not in log.read_text(), log.read_text()
 
 
 def until(true: Callable[[], Any], seconds: float = 30) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from pipelines import fitted, flights, prepared, targets
+from processes import started
 from sklearn.ensemble import HistGradientBoostingClassifier
 from test_scorer import bundle_of
 
@@ -49,18 +50,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @contextlib.contextmanager
 def running(bundle: Bundle, workers: int, log: Path, traces: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service in a process of its own, and its address; its log may have so many tracebacks."""
-    command = [sys.executable, "-c", SCRIPT, str(bundle.path), str(workers)]
-    with log.open("w") as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-    try:
-        assert process.stdout
-        url = process.stdout.readline().strip()
-        assert url, log.read_text()
-        yield process, url
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert log.read_text().count("Traceback") <= traces, log.read_text()
+    with started([sys.executable, "-c", SCRIPT, bundle.path, workers], log, traces) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
