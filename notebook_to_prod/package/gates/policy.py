@@ -61,7 +61,7 @@ class DataPolicy:
 class RobustnessPolicy:
     "What the predictions have to stand."
 
-    metric: str = ""  # By default accuracy or R², and the primary one of `quality` for another mix of classes
+    metric: str = ""  # By default accuracy or R²; for another mix of classes the primary one, if `quality` names any: the area under the ROC curve does not feel the mix
     floor: float = 0.92  # Share of the clean score that has to remain
     noise: float = 0.1  # Standard deviations added to numbers
     missing: float = 0.05  # Share of the values that go missing

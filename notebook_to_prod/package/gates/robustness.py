@@ -182,7 +182,8 @@ def class_mix(case: Case, policy: Policy) -> Iterator[Verdict]:
     if case.task != "classification" or rows.y.ndim > 1:
         yield skipped(name, "the model has no classes of one target")
         return
-    metric, random = find_metric(policy.robustness.metric) if policy.robustness.metric else primary_metric(case, policy), np.random.default_rng([policy.seed, 4])
+    chosen = not policy.robustness.metric and (policy.quality.primary or policy.quality.metrics)
+    metric, random = primary_metric(case, policy) if chosen else _metric(case, policy), np.random.default_rng([policy.seed, 4])
     value, everything = metric.statistic(case.answers(rows), rows.y), np.arange(len(rows.y))
     try:
         clean, worst = value(everything), None
