@@ -63,7 +63,7 @@ class Limits:
         return f"| limit | value |\n|---|---|{rows}"
 
 # %% ../../nbs/serve/10_limits.ipynb #gate
-_WINDOW, _SHARE = 0.25, 0.1  # Seconds, and the share of refusals in them up to which bursts are welcome again
+_WINDOW, _SHARE = 0.25, 0.4  # Seconds, and the share of refusals in them up to which bursts are welcome again
 _BURST = 8  # Requests that may be inside in quiet times, however long they take
 
 
