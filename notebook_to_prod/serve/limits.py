@@ -63,7 +63,7 @@ class Limits:
         return f"| limit | value |\n|---|---|{rows}"
 
 # %% ../../nbs/serve/10_limits.ipynb #gate
-_WINDOW, _SHARE = 0.25, 0.1  # Seconds, and the share of refusals in them up to which bursts are welcome again
+_WINDOW, _SHARE = 0.25, 0.4  # Seconds, and the share of refusals in them up to which bursts are welcome again
 _BURST = 8  # Requests that may be inside in quiet times, however long they take
 
 
@@ -95,7 +95,7 @@ class Gate:
     @property
     def target(self) -> float:
         "Seconds that an answer may take under load."
-        return max(1.5 * self.usual, self._floor)
+        return max(min(1.25 * self.usual, 4 * self.cost), self._floor)
 
     @property
     def least(self) -> float:
@@ -105,13 +105,13 @@ class Gate:
     def refuse(self, now: float) -> bool:
         "Count a refusal; True if it is the first after quiet times."
         self._refused += 1
-        self._count(now)
-        first, self.loaded = not self.loaded, True
-        if first:
-            self._since, self._asked, self._refused = now, 1, 1
-            if self.cost:
-                self.limit = min(self.limit, max(self.least, self.target / self.cost))
-        return first
+        if self.loaded:
+            self._count(now)
+            return False
+        self.loaded, self._since, self._asked, self._refused = True, now, 1, 1
+        if self.cost:
+            self.limit = min(self.limit, max(self.least, self.target / self.cost))
+        return True
 
     def _count(self, now: float) -> None:
         self._asked += 1
@@ -133,14 +133,13 @@ class Gate:
         if not self.loaded:
             each = seconds / company
             self.cost += (each - self.cost) * (0.1 if each < self.cost else 0.002) if self.cost else each
-            if company == 1:
-                self.usual *= 1.045 if seconds > self.usual else 0.995
-                self.usual = self.usual or seconds
+            if company == 1 and not self.inside:
+                self.usual = self.usual * (1.045 if seconds > self.usual else 0.995 if seconds > self.usual / 2 else 0.8) or seconds
             self.limit = max(self._burst, min(self._most, self._wait / self.cost))
         elif seconds > self.target:
             self.limit = max(self.least, self.limit * 0.9)
         else:
-            self.limit = min(self._most, self.limit + 1 / self.limit)
+            self.limit = min(self._most, self.limit + 0.1 / self.limit)
 
 # %% ../../nbs/serve/10_limits.ipynb #service
 OVERLOADED = refusal(503, "overloaded", [], "The service is asked for more than it can do; try again later", ((b"retry-after", b"1"),))
