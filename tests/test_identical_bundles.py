@@ -9,12 +9,7 @@ from estimators import NAMES, cells_of
 from notebooks import make_project
 
 # In every run; all twenty with `pytest -m slow` and in benchmarks/reproducibility.py.
-OFTEN = {
-    "RandomForestClassifier, n_jobs=2",
-    "HistGradientBoostingClassifier",
-    "text, TF-IDF",
-    "custom transformer",
-}
+OFTEN = {"RandomForestClassifier, n_jobs=2", "custom transformer"}
 
 
 @pytest.mark.parametrize(
