@@ -298,7 +298,7 @@ def _module_name(file: str) -> str:
 def _offer_code(bundle: Bundle) -> None:
     "Make the modules below `code/` importable; raises `BundleError` on a conflict of names."
     files = {_module_name(name): name for name in bundle.files if name.startswith("code/") and name.endswith(".py")}
-    for module in sorted(files.keys() & sys.modules.keys()):
+    for module in sorted(files.keys() & {*sys.modules}):
         file = Path(getattr(sys.modules[module], "__file__", None) or ".")
         if not file.is_file() or digest_file(file) != f"sha256:{bundle.files[files[module]]['sha256']}":
             raise BundleError(
@@ -319,7 +319,7 @@ def kept_apart(bundle: Bundle) -> Iterator[None]:
     try:
         yield
     finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+        for name in [name for name in list(sys.modules) if name.partition(".")[0] in own]:  # a copy: other threads import meanwhile
             del sys.modules[name]
         sys.modules.update(set_aside)
         sys.meta_path[:] = finders

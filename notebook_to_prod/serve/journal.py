@@ -169,7 +169,7 @@ class AccessLog:
 
     def ended(self, call: Call) -> None:
         "Note a request that is over."
-        if call.status < 500 and self._settings.share < 1 and random() >= self._settings.share:
+        if call.status < 500 and self._settings.share < 1 and random() >= self._settings.share:  # n2p: allow N2P203
             return
         if len(self._waiting) >= self._room:
             self._waiting.popleft()

@@ -178,7 +178,7 @@ class Router:
                     return model
             return live
         value = None if self.key is None else self.key(call)
-        drawn = random.random() if value is None else share(value, salt)
+        drawn = random.random() if value is None else share(value, salt)  # n2p: allow N2P203
         for edge, route, model in arms:
             if drawn < edge:
                 call.route = route

@@ -70,7 +70,7 @@ class Tracer:
     def ended(self, call: Call) -> None:
         "Note a request that is to be traced."
         parent = parent_of(call)
-        if parent.sampled if parent is not None else random() < self._settings.share:
+        if parent.sampled if parent is not None else random() < self._settings.share:  # n2p: allow N2P203
             call.body, call.content = None, b""  # not kept for a second
             self._waiting.append((call, parent, perf_counter()))
 
