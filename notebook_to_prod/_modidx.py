@@ -2456,6 +2456,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'notebook_to_prod.project.open_store': ('project.html#open_store', 'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.project_settings': ( 'project.html#project_settings',
                                                                                          'notebook_to_prod/project.py'),
+                                          'notebook_to_prod.project.refuse_unknown': ( 'project.html#refuse_unknown',
+                                                                                       'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.remove_orphans': ( 'project.html#remove_orphans',
                                                                                        'notebook_to_prod/project.py'),
                                           'notebook_to_prod.project.shipped_file': ( 'project.html#shipped_file',

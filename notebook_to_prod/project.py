@@ -27,9 +27,10 @@ from .errors import InputError, StoreError
 
 # %% auto #0
 __all__ = ['SETTINGS', 'VARIABLE', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
-           'nearest', 'did_you_mean', 'unknown_setting', 'project_settings', 'temporary_prefix', 'remove_orphans',
-           'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store', 'environment_settings',
-           'configured_environment', 'open_environment', 'expanded', 'shipped_file', 'stop_process']
+           'nearest', 'did_you_mean', 'unknown_setting', 'refuse_unknown', 'project_settings', 'temporary_prefix',
+           'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store',
+           'environment_settings', 'configured_environment', 'open_environment', 'expanded', 'shipped_file',
+           'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -97,6 +98,13 @@ def unknown_setting(key: str, known: Collection[str], where: str) -> InputError:
     return InputError(f"unknown setting '{key}'{did_you_mean(key, known)}", where=where, remedy=f"the settings are {', '.join(known)}")
 
 
+def refuse_unknown(table: Iterable[str], known: Collection[str], where: str) -> None:
+    "Raise `InputError` for the first setting of a table that there is not: passed over, a misspelt one would ask nothing."
+    for name in table:
+        if name not in known:
+            raise unknown_setting(name, known, where)
+
+
 def project_settings(
     project: Path | None = None,  # Its root, that of the current folder by default
 ) -> dict[str, Any]:
@@ -110,8 +118,7 @@ def project_settings(
         raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
     if not isinstance(table, dict):
         raise InputError("[tool.n2p] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
-    for key in table.keys() - {*SETTINGS}:  # passed over, a misspelt one would ask nothing
-        raise unknown_setting(key, SETTINGS, f"{path}, [tool.n2p]")
+    refuse_unknown(table, SETTINGS, f"{path}, [tool.n2p]")
     return table
 
 # %% ../nbs/01_project.ipynb #temporary

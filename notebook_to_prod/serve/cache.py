@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ..package.bundle import Prediction
-from ..project import unknown_setting
+from ..project import refuse_unknown
 from .batch import Model
 from .limits import read_number
 from .request import Refusal, Row
@@ -69,9 +69,7 @@ class Cache:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.cache]") -> Cache:
         "Read the settings; raises `InputError` for one that is unknown or wrong."
-        for name in table:
-            if name not in cls.__dataclass_fields__:
-                raise unknown_setting(name, tuple(cls.__dataclass_fields__), where)
+        refuse_unknown(table, tuple(cls.__dataclass_fields__), where)
         return cls(
             entries=read_number(table, "entries", cls.entries, where, 1, 10_000_000, whole=True),
             rows=read_number(table, "rows", cls.rows, where, 1, 1000, whole=True),

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..package.tokens import check_digests, new_token
-from ..project import unknown_setting
+from ..project import refuse_unknown
 from .rates import Rate
 
 # %% auto #0
@@ -88,9 +88,7 @@ def _digests(name: str, entry: Any, where: str) -> list[str]:
 
 def _caller(name: str, entry: Any, where: str) -> Caller:
     table = {} if isinstance(entry, str) else entry
-    for key in table:
-        if key not in _SETTINGS:
-            raise unknown_setting(key, _SETTINGS, where)
+    refuse_unknown(table, _SETTINGS, where)
     rate = Rate.parse(table["rate"], where) if "rate" in table else None
     ends = _moment(table["expires"], where) if "expires" in table else float("inf")
     return Caller(name, read_scopes(table.get("scopes", ["predict"]), where), ends, rate)

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from ..errors import InputError
 from ..package.bundle import Prediction
-from ..project import unknown_setting
+from ..project import refuse_unknown
 from .batch import Model
 from .cache import Results
 from .limits import read_number
@@ -94,9 +94,7 @@ class Fallback:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.fallback]") -> Fallback:
         "Read the settings; raises `InputError` for one that is unknown or wrong."
-        for name in table:
-            if name not in cls.__dataclass_fields__:
-                raise unknown_setting(name, tuple(cls.__dataclass_fields__), where)
+        refuse_unknown(table, tuple(cls.__dataclass_fields__), where)
         chain, previous = table.get("chain", ()), table.get("previous")
         if isinstance(chain, str) or not isinstance(chain, list | tuple) or any(each not in KINDS for each in chain) or len({*chain}) < len(chain):
             raise InputError(f"'chain' is {chain!r}", where=where, remedy=f"write a list of {', '.join(KINDS)}, each at most once, in the order in which they are tried")

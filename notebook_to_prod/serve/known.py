@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import InputError, N2PError
-from ..project import digest_text, unknown_setting
+from ..project import digest_text, refuse_unknown
 from .callers import Caller, read_keys, read_keys_file
 from .issuer import Issuer, Verifier, fetch_keys
 from .rates import Rate
@@ -53,9 +53,7 @@ class AccessSettings:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = _WHERE) -> AccessSettings:
         "Read `[tool.n2p.serve.security]` and the environment; raises `InputError` that names a wrong setting."
-        for key in table:
-            if key not in _SETTINGS:
-                raise unknown_setting(key, _SETTINGS, where)
+        refuse_unknown(table, _SETTINGS, where)
         named = table.get("keys_file") or os.environ.get(_KEYS_FILE) or None
         if named is not None and not isinstance(named, str):
             raise InputError(f"keys_file is {named!r}", where=where, remedy='write a path: keys_file = "keys.toml"')

@@ -14,9 +14,9 @@ from time import perf_counter
 from typing import Any
 
 from ..errors import InputError
-from ..project import unknown_setting
+from ..project import refuse_unknown
 from .request import Refusal, refusal
-from .service import Call, Service
+from .service import LARGE, Call, Service
 
 # %% auto #0
 __all__ = ['OVERLOADED', 'read_number', 'Limits', 'Gate', 'Limiter', 'limit_service']
@@ -44,9 +44,7 @@ class Limits:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.limits]") -> Limits:
         "Read the settings; raises `InputError` for one that is unknown or wrong."
-        for name in table:
-            if name not in cls.__dataclass_fields__:
-                raise unknown_setting(name, tuple(cls.__dataclass_fields__), where)
+        refuse_unknown(table, tuple(cls.__dataclass_fields__), where)
         return cls(
             seconds=read_number(table, "seconds", cls.seconds, where, 0.001, 3600),
             wait=read_number(table, "wait", cls.wait, where, 0.001, 3600),
@@ -145,7 +143,6 @@ class Gate:
 OVERLOADED = refusal(503, "overloaded", [], "The service is asked for more than it can do; try again later", ((b"retry-after", b"1"),))
 _LATE = refusal(504, "late", [], "The time for this request is over")
 _NO_TIME = refusal(422, "timeout", ["header", "x-timeout-ms"], "x-timeout-ms must be a whole number of milliseconds above 0")
-_LARGE = 65_536  # Bytes, as the service has it
 _SWEEP = 0.05  # Seconds
 _SWITCH = 0.0002  # Seconds that the event loop waits for a thread that computes in Python, each time that it has something to do; Python's own are 0.005
 
@@ -181,7 +178,7 @@ class Limiter:
         "Refuse, before the body is read, what there is no place for."
         if self.loop_gate.full:
             return self._refuse(self.loop_gate, call)
-        if self.thread_gate.full and _announced(call) > _LARGE:
+        if self.thread_gate.full and _announced(call) > LARGE:
             return self._refuse(self.thread_gate, call)
         return None
 
@@ -201,7 +198,7 @@ class Limiter:
                 if not (value.isdigit() and len(value) < 12 and int(value)):
                     return _NO_TIME
                 hurried, seconds = True, min(seconds, int(value) / 1000)
-        threaded = not call.model.at_once or len(call.body) > (_LARGE if call.wire is None else call.wire.large)  # type: ignore[union-attr,arg-type]
+        threaded = not call.model.at_once or len(call.body) > (LARGE if call.wire is None else call.wire.large)  # type: ignore[union-attr,arg-type]
         gate = self.thread_gate if threaded else self.loop_gate
         if gate.full:
             return self._refuse(gate, call)

@@ -24,7 +24,7 @@ from zlib import crc32
 
 from ..errors import InputError
 from ..package.schema import Column
-from ..project import store_errors, unknown_setting
+from ..project import refuse_unknown, store_errors
 from .batch import Model
 from .request import refusal
 from .request_id import with_request_ids
@@ -61,10 +61,7 @@ class LogSettings:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.log]") -> LogSettings:
         "Check a table; raises `InputError` that names the setting."
-        known = {each.name for each in fields(cls)}
-        for name in table:
-            if name not in known:
-                raise unknown_setting(name, sorted(known), where)
+        refuse_unknown(table, sorted(each.name for each in fields(cls)), where)
         settings = cls(**{name: _READERS[name](value, f"{where} {name}") for name, value in table.items()})
         both = sorted({*settings.redact} & {*settings.hash})
         if both:

@@ -19,7 +19,7 @@ from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'Call', 'with_warnings', 'with_fallback', 'Wire', 'json_only',
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'LARGE', 'Call', 'with_warnings', 'with_fallback', 'Wire', 'json_only',
            'by_headers', 'read_body', 'uncancel', 'Guard', 'Service']
 
 # %% ../../nbs/serve/05_service.ipynb #call
@@ -153,7 +153,7 @@ async def read_body(
 
 # %% ../../nbs/serve/05_service.ipynb #service
 _log = logging.getLogger("notebook_to_prod.serve")
-_LARGE = 65_536  # Bytes of a body from which decoding is left to a thread
+LARGE = 65_536  # Bytes of a body from which decoding is left to a thread
 _INTERNAL = refusal(500, "internal", [], "The service failed to answer; its log has the reason")
 
 
@@ -247,7 +247,7 @@ class Service:
                 if (refused := hook(call)) is not None:
                     return refused
             if (spelt := call.wire) is None:
-                large = len(body) > _LARGE
+                large = len(body) > LARGE
                 rows = await asyncio.to_thread(model.decode, body) if large else model.decode(body)
             else:
                 large = len(body) > spelt.large
