@@ -13,10 +13,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import random
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -135,26 +137,26 @@ def access_line(call: Call, seconds: float) -> dict[str, Any]:
 
 # %% ../../nbs/serve/23_journal.ipynb #each-second
 class EachSecond:
-    "Calls a function once a second in each process of a service, and a last time when it stops."
+    "Calls a function once a second in each process of a service, and a last time, in a way that is done on return, when it stops."
 
-    def __init__(self, service: Service, work: Callable[[], None]):
-        self._work = work
+    def __init__(self, service: Service, work: Callable[[], None], last: Callable[[], None] | None = None):
+        self._work, self._last = work, last or work
         self._timer: asyncio.TimerHandle | None = None
         service.start.append(self._go_on)
         service.stop.append(self._stop)
 
     def _go_on(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(1.0, self._go_on)
-        self._once()
+        self._once(self._work)
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._once()
+        self._once(self._last)
 
-    def _once(self) -> None:
+    def _once(self, work: Callable[[], None]) -> None:
         try:
-            self._work()
+            work()
         except Exception as error:  # noqa: BLE001 - the next second is another
             logging.getLogger("notebook_to_prod.serve").error("what is done each second failed", exc_info=error)
 
@@ -166,6 +168,7 @@ class AccessLog:
         self._settings, self._room = settings, room
         self._waiting: deque[tuple[float, dict[str, Any]]] = deque()
         self._dropped = 0
+        self._writing = Lock()
 
     def ended(self, call: Call) -> None:
         "Note a request that is over."
@@ -178,7 +181,10 @@ class AccessLog:
 
     def text(self) -> str:
         "The lines that wait, which then wait no more."
-        lines = [self._line(*self._waiting.popleft()) for _ in range(len(self._waiting))]
+        lines = []
+        with suppress(IndexError):  # Where the oldest line makes room meanwhile
+            for _ in range(len(self._waiting)):
+                lines.append(self._line(*self._waiting.popleft()))
         if self._dropped:
             lines.append(self._line(time.time(), {"dropped": self._dropped}))
             self._dropped = 0
@@ -190,18 +196,15 @@ class AccessLog:
         return " ".join([_moment(now), *(f"{name}={json.dumps(value)}" for name, value in said.items())])
 
     def write(self) -> None:
+        "Write what waits; done on return."
+        with self._writing:
+            sys.stderr.write(self.text())
+            sys.stderr.flush()
+
+    def write_in_thread(self) -> None:
         "Let a thread write what waits."
-        if not (text := self.text()):
-            return
-        try:
-            asyncio.get_running_loop().run_in_executor(None, _say, text)
-        except RuntimeError:
-            _say(text)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text)
-    sys.stderr.flush()
+        if self._waiting:
+            asyncio.get_running_loop().run_in_executor(None, self.write)
 
 
 def add_logging(service: Service, table: Mapping[str, Any]) -> None:
@@ -213,4 +216,4 @@ def add_logging(service: Service, table: Mapping[str, Any]) -> None:
     if settings.access:
         log = AccessLog(settings)
         service.ended.append(log.ended)
-        EachSecond(service, log.write)
+        EachSecond(service, log.write_in_thread, log.write)
