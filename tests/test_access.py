@@ -31,9 +31,9 @@ from processes import started
 from test_scorer import bundle_of
 
 from notebook_to_prod.package.bundle import Bundle
-from notebook_to_prod.serve.access import OPEN, caller_of, require
+from notebook_to_prod.serve.access.callers import NewKey, new_key
+from notebook_to_prod.serve.access.guard import OPEN, caller_of, require
 from notebook_to_prod.serve.app import Application, create_app
-from notebook_to_prod.serve.callers import NewKey, new_key
 from notebook_to_prod.serve.predictor import load_predictor
 
 SCRIPT = """

@@ -36,7 +36,7 @@ from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.package.profile import stability_of_parts
 from notebook_to_prod.package.schema import to_rows
 from notebook_to_prod.serve.app import create_app
-from notebook_to_prod.serve.measures import MEASURES
+from notebook_to_prod.serve.observe.measures import MEASURES
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.diff import population_stability
 

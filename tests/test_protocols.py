@@ -32,13 +32,13 @@ from notebook_to_prod.package.schema import Schema, columns_to_table, infer_sche
 from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.batch import Model
 from notebook_to_prod.serve.decode import Decoder
-from notebook_to_prod.serve.generate import _runtime_texts
-from notebook_to_prod.serve.inference import infer_columns
-from notebook_to_prod.serve.invocations import table_columns
+from notebook_to_prod.serve.export.generate import _runtime_texts
 from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.serve.protocols.inference import infer_columns
+from notebook_to_prod.serve.protocols.invocations import table_columns
+from notebook_to_prod.serve.protocols.tables import csv_columns
 from notebook_to_prod.serve.request import Refusal, refusal
 from notebook_to_prod.serve.service import Service
-from notebook_to_prod.serve.tables import csv_columns
 
 ARROW = "application/vnd.apache.arrow.stream"
 

@@ -32,10 +32,10 @@ from test_service import asked, connected, read_answer
 from notebook_to_prod.errors import InputError, StoreError
 from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.serve.app import Application, create_app
-from notebook_to_prod.serve.compact import compact, read_predictions
+from notebook_to_prod.serve.log.compact import compact, read_predictions
+from notebook_to_prod.serve.log.request_log import LogSettings
+from notebook_to_prod.serve.log.segments import read_segments, segment_paths
 from notebook_to_prod.serve.predictor import load_predictor
-from notebook_to_prod.serve.request_log import LogSettings
-from notebook_to_prod.serve.segments import read_segments, segment_paths
 
 SCRIPT = """
 import json, sys
@@ -283,8 +283,8 @@ def test_a_full_disk(policy: str, bundle: Bundle, tmp_path: Path) -> None:
 COMPACT = """
 import json, sys
 from pathlib import Path
-from notebook_to_prod.serve.compact import compact
-from notebook_to_prod.serve.request_log import LogSettings
+from notebook_to_prod.serve.log.compact import compact
+from notebook_to_prod.serve.log.request_log import LogSettings
 print("begun", flush=True)
 compact(LogSettings(folder=Path(sys.argv[1]), to=sys.argv[2]))
 """

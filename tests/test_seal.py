@@ -24,7 +24,7 @@ from notebook_to_prod.package.sbom import bill_of_materials
 from notebook_to_prod.package.seal import lock_digest, read_seal, seal, seal_required
 from notebook_to_prod.project import Store, digest_text
 from notebook_to_prod.release.registry import Registry
-from notebook_to_prod.serve.generate import service_lock
+from notebook_to_prod.serve.export.generate import service_lock
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.lockfile import find_lockfile
 

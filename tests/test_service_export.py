@@ -31,8 +31,8 @@ from notebook_to_prod.errors import InputError
 from notebook_to_prod.package.bundle import Bundle, open_bundle
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
-from notebook_to_prod.serve.generate import export_service, runtime_modules
-from notebook_to_prod.serve.measures import MEASURES
+from notebook_to_prod.serve.export.generate import export_service, runtime_modules
+from notebook_to_prod.serve.observe.measures import MEASURES
 from notebook_to_prod.serve.predictor import Predictor, load_predictor
 
 MODEL = "late flights"

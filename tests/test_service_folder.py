@@ -18,7 +18,7 @@ from notebook_to_prod.errors import BundleError, InputError
 from notebook_to_prod.package.bundle import Bundle, open_bundle, write_bundle
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
-from notebook_to_prod.serve.folder import CONFLICT, STATE, merge_texts, write_folder
+from notebook_to_prod.serve.export.folder import CONFLICT, STATE, merge_texts, write_folder
 
 MODEL = "edited flights"
 FIRST = {

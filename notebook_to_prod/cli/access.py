@@ -31,7 +31,7 @@ def new(terminal: Terminal, name: str, scopes: tuple[str, ...], expires: str | N
 
     Example: n2p apikey new scorer --scope predict --expires "90 days"
     """
-    from notebook_to_prod.serve.callers import new_key
+    from notebook_to_prod.serve.access.callers import new_key
 
     made = new_key(name, scopes or ("predict",), expires)
     lines = [

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from notebook_to_prod.package.bundle import Bundle
-    from notebook_to_prod.serve.request_log import LogSettings
+    from notebook_to_prod.serve.log.request_log import LogSettings
 
 # %% ../../nbs/cli/04c_predictions.ipynb #predictions
 _NOT_READ = ("salt", "hash", "redact")  # What is done as a record is written
@@ -37,7 +37,7 @@ def _settings(model: str) -> "LogSettings":
     from notebook_to_prod.errors import NotFoundError
     from notebook_to_prod.project import find_project, open_store, project_settings
     from notebook_to_prod.serve.configure import read_settings
-    from notebook_to_prod.serve.request_log import LogSettings, place_log
+    from notebook_to_prod.serve.log.request_log import LogSettings, place_log
 
     folder = Path(model)
     if (folder / _APP).is_file():
@@ -76,7 +76,7 @@ def compact(terminal: Terminal, model: str) -> Result:
 
     Example: n2p predictions compact flights
     """
-    from notebook_to_prod.serve.compact import compact as compact_log
+    from notebook_to_prod.serve.log.compact import compact as compact_log
 
     settings = _settings(model)
     done = compact_log(settings)
@@ -90,7 +90,7 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 
 
 def _table(model: str, since: datetime | None, until: datetime | None) -> "pd.DataFrame":
-    from notebook_to_prod.serve.compact import read_predictions
+    from notebook_to_prod.serve.log.compact import read_predictions
 
     return read_predictions(_settings(model), since and since.date(), until and until.date(), _name(model))
 
@@ -159,8 +159,8 @@ def feedback(terminal: Terminal, model: str, file: Path) -> Result:
 
     Example: n2p predictions feedback flights labels.csv
     """
-    from notebook_to_prod.serve.compact import write_labels
-    from notebook_to_prod.serve.feedback import read_labels
+    from notebook_to_prod.serve.log.compact import write_labels
+    from notebook_to_prod.serve.log.feedback import read_labels
 
     name = model if (Path(model) / _APP).is_file() else model.partition("@")[0]
     settings = _settings(name)

@@ -17,7 +17,7 @@ from ..errors import InputError, VerdictError
 if TYPE_CHECKING:
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.release.rollout import Rollout
-    from notebook_to_prod.serve.follow import RolloutSettings
+    from notebook_to_prod.serve.rollout.follow import RolloutSettings
     from notebook_to_prod.watch.rollout import Decision
 
 # %% ../../nbs/cli/03f_rollout.ipynb #rollout
@@ -39,7 +39,7 @@ def _registry() -> "Registry":
 def rollout_settings() -> "RolloutSettings":
     "`[tool.n2p.serve.rollout]` of the project."
     from notebook_to_prod.project import project_settings
-    from notebook_to_prod.serve.follow import RolloutSettings
+    from notebook_to_prod.serve.rollout.follow import RolloutSettings
 
     serve = project_settings().get("serve", {})
     table = serve.get("rollout", {}) if isinstance(serve, dict) else {}

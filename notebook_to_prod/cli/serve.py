@@ -73,7 +73,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     Example: n2p serve flights@production --port 8000
     """
     from notebook_to_prod.project import find_project, open_store, project_settings
-    from notebook_to_prod.serve.request_log import place_log
+    from notebook_to_prod.serve.log.request_log import place_log
     from notebook_to_prod.serve.server import serve as serve_predictor
     from notebook_to_prod.serve.source import registry_source
 
@@ -116,8 +116,8 @@ def export_service(terminal: Terminal, model: str, folder: Path, no_hashes: bool
 
     Example: n2p export-service flights@production service
     """
-    from notebook_to_prod.serve.folder import CONFLICT
-    from notebook_to_prod.serve.generate import export_service as generate
+    from notebook_to_prod.serve.export.folder import CONFLICT
+    from notebook_to_prod.serve.export.generate import export_service as generate
 
     predictor = _predictor(model)
     report = generate(predictor, folder, hashes=not no_hashes, force=force)

@@ -21,9 +21,9 @@ from ..project import store_errors
 from ..release.people import identify
 from ..release.registry import Registry
 from ..release.rollout import RUNNING, Rollout, abort_rollout, advance_rollout, running_rollout
-from ..serve.follow import RolloutSettings, read_reports, sum_reports
+from ..serve.rollout.follow import RolloutSettings, read_reports, sum_reports
 from ..serve.source import reports_folder
-from ..serve.tally import Tally, prediction_shift
+from ..serve.rollout.tally import Tally, prediction_shift
 from ..train.record import now
 from .sequential import Moments, difference_interval
 
