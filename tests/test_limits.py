@@ -25,9 +25,9 @@ from notebook_to_prod.errors import InputError
 from notebook_to_prod.package.bundle import Bundle, Prediction
 from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.batch import Model
+from notebook_to_prod.serve.direct import is_whole
 from notebook_to_prod.serve.predictor import Predictor, load_predictor
 from notebook_to_prod.serve.request import refusal
-from notebook_to_prod.serve.server import is_whole
 from notebook_to_prod.serve.service import Service
 from notebook_to_prod.serve.steady.limits import OVERLOADED
 

@@ -27,7 +27,7 @@ from .protocols.inference import INFER, described_model, described_server, infer
 from .protocols.invocations import INVOCATIONS, invocations_document, invocations_wires
 from .predictor import Predictor
 from .request import ROW_LIMIT, request_type, row_model
-from .service import Handler, Receive, Scope, Send, Service
+from .service import Handler, Receive, Scope, Send, Service, Steps
 from .protocols.tables import JSON, predict_wires, spoken_kinds
 
 # %% ../../nbs/serve/07_app.ipynb #answer
@@ -110,6 +110,12 @@ class Application:
     async def predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         "Answer `/predict`, whatever the route."
         await self._handler()(scope, receive, send)
+
+    @property
+    def steps(self) -> Steps | None:
+        "Those of `/predict`, with the hooks as they are when the first request comes; None if other code stands around it."
+        self._handler()
+        return Steps(self.service) if self._directly else None
 
     def _handler(self) -> Handler:
         if self._predict is None:

@@ -12,6 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -25,7 +26,7 @@ from .predictor import Predictor
 from .request import ROW_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Waiting', 'answer_encoder', 'rows_at_once', 'Model']
+__all__ = ['Tell', 'Waiting', 'answer_encoder', 'rows_at_once', 'Model']
 
 # %% ../../nbs/serve/03_batch.ipynb #encode
 def _dumps(value: Any) -> bytes:
@@ -70,7 +71,8 @@ def rows_at_once(plan: Plan | None, rows: Sequence[Row]) -> int:
 
 # %% ../../nbs/serve/03_batch.ipynb #model
 _log = logging.getLogger("notebook_to_prod.serve")
-Waiting = tuple[list[Row], "asyncio.Future[Prediction | Refusal]"]
+Tell = Callable[[Prediction | Refusal], None]  # Who asked, who may be gone
+Waiting = tuple[list[Row], Tell]
 
 
 class Model:
@@ -93,13 +95,22 @@ class Model:
         loop = asyncio.get_running_loop()
         if len(rows) > self.at_once:
             return await loop.run_in_executor(None, self.score_alone, rows)
+        future: asyncio.Future[Prediction | Refusal] = loop.create_future()
+        self.score_soon(rows, partial(_settle, future), loop)
+        return await future
+
+    def score_soon(
+        self,
+        rows: list[Row],  # At most `at_once`
+        tell: Tell,  # Called in a later turn of the loop; must not raise
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        "Have the rows of one request predicted, together with others that are pending."
         if loop is not self._loop:
             self._loop, self._waiting = loop, []
         if not self._waiting:
             loop.call_soon(self._score_waiting)
-        future: asyncio.Future[Prediction | Refusal] = loop.create_future()
-        self._waiting.append((rows, future))
-        return await future
+        self._waiting.append((rows, tell))
 
     def score_alone(self, rows: list[Row]) -> Prediction | Refusal:
         "Predict the rows of one request by plan or pipeline; takes its time, raises nothing."
@@ -142,14 +153,14 @@ class Model:
                     self._score_together([each])
             return
         if len(asked) == 1 and finite:
-            _settle(asked[0][1], said)
+            asked[0][1](said)
             return
         end = 0
-        for rows, future in asked:
+        for rows, tell in asked:
             start, end = end, end + len(rows)
             part = Prediction(said.predictions[start:end], said.probabilities and said.probabilities[start:end])
             wrong = None if finite else unusable_row(part, self._classes)
-            _settle(future, part if wrong is None else _not_finite(f"row {wrong}"))
+            tell(part if wrong is None else _not_finite(f"row {wrong}"))
 
     def _by_plan(self, rows: list[Row]) -> tuple[Prediction, bool]:
         "What the plan says, and whether all of it is finite."
@@ -161,9 +172,9 @@ class Model:
         finite = (self._classes is not None or bool(np.isfinite(labels).all())) and (probabilities is None or math.isfinite(probabilities.sum()))
         return Prediction(labels.tolist(), None if probabilities is None else probabilities.tolist()), finite
 
-    def _score_elsewhere(self, rows: list[Row], future: asyncio.Future[Prediction | Refusal]) -> None:
+    def _score_elsewhere(self, rows: list[Row], tell: Tell) -> None:
         running = asyncio.get_running_loop().run_in_executor(None, self.score_alone, rows)
-        running.add_done_callback(lambda done: None if done.cancelled() else _settle(future, done.result()))
+        running.add_done_callback(lambda done: None if done.cancelled() else tell(done.result()))
 
 
 def _settle(future: asyncio.Future[Prediction | Refusal], said: Prediction | Refusal) -> None:

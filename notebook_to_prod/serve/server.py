@@ -21,17 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ServerError
 from .access.guard import refuse_exposure
-from .steady.limits import OVERLOADED
+from .direct import direct_protocol
 from .predictor import Predictor
-from .request import Refusal
-from .service import Service
 
 if TYPE_CHECKING:
     from notebook_to_prod.serve.app import Application
     from notebook_to_prod.serve.rollout.follow import Source
 
 # %% auto #0
-__all__ = ['Work', 'open_socket', 'is_whole', 'turning_away', 'run_server', 'forkable', 'run_workers', 'serve']
+__all__ = ['Work', 'open_socket', 'run_server', 'forkable', 'run_workers', 'serve']
 
 # %% ../../nbs/serve/08_server.ipynb #open-socket
 _REASONS = {
@@ -55,60 +53,6 @@ def open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 # %% ../../nbs/serve/08_server.ipynb #run
-_ASKED = b"POST /predict HTTP/1.1\r\n"
-_LENGTH, _OTHERWISE = b"\r\ncontent-length: ", (b"\r\nconnection:", b"\r\nexpect:", b"\r\ntransfer-encoding:", b"\r\nupgrade:")
-
-
-def is_whole(data: bytes) -> bool:
-    "Whether data is one request for `/predict`, body and all, and nothing more."
-    if not data.startswith(_ASKED):
-        return False
-    end = data.find(b"\r\n\r\n")
-    head = data[:end].lower()
-    at = head.find(_LENGTH) + len(_LENGTH)
-    length = head[at:].partition(b"\r")[0]
-    plain = end > 0 and head.count(b"content-length") == 1 and length.isdigit() and not any(each in head for each in _OTHERWISE)
-    return plain and int(length) == len(data) - end - 4
-
-
-def _as_sent(refused: Refusal) -> bytes:
-    fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(refused.body)), *refused.headers]
-    return b"HTTP/1.1 %d Service Unavailable\r\n%b\r\n%b" % (refused.status, b"".join(b"%b: %b\r\n" % field for field in fields), refused.body)
-
-
-def turning_away(service: Service) -> Any:
-    "A protocol for uvicorn that refuses what a service turns away before it is parsed; None if the service turns nothing away, or httptools is not installed."
-    turns_away = service.turns_away
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError:
-        return None
-    if turns_away is None:
-        return None
-    refused = _as_sent(OVERLOADED)
-
-    class Protocol(HttpToolsProtocol):
-        _between = True  # Two requests: the parser has ended one, and has seen nothing of the next
-
-        def on_message_begin(self) -> None:
-            self._between = False
-            super().on_message_begin()
-
-        def on_message_complete(self) -> None:
-            super().on_message_complete()
-            self._between = True
-
-        def data_received(self, data: bytes) -> None:
-            if not (self._between and (self.cycle is None or self.cycle.response_complete) and is_whole(data) and not service.draining and turns_away()):
-                super().data_received(data)
-                return
-            self._unset_keepalive_if_required()
-            self.transport.write(refused)
-            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-    return Protocol
-
-
 _LINGER, _LAST, _BACKLOG = 1.0, 0.3, 2048  # Seconds, seconds, connections that wait
 
 
@@ -150,7 +94,7 @@ def run_server(
     logging = copy.deepcopy(LOGGING_CONFIG)
     logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
     bound.listen(_BACKLOG)
-    protocol = turning_away(app.service) or "auto"
+    protocol = direct_protocol(app) or "auto"
     config = uvicorn.Config(app, log_level="warning", log_config=logging, access_log=False, server_header=False, ws="none", http=protocol, ssl_certfile=certfile, ssl_keyfile=keyfile)
     Server(config).run(sockets=[bound])
 

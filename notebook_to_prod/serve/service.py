@@ -19,8 +19,8 @@ from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'LARGE', 'Call', 'with_warnings', 'with_fallback', 'Wire', 'json_only',
-           'by_headers', 'read_body', 'uncancel', 'Guard', 'Service']
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'PLAIN', 'LARGE', 'Call', 'with_warnings', 'with_fallback', 'Wire',
+           'json_only', 'by_headers', 'read_body', 'uncancel', 'Guard', 'Service', 'Steps']
 
 # %% ../../nbs/serve/04_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -32,7 +32,7 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Call:
     "One request for predictions and its answer."
 
-    __slots__ = ("began", "body", "cached", "content", "cut", "decoded", "encoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
+    __slots__ = ("began", "body", "cached", "cancel", "content", "cut", "decoded", "encoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
 
     def __init__(self, scope: Scope, wire: Wire | None = None):
         self.scope = scope  # As ASGI gives it: method, path, headers, client
@@ -43,7 +43,8 @@ class Call:
         self.route = ""  # By which way the model was chosen: `canary`, `shadow`; empty is the service's own
         self.fallback = ""  # What stands in for the model's answer: `cache`, `previous`, `default`; empty is none
         self.cached = False  # Whether the prediction was kept from an earlier request
-        self.cut: Refusal | None = None  # What is answered if the task of this call is cancelled; who cancels it, sets it
+        self.cut: Refusal | None = None  # What is answered if this call is cancelled; who cancels it, sets it
+        self.cancel: Callable[[], Any] | None = None  # Ends what the call waits for
         self.state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
         self.body: bytes | None = None
         self.model: Model | None = None  # Who answers; known before the body is decoded
@@ -89,7 +90,7 @@ _CLOSE = (b"connection", b"close")
 
 
 _JSON = b"application/json"
-_ANY = frozenset((b"", b"*/*", _JSON))
+PLAIN = frozenset((b"", b"*/*", _JSON))  # What `accept` says where JSON will do
 
 
 def json_only(kind: bytes, accept: bytes) -> Refusal | None:
@@ -112,7 +113,7 @@ def by_headers(
             accept = value
         elif name == b"content-length" and value.isdigit() and int(value) > limit:
             return _too_large(limit, closing=int(value) > 2 * limit)
-    if plainly and kind == _JSON and accept in _ANY:
+    if plainly and kind == _JSON and accept in PLAIN:
         return None
     return wires(kind.partition(b";")[0].strip().lower(), accept)
 
@@ -222,14 +223,12 @@ class Service:
         work: Callable[[Call], Prediction | Refusal] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
-        admit, arrived, before, after, sent, ended = map(tuple, (self.admit, self.arrived, self.before, self.after, self.sent, self.ended))
-        route, score, limit, seconds, plainly = self.route, self.score, self.body_limit, self.body_seconds, wire is None
+        steps, limit, seconds, plainly = Steps(self), self.body_limit, self.body_seconds, wire is None
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
             "What the model says, why not, or None if the client has left; raises what hooks raise."
-            for hook in admit:
-                if (refused := hook(call)) is not None:
-                    return refused
+            if (refused := steps.admit(call)) is not None:
+                return refused
             if (spelt := by_headers(call.scope, limit, wires, plainly)) is not None:
                 if type(spelt) is Refusal:
                     if spelt.status == 413 and _CLOSE not in spelt.headers:
@@ -239,85 +238,150 @@ class Service:
             body = await read_body(receive, limit, seconds)
             if type(body) is not bytes:
                 return body
-            call.body, call.read = body, perf_counter()
             if work is not None:
+                call.body, call.read = body, perf_counter()
                 return work(call)
-            call.model = model = self.model if route is None else route(call)
-            for hook in arrived:
-                if (refused := hook(call)) is not None:
-                    return refused
-            if (spelt := call.wire) is None:
-                large = len(body) > LARGE
-                rows = await asyncio.to_thread(model.decode, body) if large else model.decode(body)
-            else:
-                large = len(body) > spelt.large
-                rows = await asyncio.to_thread(spelt.decode, call) if large else spelt.decode(call)
+            if (refused := steps.arrive(call, body)) is not None:
+                return refused
+            spelt, model = call.wire, call.model
+            large = len(body) > (LARGE if spelt is None else spelt.large)
+            decode, given = (model.decode, body) if spelt is None else (spelt.decode, call)  # type: ignore[union-attr]
+            rows = await asyncio.to_thread(decode, given) if large else decode(given)  # type: ignore[arg-type]
             if type(rows) is Refusal:
                 return rows
-            call.rows, call.decoded = rows, perf_counter()
-            for hook in before:
-                if (refused := hook(call)) is not None:
-                    return refused
-            said = await (model.score(rows) if score is None else score(call, model))
+            if (refused := steps.check(call, rows)) is not None:
+                return refused
+            said = await steps.score(call)
             call.scored = perf_counter()
             if type(said) is not Refusal:
-                model = call.model  # another may have answered
-                if spelt is None:
-                    call.content = await asyncio.to_thread(model.encode, said) if large else model.encode(said)
-                    if type(rows) is Adjusted:
-                        call.content = with_warnings(call.content, call)
-                    if call.fallback:
-                        call.content = with_fallback(call.content, call)
+                if large:
+                    await asyncio.to_thread(steps.encode, call, said)
                 else:
-                    spelt = call.wire or spelt  # reading a request may have told how its answer is wanted
-                    call.content = await asyncio.to_thread(spelt.encode, call, said) if large else spelt.encode(call, said)
+                    steps.encode(call, said)
             return said
 
         async def respond(call: Call, receive: Receive, send: Send) -> None:
             try:
                 try:
-                    call.said = said = await answer(call, receive)
+                    said = await answer(call, receive)
                 except asyncio.CancelledError:
                     if call.cut is None:
                         raise
                     uncancel()
-                    call.said = said = call.cut
+                    said = call.cut
                 if said is None:
                     return
-                if type(said) is Refusal:
-                    call.status, call.content = (said.status, said.body) if call.wire is None else call.wire.refuse(said)
-                    call.headers += said.headers
-                else:
-                    call.status = 200
-                call.encoded = perf_counter()
-                for hook in after:
-                    hook(call)
+                steps.settle(call, said)
             except Exception as error:  # noqa: BLE001 - a hook's, or ours
-                _log.error("a request was not answered", exc_info=error)
-                call.said, call.status, call.content = _INTERNAL, 500, _INTERNAL.body if call.wire is None else call.wire.refuse(_INTERNAL)[1]
-            kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
-            headers = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *_SAFE, *call.headers]
-            if self.draining:
-                headers.append(_CLOSE)
-            await send({"type": "http.response.start", "status": call.status, "headers": headers})
+                steps.fail(call, error)
+            await send({"type": "http.response.start", "status": call.status, "headers": steps.fields(call)})
             await send({"type": "http.response.body", "body": call.content})
-            for hook in sent:
-                try:
-                    hook(call)
-                except Exception as error:  # noqa: BLE001 - the answer is out
-                    _log.error("what follows an answer failed", exc_info=error)
+            steps.sent(call)
 
         async def predict(scope: Scope, receive: Receive, send: Send) -> None:
             call = Call(scope, wire)
-            self.flying += 1
+            call.cancel = asyncio.current_task().cancel  # type: ignore[union-attr]
+            steps.begin()
             try:
                 await respond(call, receive, send)
             finally:  # also if the client has left, or the connection is lost
-                self.flying -= 1
-                for hook in ended:
-                    try:
-                        hook(call)
-                    except Exception as error:  # noqa: BLE001 - the answer is out
-                        _log.error("what follows a request failed", exc_info=error)
+                steps.end(call)
 
         return predict
+
+
+class Steps:
+    "The steps from a request to its answer, with the hooks of a service as they are when this is made; whoever speaks HTTP takes them in this order."
+
+    def __init__(self, service: Service):
+        self._service = service
+        self._admit, self._arrived, self._before, self._after, self._sent, self._ended = map(
+            tuple, (service.admit, service.arrived, service.before, service.after, service.sent, service.ended)
+        )
+        self._route, self.scorer = service.route, service.score
+
+    def begin(self) -> None:
+        "There is a request."
+        self._service.flying += 1
+
+    def admit(self, call: Call) -> Refusal | None:
+        "The headers are there."
+        for hook in self._admit:
+            if (refused := hook(call)) is not None:
+                return refused
+        return None
+
+    def arrive(self, call: Call, body: bytes) -> Refusal | None:
+        "The body is there; says which model answers."
+        call.body, call.read = body, perf_counter()
+        call.model = self._service.model if self._route is None else self._route(call)
+        for hook in self._arrived:
+            if (refused := hook(call)) is not None:
+                return refused
+        return None
+
+    def check(self, call: Call, rows: list[Row]) -> Refusal | None:
+        "The rows are there."
+        call.rows, call.decoded = rows, perf_counter()
+        for hook in self._before:
+            if (refused := hook(call)) is not None:
+                return refused
+        return None
+
+    async def score(self, call: Call) -> Prediction | Refusal:
+        "What the model says, or what the service has in the place of asking it."
+        model = call.model
+        return await (model.score(call.rows) if self.scorer is None else self.scorer(call, model))  # type: ignore[arg-type,union-attr]
+
+    def encode(self, call: Call, said: Prediction) -> None:
+        "Write the answer."
+        if (spelt := call.wire) is not None:  # reading a request may have told how its answer is wanted
+            call.content = spelt.encode(call, said)
+            return
+        call.content = call.model.encode(said)  # type: ignore[union-attr] # another may have answered
+        if type(call.rows) is Adjusted:
+            call.content = with_warnings(call.content, call)
+        if call.fallback:
+            call.content = with_fallback(call.content, call)
+
+    def settle(self, call: Call, said: Prediction | Refusal) -> None:
+        "The answer is known; raises what hooks raise."
+        call.said = said
+        if type(said) is Refusal:
+            call.status, call.content = (said.status, said.body) if call.wire is None else call.wire.refuse(said)
+            call.headers += said.headers
+        else:
+            call.status = 200
+        call.encoded = perf_counter()
+        for hook in self._after:
+            hook(call)
+
+    def fail(self, call: Call, error: Exception) -> None:
+        "Something has raised: a hook, or we."
+        _log.error("a request was not answered", exc_info=error)
+        call.said, call.status, call.content = _INTERNAL, 500, _INTERNAL.body if call.wire is None else call.wire.refuse(_INTERNAL)[1]
+
+    def fields(self, call: Call) -> list[tuple[bytes, bytes]]:
+        "The headers of the answer."
+        kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
+        found = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *_SAFE, *call.headers]
+        if self._service.draining:
+            found.append(_CLOSE)
+        return found
+
+    def sent(self, call: Call) -> None:
+        "The answer is out."
+        for hook in self._sent:
+            try:
+                hook(call)
+            except Exception as error:  # noqa: BLE001 - the answer is out
+                _log.error("what follows an answer failed", exc_info=error)
+
+    def end(self, call: Call) -> None:
+        "The request is over, whichever way."
+        self._service.flying -= 1
+        for hook in self._ended:
+            try:
+                hook(call)
+            except Exception as error:  # noqa: BLE001 - the answer is out
+                _log.error("what follows a request failed", exc_info=error)

@@ -50,6 +50,7 @@ _RUNTIME_MODULES = (
     "serve.log.feedback",
     "serve.configure",
     "serve.app",
+    "serve.direct",
     "serve.server",
 )
 _RUNTIME_PACKAGES = ("package.compile", "serve.access", "serve.observe", "serve.rollout", "serve.steady", "serve.protocols")

@@ -150,11 +150,10 @@ _SWITCH = 0.0002  # Seconds that the event loop waits for a thread that computes
 class _Entry:
     "A call that is inside."
 
-    __slots__ = ("company", "deadline", "gate", "task", "timer")
+    __slots__ = ("company", "deadline", "gate", "timer")
 
     def __init__(self, gate: Gate, company: int, deadline: float):
         self.gate, self.company, self.deadline = gate, company, deadline
-        self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -204,7 +203,6 @@ class Limiter:
             return self._refuse(gate, call)
         gate.inside += 1
         self._inside[call] = entry = _Entry(gate, gate.inside, call.read + seconds)
-        entry.task = asyncio.current_task()
         if threaded or hurried:
             entry.timer = asyncio.get_running_loop().call_later(seconds, self._cut, call, _LATE)
         elif not self._sweeping:
@@ -248,12 +246,12 @@ class Limiter:
 
     def _cut(self, call: Call, reason: Refusal) -> None:
         entry = self._inside.get(call)
-        if entry is None or call.status or call.cut or entry.task is asyncio.current_task():
+        if entry is None or call.status or call.cut or call.cancel is None:
             return  # it is being answered
         if reason is _LATE:
             self.late += 1
         call.cut = reason
-        entry.task.cancel()  # type: ignore[union-attr]
+        call.cancel()
 
     def _sweep(self) -> None:
         now = perf_counter()
