@@ -63,12 +63,13 @@ class Limits:
 # %% ../../../nbs/serve/steady/00_limits.ipynb #gate
 _WINDOW, _SHARE = 0.25, 0.4  # Seconds, and the share of refusals in them up to which bursts are welcome again
 _BURST = 8  # Requests that may be inside in quiet times, however long they take
+_TRIAL = 16  # Answers, within a second, of a process that is cold: they set no limit
 
 
 class Gate:
     "How many may be inside at once, and how many are."
 
-    __slots__ = ("_asked", "_burst", "_floor", "_most", "_refused", "_since", "_wait", "cost", "inside", "limit", "loaded", "usual")
+    __slots__ = ("_asked", "_began", "_burst", "_floor", "_most", "_refused", "_since", "_trial", "_wait", "cost", "inside", "limit", "loaded", "usual")
 
     def __init__(
         self,
@@ -76,9 +77,11 @@ class Gate:
         wait: float,  # Seconds
         floor: float = 0.005,  # Seconds that an answer may take under load, however fast a lone one is
         burst: int = _BURST,
+        trial: int = 0,  # Answers that set no limit yet
     ):
         self._most, self._wait, self._floor, self._burst = most, wait, floor, min(burst, most)
         self._since, self._asked, self._refused = 0.0, 0, 0  # The window
+        self._trial, self._began = trial, 0.0
         self.loaded = False  # Whether load is being shed
         self.inside = 0
         self.limit = float(most)
@@ -131,6 +134,10 @@ class Gate:
         if not self.loaded:
             each = seconds / company
             self.cost += (each - self.cost) * (0.1 if each < self.cost else 0.002) if self.cost else each
+            if self._trial:
+                self._trial, self._began, self.cost = self._trial - 1, self._began or now, min(self.cost, each)
+                if now - self._began < 1.0:
+                    return
             if company == 1 and not self.inside:
                 self.usual = self.usual * (1.045 if seconds > self.usual else 0.995 if seconds > self.usual / 2 else 0.8) or seconds
             self.limit = max(self._burst, min(self._most, self._wait / self.cost))
@@ -162,7 +169,7 @@ class Limiter:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.loop_gate = Gate(limits.concurrency, limits.wait)
+        self.loop_gate = Gate(limits.concurrency, limits.wait, trial=_TRIAL)
         self.thread_gate = Gate(limits.concurrency, limits.wait, burst=max(_BURST, 2 * limits.threads))
         self.refused = self.late = 0  # Requests so far
         self._inside: dict[Call, _Entry] = {}
