@@ -338,6 +338,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._CodeLoader.get_resource_reader': ( 'package/bundle.html#_codeloader.get_resource_reader',
                                                                                                                       'notebook_to_prod/package/bundle.py'),
+                                                 'notebook_to_prod.package.bundle._all_finite': ( 'package/bundle.html#_all_finite',
+                                                                                                  'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._damaged': ( 'package/bundle.html#_damaged',
                                                                                                'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._hex': ( 'package/bundle.html#_hex',

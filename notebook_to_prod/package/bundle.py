@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -377,10 +377,25 @@ def unusable_row(
     classes: Any,  # Of a classification, whose labels may be anything; else None
 ) -> int | None:
     "The first row whose prediction or probability is NaN, infinite or missing, or None."
+    if len(said.predictions) > _MANY and (classes is not None or _all_finite(said.predictions)) and _all_finite(said.probabilities or ()):
+        return None
     for row, prediction in enumerate(said.predictions):
         if (classes is None and not _is_finite(prediction)) or (said.probabilities is not None and not _is_finite(said.probabilities[row])):
             return row
     return None
+
+
+_MANY = 16  # Rows from which they are looked at together first
+
+
+def _all_finite(values: Sequence[Any]) -> bool:
+    "Whether all are numbers and finite; False also where that cannot be told at once."
+    import numpy as np
+
+    try:
+        return bool(np.isfinite(np.array(values, dtype=np.float64)).all())
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _is_finite(value: Any) -> bool:

@@ -110,12 +110,19 @@ def _json_value(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+_PLAIN = {bool, int, str}
+
+
 def jsonable(values: Any) -> Any:
     "Predictions, classes or a column as nested lists for JSON; NaN becomes None."
+    import numpy as np
+
+    if isinstance(values, np.ndarray) and (values.dtype.kind in "biuU" or (values.dtype.kind == "f" and values.itemsize <= 8 and not np.isnan(values).any())):
+        return values.tolist()
     if hasattr(values, "tolist"):
         values = values.tolist()
     if isinstance(values, list | tuple):
-        return [jsonable(value) for value in values]
+        return list(values) if {*map(type, values)} <= _PLAIN else [jsonable(value) for value in values]
     return _json_value(values)
 
 # %% ../../nbs/package/00_schema.ipynb #infer-column
