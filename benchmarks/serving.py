@@ -6,7 +6,7 @@
 
 All servers are one process each and run all the time; load goes to one after another in short rounds, so that a machine that is busy for a while is busy for
 all of them, and each ratio is the median of the rounds' ratios. The client is a process of its own with 32 kept connections: it checks every
-status and, of every hundredth answer, the prediction.
+status and, of every hundredth answer, the prediction. Ours writes its request log, counts its metrics, keeps its limits and sends a tenth of the requests to a canary.
 """
 
 import argparse
@@ -115,10 +115,17 @@ async def app(scope, receive, send):
 uvicorn.run(app, port=int(sys.argv[1]), access_log=False, log_level="warning", lifespan="off")
 """
 OURS = """
-import sys
+import json, sys
+from pathlib import Path
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.server import serve
-serve(load_predictor(sys.argv[2], name="flights", version="1"), port=int(sys.argv[1]), announce=lambda url: None)
+predictor, folder = load_predictor(sys.argv[2], name="flights", version="1"), Path.cwd() / "ours"
+folder.mkdir()
+live = {"name": "flights", "version": "1", "bundle": predictor.bundle.digest, "path": sys.argv[2]}
+canary = {"route": "canary", "target": {**live, "version": "2"}, "weight": 0.1}
+(folder / "layout.json").write_text(json.dumps({"live": live, "arms": [canary], "rollout": "benchmark"}))
+settings = {"log": {"folder": str(folder / "log")}, "rollout": {"file": str(folder / "layout.json")}}
+serve(predictor, port=int(sys.argv[1]), settings=settings, announce=lambda url: None)
 """
 NAIVE = """
 import sys, pandas, uvicorn

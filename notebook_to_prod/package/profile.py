@@ -106,7 +106,10 @@ class Profile:
 
 
 def _read(content: Mapping[str, Any]) -> ColumnProfile:
-    return ColumnProfile(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})
+    read = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    if read.get("values"):  # the file has them by name
+        read["values"] = dict(sorted(read["values"].items(), key=lambda each: (-each[1], each[0])))
+    return ColumnProfile(**read)
 
 
 def _shown(column: ColumnProfile) -> str:

@@ -133,7 +133,7 @@ class Versions:
             if each.version == version:
                 return each
         known = ", ".join(str(each.version) for each in found[-50:])
-        remedy = f"there are {known}" if known else f"register a run first: n2p register RUN --name {name}"
+        remedy = f"its versions are {known}" if known else f"register a run first: n2p register RUN --name {name}"
         raise NotFoundError(f"there is no version {version} of '{name}'", where=name, remedy=remedy)
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -174,7 +174,10 @@ class Versions:
         version = int(target) if target.isdecimal() else self.aliased(name, target)
         if version is None:
             known = self.versions(name)
-            remedy = f"n2p promote {name} {known[-1].version} --to {target}" if known else f"n2p register RUN --name {name}"
+            if not known:
+                raise NotFoundError(f"there is no model '{name}'", where=reference, remedy=f"n2p list shows the models; n2p register RUN --name {name} makes one")
+            numbered = re.fullmatch(r"v(\d+)", target)
+            remedy = f"a version has a number: {name}@{numbered[1]}" if numbered else f"n2p promote {name} {known[-1].version} --to {target}"
             raise NotFoundError(f"no version of '{name}' is '{target}'", where=reference, remedy=remedy)
         return self.read(name, version)
 

@@ -5,9 +5,10 @@
 # %% ../../nbs/serve/11_local.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError
 from ..package.bundle import Prediction
 from ..package.schema import to_rows
 from ..project import Store, open_store
@@ -37,7 +38,13 @@ class Predictor(Loaded):
         "Check a row, rows or a table against the schema and predict them; raises `DataError` naming the first wrong field and row."
         if isinstance(rows, Mapping):
             return super().predict([rows])
-        return super().predict(to_rows(self.bundle.schema, rows) if hasattr(rows, "columns") else rows)
+        if hasattr(rows, "columns"):
+            if missing := [name for name in self.bundle.schema.names if name not in map(str, rows.columns)]:
+                raise DataError(f"the table lacks the column '{missing[0]}'", where="rows", remedy=f"give all of {', '.join(self.bundle.schema.names)}")
+            return super().predict(to_rows(self.bundle.schema, rows))
+        if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
+            raise DataError(f"this is {type(rows).__name__}, not rows", where="rows", remedy="give a mapping of columns to values, a list of them, or a DataFrame")
+        return super().predict(rows)
 
     @property
     def stale(self) -> bool:

@@ -62,6 +62,9 @@ class Predictor:
         "Check rows against the schema and predict them, warning of what a policy changes; raises `DataError` naming the first wrong field and row."
         from pydantic import ValidationError
 
+        for number, row in enumerate(rows := list(rows)):
+            if not isinstance(row, Mapping):
+                raise DataError(f"a row is {type(row).__name__}, not a mapping", where=f"row {number}", remedy="give each row as a mapping of columns to values")
         try:
             models = self._rows.validate_python(list(map(dict, rows)))
         except ValidationError as error:

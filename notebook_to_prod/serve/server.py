@@ -10,6 +10,7 @@ import contextlib
 import copy
 import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -42,7 +43,7 @@ _REASONS = {
 def open_socket(host: str, port: int) -> socket.socket:
     "Bind a TCP socket; raises `ServerError` that says why it cannot."
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, for asyncio sends at once only what it knows to be TCP
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
@@ -91,11 +92,11 @@ def run_server(
             await super().shutdown(sockets)
 
     certfile, keyfile = app.service.tls or (None, None)
-    logging = copy.deepcopy(LOGGING_CONFIG)
-    logging["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    messages = copy.deepcopy(LOGGING_CONFIG)
+    messages["handlers"]["access"]["stream"] = "ext://sys.stderr"
     bound.listen(_BACKLOG)
     protocol = direct_protocol(app) or "auto"
-    config = uvicorn.Config(app, log_level="warning", log_config=logging, access_log=False, server_header=False, ws="none", http=protocol, ssl_certfile=certfile, ssl_keyfile=keyfile)
+    config = uvicorn.Config(app, log_level="warning", log_config=messages, access_log=False, server_header=False, ws="none", http=protocol, ssl_certfile=certfile, ssl_keyfile=keyfile)
     Server(config).run(sockets=[bound])
 
 # %% ../../nbs/serve/08_server.ipynb #workers
@@ -108,6 +109,7 @@ def forkable() -> Iterator[None]:
         yield
 
 
+_log = logging.getLogger("notebook_to_prod.serve")
 _GIVE_UP = 5
 Work = Callable[[int, Callable[[], None]], None]  # Given a pipe that ends with the parent, and what to call when it has begun
 
@@ -156,6 +158,8 @@ def run_workers(
         for each in (reading, writing, begun, begin_writing):
             os.close(each)
         gc.unfreeze()
+    if signal.SIGINT in stopped:
+        raise KeyboardInterrupt  # as one process does
 
 
 def _child(work: Callable[[], None], signals: set[signal.Signals]) -> None:
@@ -186,7 +190,7 @@ def _keep(begin: Callable[[], None], count: int, living: set[int], stopped: list
         living.remove(pid)
         if stopped:
             continue
-        print(f"worker {pid} ended ({os.waitstatus_to_exitcode(status)}); another takes its place", file=sys.stderr, flush=True)
+        _log.warning("worker %d ended (%d); another takes its place", pid, os.waitstatus_to_exitcode(status))
         with contextlib.suppress(BlockingIOError):
             failures = -1 if os.read(begun, 4096) else failures
         failures += 1
@@ -230,6 +234,8 @@ def serve(
         if workers == 1:
             run_server(app, bound)
         else:
+            if app.service.speak is not None:
+                app.service.speak()
             run_workers(lambda parent, began: run_server(app, bound, parent, began), workers, release=bound.close)
 
 

@@ -196,6 +196,7 @@ class Service:
     guard: Guard | None = None  # Asked by the application, also of routes that are not the service's
     tls: tuple[str, str | None] | None = None  # The files of a certificate and of its key
     pages: list[Callable[[Any], None]] = field(default_factory=list)  # Given the FastAPI application: what adds routes to it
+    speak: Callable[[], None] | None = None  # Has a process that logs say it as the settings want it
     log: Any = None  # Who writes predictions down, a `RequestLog`, for what else belongs into it
     metrics: Any = None  # Who counts, a `Metrics`, for other parts to count with
     flying: int = 0  # Requests that have arrived and are not over

@@ -23,6 +23,7 @@ from time import perf_counter
 from typing import Any
 
 from ...errors import InputError
+from ..access.guard import caller_of
 from .metrics import settings_of
 from ..service import Call, Service
 
@@ -124,6 +125,7 @@ def access_line(call: Call, seconds: float) -> dict[str, Any]:
     model = call.model
     said = {
         "request": request_id(call),
+        "caller": caller_of(call.scope).name,
         "method": call.scope.get("method", ""),
         "path": call.scope.get("path", ""),
         "status": call.status or 499,
@@ -211,7 +213,8 @@ def add_logging(service: Service, table: Mapping[str, Any]) -> None:
     "The part that says what happens."
     settings = LoggingSettings.from_table(table)
     if settings.format == "json":
-        service.start.append(speak_json)
+        service.speak = speak_json
+        service.start.insert(0, speak_json)
         service.admit.append(lambda call: _CALL.set(call) and None)  # type: ignore[func-returns-value]
     if settings.access:
         log = AccessLog(settings)

@@ -154,7 +154,7 @@ def _histogram(name: str, labels: Sequence[str], values: Sequence[str], numbers:
 
 # %% ../../../nbs/serve/observe/03_metrics.ipynb #versions
 _log = logging.getLogger("notebook_to_prod.serve")
-_ROUTES = {name: f"/{name}" for name in ("predict", "explain", "invocations")} | {"infer": "/v2/models/infer"}
+_ROUTES = {name: f"/{name}" for name in ("predict", "explain", "invocations", "feedback")} | {"infer": "/v2/models/infer"}
 _LABELS = 200  # Classes of one version that are counted apart
 _AT_ONCE = 10_000  # Rows from which labels are counted in a thread
 _TOGETHER = 256  # Times that are counted together

@@ -19,7 +19,7 @@ from ...package.bundle import Prediction
 from ...project import refuse_unknown
 from ..batch import Model
 from .cache import Results
-from .limits import read_number
+from .limits import LATE, read_number
 from ..predictor import load_predictor
 from ..request import Refusal, refusal
 from ..service import Call, Service, uncancel
@@ -167,7 +167,7 @@ class StandIns:
         try:
             said = await (model.score(call.rows) if self._inner is None else self._inner(call, model))  # type: ignore[arg-type]
         except asyncio.CancelledError:
-            if call.cut is None or call.cut.status != 504:
+            if call.cut is not LATE:  # nobody waits any more, or who asked wants no answer in its place
                 breaker.give_up()
                 raise
             uncancel()
@@ -212,7 +212,7 @@ class StandIns:
                 call.rows = again  # type: ignore[assignment]
                 said = await earlier.score(again)  # type: ignore[arg-type]
         except asyncio.CancelledError:
-            if call.cut is None or call.cut.status != 504:
+            if call.cut is not LATE:
                 raise
             uncancel()
         except Exception as error:  # noqa: BLE001 - whatever a wire or a pipeline raises

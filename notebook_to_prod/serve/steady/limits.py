@@ -19,7 +19,7 @@ from ..request import Refusal, refusal
 from ..service import LARGE, Call, Service
 
 # %% auto #0
-__all__ = ['OVERLOADED', 'read_number', 'Limits', 'Gate', 'Limiter', 'limit_service']
+__all__ = ['OVERLOADED', 'LATE', 'read_number', 'Limits', 'Gate', 'Limiter', 'limit_service']
 
 # %% ../../../nbs/serve/steady/00_limits.ipynb #settings
 def read_number(table: Mapping[str, Any], name: str, default: float, where: str, least: float, most: float, whole: bool = False) -> Any:
@@ -148,7 +148,8 @@ class Gate:
 
 # %% ../../../nbs/serve/steady/00_limits.ipynb #service
 OVERLOADED = refusal(503, "overloaded", [], "The service is asked for more than it can do; try again later", ((b"retry-after", b"1"),))
-_LATE = refusal(504, "late", [], "The time for this request is over")
+LATE = refusal(504, "late", [], "The time for this request is over")
+_IN_A_HURRY = refusal(504, "late", ["header", "x-timeout-ms"], "The time that x-timeout-ms gave is over")
 _NO_TIME = refusal(422, "timeout", ["header", "x-timeout-ms"], "x-timeout-ms must be a whole number of milliseconds above 0")
 _SWEEP = 0.05  # Seconds
 _SWITCH = 0.0002  # Seconds that the event loop waits for a thread that computes in Python, each time that it has something to do; Python's own are 0.005
@@ -157,10 +158,10 @@ _SWITCH = 0.0002  # Seconds that the event loop waits for a thread that computes
 class _Entry:
     "A call that is inside."
 
-    __slots__ = ("company", "deadline", "gate", "timer")
+    __slots__ = ("company", "deadline", "gate", "late", "timer")
 
-    def __init__(self, gate: Gate, company: int, deadline: float):
-        self.gate, self.company, self.deadline = gate, company, deadline
+    def __init__(self, gate: Gate, company: int, deadline: float, late: Refusal):
+        self.gate, self.company, self.deadline, self.late = gate, company, deadline, late
         self.timer: asyncio.TimerHandle | None = None
 
 
@@ -203,15 +204,16 @@ class Limiter:
             if name == b"x-timeout-ms":
                 if not (value.isdigit() and len(value) < 12 and int(value)):
                     return _NO_TIME
-                hurried, seconds = True, min(seconds, int(value) / 1000)
+                wanted = int(value) / 1000
+                hurried, seconds = wanted < seconds, min(seconds, wanted)
         threaded = not call.model.at_once or len(call.body) > (LARGE if call.wire is None else call.wire.large)  # type: ignore[union-attr,arg-type]
         gate = self.thread_gate if threaded else self.loop_gate
         if gate.full:
             return self._refuse(gate, call)
         gate.inside += 1
-        self._inside[call] = entry = _Entry(gate, gate.inside, call.read + seconds)
+        self._inside[call] = entry = _Entry(gate, gate.inside, call.read + seconds, _IN_A_HURRY if hurried else LATE)
         if threaded or hurried:
-            entry.timer = asyncio.get_running_loop().call_later(seconds, self._cut, call, _LATE)
+            entry.timer = asyncio.get_running_loop().call_later(seconds, self._cut, call, entry.late)
         elif not self._sweeping:
             self._sweeping = True
             asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
@@ -222,7 +224,7 @@ class Limiter:
         entry = self._inside[call]
         if call.decoded > entry.deadline:
             self.late += 1
-            return _LATE
+            return entry.late
         if entry.gate is self.loop_gate and len(call.rows) > call.model.at_once:  # type: ignore[arg-type,union-attr]
             gate = self.thread_gate
             if gate.full:
@@ -255,15 +257,15 @@ class Limiter:
         entry = self._inside.get(call)
         if entry is None or call.status or call.cut or call.cancel is None:
             return  # it is being answered
-        if reason is _LATE:
+        if reason is not OVERLOADED:
             self.late += 1
         call.cut = reason
         call.cancel()
 
     def _sweep(self) -> None:
         now = perf_counter()
-        for call in [call for call, entry in self._inside.items() if entry.deadline < now]:
-            self._cut(call, _LATE)
+        for call, entry in [each for each in self._inside.items() if each[1].deadline < now]:
+            self._cut(call, entry.late)
         if self._inside:
             asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
         else:
