@@ -1,6 +1,7 @@
 """Loading data: every format and place, and that what was loaded stays what it was, whatever happens to the original."""
 
 import errno
+import fcntl
 import gzip
 import importlib.util
 import json
@@ -389,6 +390,28 @@ def test_an_unchanged_file_is_not_read_again_and_a_changed_one_is(monkeypatch: p
     path.write_bytes(path.read_bytes().replace(b"UA", b"AU"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert data.current_digest(path) != first, "the same size and time of modification, and yet noticed"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the ordinary copy is made")
+@pytest.mark.parametrize("able", [True, False], ids=["reserved", "growing"])
+def test_a_large_file_is_copied_to_the_last_byte(store: Store, monkeypatch: pytest.MonkeyPatch, able: bool) -> None:
+    path = Path("flights.parquet")
+    path.write_bytes(b"PAR1" + os.urandom(snapshot._LARGE + snapshot._STEP // 2))
+    reserve = 0x40305828
+    asked: list[int] = []
+    ioctl = fcntl.ioctl
+
+    def some_ioctl(descriptor: int, request: int, argument: Any) -> Any:
+        asked.append(request)
+        if request == reserve and not able:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return ioctl(descriptor, request, argument)
+
+    monkeypatch.setattr(fcntl, "ioctl", some_ioctl)
+    blob = snapshot.keep_file(store, path)
+    (kept,) = stored(store)
+    assert blob.digest == digest_file(path) == digest_file(kept) and kept.stat().st_size == blob.size
+    assert asked.count(reserve) <= 1, "a file system that clones, or cannot pass the cache, is not asked"
 
 
 def _keep(path: str, home: str) -> str:

@@ -5,6 +5,10 @@
 # %% ../../nbs/cli/01_data.ipynb #imports
 from __future__ import annotations
 
+import atexit
+import importlib
+import threading
+from gc import freeze
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +42,9 @@ def add(terminal: Terminal, source: str, format_: str | None, query: str | None,
 
     Example: n2p data add "data/2013-*.parquet"
     """
+    if source.endswith(".parquet"):  # what reads the footer takes longest to load: begin with it, beside the rest and the copy
+        threading.Thread(target=importlib.import_module, args=("pyarrow.parquet",)).start()
+        atexit.register(freeze)  # the process ends without a last search for cycles through all of that: no file is left open
     from notebook_to_prod.train import data as train_data
 
     options = {name: value for name, value in {"query": query, "table": table}.items() if value}

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import importlib
 import io
 import json
 import lzma
 import os
 import re
-import threading
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -305,8 +303,6 @@ def add(
     store = store or open_store()
     query = options if is_sql(str(source)) else {}
     name = source_name(source, query)
-    if name.endswith(".parquet"):  # what reads the footer is loaded while the copy is made
-        threading.Thread(target=importlib.import_module, args=("pyarrow.parquet",)).start()
     kept = keep(store, source, {**query, "storage_options": storage_options})
     how = None if is_sql(str(source)) else find_format(kept.file_name, name, format)
     if how is not None and str(how) == "parquet" and len(kept.snapshot.parts) == 1 and not options:
