@@ -3756,6 +3756,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'notebook_to_prod/serve/direct.py'),
                                                'notebook_to_prod.serve.direct.Exchange._left': ( 'serve/direct.html#exchange._left',
                                                                                                  'notebook_to_prod/serve/direct.py'),
+                                               'notebook_to_prod.serve.direct.Exchange._say': ( 'serve/direct.html#exchange._say',
+                                                                                                'notebook_to_prod/serve/direct.py'),
                                                'notebook_to_prod.serve.direct.Exchange._score': ( 'serve/direct.html#exchange._score',
                                                                                                   'notebook_to_prod/serve/direct.py'),
                                                'notebook_to_prod.serve.direct.Exchange._send': ( 'serve/direct.html#exchange._send',

@@ -120,7 +120,8 @@ class Application:
     def _handler(self) -> Handler:
         if self._predict is None:
             self._predict = self.service.handler(predict_wires())
-            self._directly = not self.fastapi.user_middleware and not (self.service.guard and self.service.guard.origins)
+            guard = self.service.guard
+            self._directly = not self.fastapi.user_middleware and (guard is None or (isinstance(guard, Access) and not guard.origins))  # whose hook asks
         return self._predict
 
     async def _at_the_door(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -140,7 +140,7 @@ def row_model(
 
 def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
     "The request of `/predict`: a row, a list of rows, `{\"rows\": [...]}` or `{\"columns\": {...}}`, each of at most `limit` rows."
-    many = Annotated[list[row], Field(min_length=1, max_length=limit)]  # type: ignore[valid-type]
+    many = Annotated[list[row], Field(min_length=1, max_length=limit, fail_fast=True)]  # type: ignore[valid-type] # The first wrong row: of all of them a small body could make very much
     rows = create_model("Rows", __config__=ConfigDict(extra="forbid"), rows=(many, ...))
     columns = create_model("Columns", __config__=ConfigDict(extra="forbid"), columns=(_values_model(schema, limit), ...))
 
@@ -159,7 +159,7 @@ def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
 def _values_model(schema: Schema, limit: int) -> type[BaseModel]:
     "Columns of values, as long as each other."
     fields: dict[str, Any] = {
-        f"column_{position}": (Annotated[list[column_type(column)], Field(min_length=1, max_length=limit)], Field(alias=column.name, title=column.name))  # type: ignore[misc]
+        f"column_{position}": (Annotated[list[column_type(column)], Field(min_length=1, max_length=limit, fail_fast=True)], Field(alias=column.name, title=column.name))  # type: ignore[misc]
         for position, column in enumerate(schema.columns)
     }
 

@@ -19,8 +19,8 @@ from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'PLAIN', 'LARGE', 'Call', 'with_warnings', 'with_fallback', 'Wire',
-           'json_only', 'by_headers', 'read_body', 'uncancel', 'Guard', 'Service', 'Steps']
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'PLAIN', 'LARGE', 'SAFE', 'Call', 'with_warnings', 'with_fallback',
+           'Wire', 'json_only', 'by_headers', 'read_body', 'uncancel', 'Guard', 'Service', 'Steps']
 
 # %% ../../nbs/serve/04_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -165,7 +165,7 @@ def uncancel() -> None:
         task.uncancel()
 
 
-_SAFE = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))  # A prediction is nobody else's, and is what it says
+SAFE = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))  # A prediction is nobody else's, and is what it says
 
 
 class Guard(Protocol):
@@ -202,6 +202,7 @@ class Service:
     flying: int = 0  # Requests that have arrived and are not over
     source: Any = None  # A `follow.Source`: which versions to answer with, if not always this model
     rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
+    crowded: Callable[[], bool] | None = None  # Whether `turns_away` would say so, without counting
     turns_away: Callable[[], bool] | None = None  # Whether a request for `/predict` is refused before it is even parsed; counts it, if so
     previous: Model | None = None  # An earlier version that can answer in the place of this one
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
@@ -241,7 +242,7 @@ class Service:
                 return body
             if work is not None:
                 call.body, call.read = body, perf_counter()
-                return work(call)
+                return await asyncio.to_thread(work, call) if len(body) > LARGE else work(call)
             if (refused := steps.arrive(call, body)) is not None:
                 return refused
             spelt, model = call.wire, call.model
@@ -255,10 +256,7 @@ class Service:
             said = await steps.score(call)
             call.scored = perf_counter()
             if type(said) is not Refusal:
-                if large:
-                    await asyncio.to_thread(steps.encode, call, said)
-                else:
-                    steps.encode(call, said)
+                call.content = await asyncio.to_thread(steps.encode, call, said) if large else steps.encode(call, said)
             return said
 
         async def respond(call: Call, receive: Receive, send: Send) -> None:
@@ -334,16 +332,14 @@ class Steps:
         model = call.model
         return await (model.score(call.rows) if self.scorer is None else self.scorer(call, model))  # type: ignore[arg-type,union-attr]
 
-    def encode(self, call: Call, said: Prediction) -> None:
-        "Write the answer."
+    def encode(self, call: Call, said: Prediction) -> bytes:
+        "The body of the answer."
         if (spelt := call.wire) is not None:  # reading a request may have told how its answer is wanted
-            call.content = spelt.encode(call, said)
-            return
-        call.content = call.model.encode(said)  # type: ignore[union-attr] # another may have answered
+            return spelt.encode(call, said)
+        content: bytes = call.model.encode(said)  # type: ignore[union-attr] # another may have answered
         if type(call.rows) is Adjusted:
-            call.content = with_warnings(call.content, call)
-        if call.fallback:
-            call.content = with_fallback(call.content, call)
+            content = with_warnings(content, call)
+        return with_fallback(content, call) if call.fallback else content
 
     def settle(self, call: Call, said: Prediction | Refusal) -> None:
         "The answer is known; raises what hooks raise."
@@ -365,7 +361,7 @@ class Steps:
     def fields(self, call: Call) -> list[tuple[bytes, bytes]]:
         "The headers of the answer."
         kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
-        found = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *_SAFE, *call.headers]
+        found = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *SAFE, *call.headers]
         if self._service.draining:
             found.append(_CLOSE)
         return found

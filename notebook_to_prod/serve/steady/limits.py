@@ -39,6 +39,9 @@ class Limits:
     seconds: float = 10.0  # From the last byte of a request to its answer; a header `x-timeout-ms` may ask for less
     wait: float = 0.1  # Seconds that a request may wait for others before load is shed
     concurrency: int = 1000  # Requests at once, at most
+    body_bytes: int = 32 * 2**20  # Of one request
+    body_seconds: float = 30.0  # For its body to arrive
+    bodies_bytes: int = 256 * 2**20  # Of all large bodies that are there or announced at the same time
     threads: int = 1  # For bodies and batches that take long: so many at once, the others wait in line
 
     @classmethod
@@ -49,6 +52,9 @@ class Limits:
             seconds=read_number(table, "seconds", cls.seconds, where, 0.001, 3600),
             wait=read_number(table, "wait", cls.wait, where, 0.001, 3600),
             concurrency=read_number(table, "concurrency", cls.concurrency, where, 1, 1_000_000, whole=True),
+            body_bytes=read_number(table, "body_bytes", cls.body_bytes, where, 1, 2**40, whole=True),
+            body_seconds=read_number(table, "body_seconds", cls.body_seconds, where, 0.001, 3600),
+            bodies_bytes=read_number(table, "bodies_bytes", cls.bodies_bytes, where, 1, 2**40, whole=True),
             threads=read_number(table, "threads", cls.threads, where, 1, 64, whole=True),
         )
 
@@ -174,6 +180,8 @@ class Limiter:
         self.thread_gate = Gate(limits.concurrency, limits.wait, burst=max(_BURST, 2 * limits.threads))
         self.refused = self.late = 0  # Requests so far
         self._inside: dict[Call, _Entry] = {}
+        self._bodies: dict[Call, int] = {}  # Bytes of the large ones
+        self._held = 0  # Their sum
         self._sweeping = False
 
     def start(self) -> None:
@@ -185,8 +193,15 @@ class Limiter:
         "Refuse, before the body is read, what there is no place for."
         if self.loop_gate.full:
             return self._refuse(self.loop_gate, call)
-        if self.thread_gate.full and _announced(call) > LARGE:
-            return self._refuse(self.thread_gate, call)
+        announced = _announced(call, self.limits.body_bytes)
+        if announced > LARGE:
+            if self.thread_gate.full:
+                return self._refuse(self.thread_gate, call)
+            if self._bodies and self._held + announced > self.limits.bodies_bytes:
+                self.refused += 1
+                return OVERLOADED
+            self._bodies[call] = announced
+            self._held += announced
         return None
 
     def turns_away(self) -> bool:
@@ -236,6 +251,8 @@ class Limiter:
 
     def ended(self, call: Call) -> None:
         "Let a call out, and learn from its time."
+        if self._bodies:
+            self._held -= self._bodies.pop(call, 0)
         entry = self._inside.pop(call, None)
         if entry is None:
             return
@@ -272,17 +289,25 @@ class Limiter:
             self._sweeping = False
 
 
-def _announced(call: Call) -> int:
-    "The length of a body, as its headers have it."
-    value = next((value for name, value in call.scope["headers"] if name == b"content-length"), b"")
-    return int(value) if value.isdigit() else 0
+def _announced(call: Call, most: int) -> int:
+    "The bytes of a body, as its headers have it: at most `most`, since no more is kept, and as much where they do not say."
+    for name, value in call.scope["headers"]:
+        if name == b"content-length":
+            return min(int(value), most) if value.isdigit() and len(value) < 20 else most
+        if name == b"transfer-encoding":
+            return most
+    return 0
 
 
 def limit_service(service: Service, table: Mapping[str, Any]) -> None:
     "Keep the limits of a service, as the settings say; raises `InputError`."
     limiter = Limiter(Limits.from_table(table))
+    if "body_bytes" in table:
+        service.body_limit = limiter.limits.body_bytes
+    if "body_seconds" in table:
+        service.body_seconds = limiter.limits.body_seconds
     service.start.append(limiter.start)
-    service.turns_away = limiter.turns_away
+    service.turns_away, service.crowded = limiter.turns_away, lambda: limiter.loop_gate.full
     service.admit.append(limiter.admit)
     service.arrived.append(limiter.arrived)
     service.before.append(limiter.before)
