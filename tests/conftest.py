@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from notebooks import UNSEALED, Project, make_project
+from notebooks import UNSEALED, Project, make_project, once, run_ridges
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("n2p", deadline=None, derandomize=True, database=None)
@@ -56,3 +56,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made = make_project(tmp_path / "project")
     monkeypatch.chdir(made.folder)
     return made
+
+
+@pytest.fixture(scope="session")
+def ridges(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with three runs of a small model; who changes it copies it."""
+    return once(tmp_path_factory, "ridges", run_ridges)

