@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from notebooks import UNSEALED, Project, make_project, once, run_ridges
+
+# As `n2p` itself does, see `notebook_to_prod.cli.app.main`: making its grammar takes seconds of every process of pytest.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("n2p", deadline=None, derandomize=True, database=None)

@@ -227,14 +227,11 @@ def test_odd_metrics_local_modules_and_failures_are_certified(project: Project) 
     assert project.n2p("reproduce", "latest", "--json", "--ignore", "minutes").code == 2
 
 
-def test_a_grid_runs_every_set_once(counted: Project) -> None:
-    first = counted.run("train.ipynb", "--grid", "alpha=0.5,1.0", "seed=3").json
+def test_a_grid_and_a_file_of_sets_run_every_set_once(counted: Project) -> None:
+    first = counted.run("train.ipynb", "--grid", "alpha=0.5,1.0", "--grid", "seed=3").json
     assert first["failed"] == 0 and len(first["runs"]) == 2 and Path(first["plot"]).is_file()
-    again = counted.run("train.ipynb", "--grid", "alpha=0.5,1.0", "--grid", "seed=3", "--workers", "1").json
-    assert all(each["run"]["reused"] for each in again["runs"])
-
-
-def test_a_file_of_many_sets(counted: Project) -> None:
-    (counted.folder / "sets.yaml").write_text("- alpha: 0.5\n- alpha: -1.0\n")
+    (counted.folder / "sets.yaml").write_text("- alpha: 0.5\n  seed: 3\n- alpha: -1.0\n- alpha: 1.0\n  seed: 3\n")
     done = counted.run("train.ipynb", "-f", "sets.yaml", "--workers", "1")
-    assert done.code == 2 and [each["error"] is None for each in done.json["runs"]] == [True, False]
+    assert done.code == 2 and [each["error"] is None for each in done.json["runs"]] == [True, False, True]
+    for known, again in zip(first["runs"], done.json["runs"][::2], strict=True):
+        assert again["run"]["reused"] and again["run"]["run_id"] == known["run"]["run_id"]
