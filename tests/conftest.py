@@ -32,7 +32,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # The files that take minutes, so that they begin first and no process is left alone with one at the end.
-LONGEST = ("reproducibility", "gates", "seal", "run", "bundle", "certificate", "compile", "registry", "check", "engine")
+LONGEST = (
+    "gates",
+    "seal",
+    "bundle",
+    "reproducibility",
+    "run",
+    "compile",
+    "release",
+    "service_export",
+    "engine",
+    "sweep",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
