@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from notebooks import UNSEALED, Project, make_project, once, run_ridges
+from notebooks import SETTINGS, Project, make_project, once, run_ridges
 
 # As `n2p` itself does, see `notebook_to_prod.cli.app.main`: making its grammar takes seconds of every process of pytest.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -52,16 +52,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
+# What numeric libraries read when they are loaded, which no test file has done yet, and what every command is started with.
 # To build an environment for every model that a test promotes would take the time of the suite: tests/test_seal.py does it.
 # Set here and not by a fixture alone, since fixtures of a whole session promote too.
-os.environ |= UNSEALED
+os.environ |= SETTINGS
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer reaches a test that calls the package in this process; what sizes the tests does."""
     for name in os.environ:
-        if name.startswith(("N2P_", "MLFLOW_")) and not name.startswith("N2P_TEST_") and name not in UNSEALED:
+        if name.startswith(("N2P_", "MLFLOW_")) and not name.startswith("N2P_TEST_") and name not in SETTINGS:
             monkeypatch.delenv(name)
 
 

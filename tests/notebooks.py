@@ -70,6 +70,11 @@ CLEARED = ("N2P_", "MLFLOW_", "JPY_", "JUPYTER_", "PYTEST_", "COVERAGE_", "PYTHO
 # What tests promote need not be sealed, nor pass the gates
 UNSEALED = {"N2P_REQUIRE_SEAL": "0", "N2P_REQUIRE_GATE": "0"}
 
+# With a process of pytest for each core, the threads of numeric libraries would wait for each other, at full speed and for
+# ten times as long as the work takes. What is about threads takes these away, or asks for more.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "N2P_THREADS": "1"}
+SETTINGS = UNSEALED | ONE_THREAD
+
 
 LIMIT = 240  # Seconds; only keeps a command that hangs from blocking the suite
 AT_START = {"PYTHONHASHSEED"}  # Variables that only a new interpreter obeys
@@ -145,7 +150,7 @@ class Project:
 
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CLEARED)}
-        ours = {"IPYTHONDIR": str(self.folder / ".ipython"), "COLUMNS": "120", **UNSEALED}
+        ours = {"IPYTHONDIR": str(self.folder / ".ipython"), "COLUMNS": "120", **SETTINGS}
         return kept | ours | self.variables | variables
 
     def start(

@@ -777,8 +777,7 @@ def test_a_bundle_has_the_schema_that_the_notebook_has_edited(project: Project) 
     assert [row["b"] for row in bundle.golden["rows"]] == [*range(21)]  # the others are no requests
     lines = dict(compare_bundles(plain, bundle).lines())
     assert lines["column"].endswith("4 categories and no others")
-    same = start().export(pipeline, table, TARGET, table, TARGET, schema=infer_schema(table))
-    assert same.digest == plain.digest
+    assert plain.schema == infer_schema(table), "what is given is what would be inferred"
 
 
 @pytest.mark.parametrize("case", WRONG)

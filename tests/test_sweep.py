@@ -70,17 +70,17 @@ def test_a_set_is_the_run_that_it_would_be_alone(swept: Project, done: Done) -> 
     assert reused["reused"] and reused["run_id"] == first["run_id"]
     alone = swept.run("train.ipynb", *parameters, "--force").json
     assert not alone["reused"] and (alone["run_key"], alone["bundle"]) == (first["run_key"], first["bundle"])
-    assert alone["threads"] == first["threads"] == os.cpu_count()
+    assert alone["threads"] == first["threads"] == 1
     part = swept.run("train.ipynb", "--grid", "trees=2", "kind=squared", 'columns=["a, b"]', "--workers", "1").json
     assert part["runs"][0]["run"]["reused"], "however many sets and workers there are"
 
 
 @pytest.mark.slow
 def test_options_of_a_run_reach_every_set(swept: Project) -> None:
-    made = swept.run("train.ipynb", "--grid", "trees=2,4", "kind=slow", "--threads", "1", "--timeout", "5").json
+    made = swept.run("train.ipynb", "--grid", "trees=2,4", "kind=slow", "--threads", "2", "--timeout", "5").json
     assert [each["error"]["type"] for each in made["runs"]] == ["RunTimeoutError"] * 2
     ended = [json.loads((folder / "record.json").read_text()) for folder in swept.run_folders]
-    assert [each["threads"] for each in ended if each["error"] and each["error"]["type"] == "RunTimeoutError"] == [1, 1]
+    assert [each["threads"] for each in ended if each["error"] and each["error"]["type"] == "RunTimeoutError"] == [2, 2]
     refused = swept.n2p("run", "train.ipynb", "--grid", "trees=2,4", "--output", "out.ipynb")
     assert refused.code == 2 and "--output" in refused.stderr
 
@@ -160,7 +160,7 @@ def test_the_threads_of_a_set_keep_to_their_share(swept: Project) -> None:
         "look": look,
     }
     swept.notebook("look.ipynb", cells)
-    made = swept.run("look.ipynb", "--grid", "seed=1,2", "--workers", "2").json
+    made = swept.run("look.ipynb", "--grid", "seed=1,2", "--workers", "2", N2P_THREADS="").json
     found = [each["run"]["metrics"] for each in made["runs"]]
     assert [each["cores"] for each in found] == [len(cores[number::2]) for number in (0, 1)]
     assert all(each["counted"] == len(cores) and each["threads"] == os.cpu_count() for each in found)
