@@ -63,7 +63,7 @@ def promote(name: str) -> Callable[[Registry], bool]:
         while True:
             with contextlib.suppress(VerdictError):
                 return registry.promote(name, 1) is not None
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     return until_done
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from notebooks import UNSEALED, Project, make_project
+from notebooks import SETTINGS, Project, make_project, once, run_ridges
+
+# As `n2p` itself does, see `notebook_to_prod.cli.app.main`: making its grammar takes seconds of every process of pytest.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 # The same examples on every machine, however slow it is.
 settings.register_profile("n2p", deadline=None, derandomize=True, database=None)
@@ -28,7 +32,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # The files that take minutes, so that they begin first and no process is left alone with one at the end.
-LONGEST = ("reproducibility", "gates", "seal", "run", "bundle", "certificate", "compile", "registry", "check", "engine")
+LONGEST = (
+    "gates",
+    "seal",
+    "bundle",
+    "reproducibility",
+    "run",
+    "compile",
+    "release",
+    "service_export",
+    "engine",
+    "sweep",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,16 +52,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
+# What numeric libraries read when they are loaded, which no test file has done yet, and what every command is started with.
 # To build an environment for every model that a test promotes would take the time of the suite: tests/test_seal.py does it.
 # Set here and not by a fixture alone, since fixtures of a whole session promote too.
-os.environ |= UNSEALED
+os.environ |= SETTINGS
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting of the developer reaches a test that calls the package in this process; what sizes the tests does."""
     for name in os.environ:
-        if name.startswith(("N2P_", "MLFLOW_")) and not name.startswith("N2P_TEST_") and name not in UNSEALED:
+        if name.startswith(("N2P_", "MLFLOW_")) and not name.startswith("N2P_TEST_") and name not in SETTINGS:
             monkeypatch.delenv(name)
 
 
@@ -56,3 +72,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     made = make_project(tmp_path / "project")
     monkeypatch.chdir(made.folder)
     return made
+
+
+@pytest.fixture(scope="session")
+def ridges(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with three runs of a small model; who changes it copies it."""
+    return once(tmp_path_factory, "ridges", run_ridges)

@@ -19,6 +19,7 @@ from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 from notebook_to_prod.cli.app import main
 
@@ -69,6 +70,11 @@ CLEARED = ("N2P_", "MLFLOW_", "JPY_", "JUPYTER_", "PYTEST_", "COVERAGE_", "PYTHO
 # What tests promote need not be sealed, nor pass the gates
 UNSEALED = {"N2P_REQUIRE_SEAL": "0", "N2P_REQUIRE_GATE": "0"}
 
+# With a process of pytest for each core, the threads of numeric libraries would wait for each other, at full speed and for
+# ten times as long as the work takes. What is about threads takes these away, or asks for more.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "N2P_THREADS": "1"}
+SETTINGS = UNSEALED | ONE_THREAD
+
 
 LIMIT = 240  # Seconds; only keeps a command that hangs from blocking the suite
 AT_START = {"PYTHONHASHSEED"}  # Variables that only a new interpreter obeys
@@ -83,17 +89,21 @@ def start_forks() -> None:
         forkserver.ensure_running()
 
 
-def forked(arguments: list[str], folder: Path, variables: dict[str, str], stdout: Path, stderr: Path) -> None:
-    """What a process of the fork server does: become `n2p` in that folder, with those variables and outputs."""
-    for path, descriptor in ((stdout, 1), (stderr, 2)):
+def forked(program: str, arguments: list[str], folder: Path, variables: dict[str, str], *outputs: Path) -> None:
+    """What a process of the fork server does: become `n2p` or `papermill` in that folder, with those variables and outputs."""
+    for path, descriptor in zip(outputs, (1, 2), strict=True):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
     assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    sys.argv = ["n2p", *arguments]
+    sys.argv = [program, *arguments]
     try:
+        if program == "papermill":
+            from papermill.cli import papermill
+
+            papermill()
         main()
     finally:
         atexit._run_exitfuncs()
@@ -140,7 +150,7 @@ class Project:
 
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CLEARED)}
-        ours = {"IPYTHONDIR": str(self.folder / ".ipython"), "COLUMNS": "120", **UNSEALED}
+        ours = {"IPYTHONDIR": str(self.folder / ".ipython"), "COLUMNS": "120", **SETTINGS}
         return kept | ours | self.variables | variables
 
     def start(
@@ -167,11 +177,17 @@ class Project:
             return self.command("n2p", *arguments, cwd=cwd, **variables)
         return self.fork(*arguments, cwd=cwd, **variables)()
 
-    def fork(self, *arguments: str | Path, cwd: Path | None = None, **variables: str) -> Callable[[], Done]:
+    def papermill(self, *arguments: str | Path, **variables: str) -> Done:
+        """Run `papermill` to its end, in such a process."""
+        return self.fork(*arguments, program="papermill", **variables)()
+
+    def fork(
+        self, *arguments: str | Path, program: str = "n2p", cwd: Path | None = None, **variables: str
+    ) -> Callable[[], Done]:
         """Start `n2p` in such a process, which is at work at once; what is returned waits for its end."""
         folder = tempfile.TemporaryDirectory()
         outputs = (Path(folder.name) / "stdout", Path(folder.name) / "stderr")
-        given = ([*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
+        given = (program, [*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
         start_forks()
         process = FORKS.Process(target=forked, args=given)
         process.start()
@@ -182,7 +198,7 @@ class Project:
                 if process.is_alive():
                     process.kill()
                     process.join()
-                    pytest.fail(f"n2p {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
+                    pytest.fail(f"{program} {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
                 return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
 
         return wait
@@ -235,3 +251,37 @@ def make_project(folder: Path) -> Project:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pyproject.toml").touch()
     return Project(folder)
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Project], None]) -> Project:
+    """The project `name`, filled by the first of pytest-xdist's workers that needs it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(base / f"{name}.lock"):
+        project = make_project(base / name)
+        if not (base / f"{name}.made").exists():
+            make(project)
+            (base / f"{name}.made").touch()
+    return project
+
+
+# A small model, of which many tests need a run or some
+
+RIDGE = {
+    "parameters": "seed = 1\nalpha = 1.0",
+    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
+    "fit": (
+        "import numpy as np\nfrom sklearn.linear_model import Ridge\n\n"
+        "X = np.arange(20.0).reshape(10, 2)\nmodel = Ridge(alpha).fit(X, X[:, 0])"
+    ),
+    "evaluate": "run.metric('score', model.score(X, X[:, 0]))",
+    "export": "run.export(model, X, X[:, 0], X, X[:, 0])",
+}
+
+
+def run_ridges(project: Project) -> None:
+    """Run it with three parameters."""
+    project.notebook("train.ipynb", RIDGE)
+    for alpha in ("1.0", "2.0", "3.0"):
+        done = project.run("train.ipynb", "-p", "alpha", alpha)
+        assert done.code == 0, done

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from notebooks import UNSEALED, Project, make_project
-from test_postgres import CELLS
 
 from notebook_to_prod.errors import AccessError, InputError, NotFoundError, VerdictError
 from notebook_to_prod.package.tokens import new_token
@@ -54,13 +53,9 @@ expires = "14 days"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with two small runs."""
-    project = make_project(tmp_path_factory.mktemp("approvals") / "project")
-    project.notebook("train.ipynb", CELLS)
-    done = project.run("train.ipynb", "--grid", "alpha=1.0,2.0")
-    assert done.code == 0, done
-    return project
+def trained(ridges: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with small runs."""
+    return ridges.copy_to(make_project(tmp_path_factory.mktemp("approvals") / "project"))
 
 
 @pytest.fixture(scope="module")

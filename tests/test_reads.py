@@ -184,12 +184,19 @@ def test_a_run_is_reproduced_when_its_files_and_modules_are_gone(trained: Projec
     assert (done.code, done.json["level"]) == (0, "bytes"), done
 
 
-def test_why_tells_data_and_modules_apart(trained: Project) -> None:
-    before = run(trained)["run_id"]
-    (trained.folder / "data/delays.csv").write_text(OTHER)
-    (trained.folder / "notebooks/steps.py").write_text("BY = 5\n")
-    after = run(trained)["run_id"]
-    found = trained.n2p("why", before, after, "--attribute", "--json").json
+def test_why_tells_data_and_modules_apart(reading: Project) -> None:
+    slope = "slope = np.polyfit(table['flight'] * steps.BY, table['delay'], 1)[0]"
+    cells = {name: TRAIN[name] for name in ("parameters", "start")} | {
+        "read": "import numpy as np\nimport pandas as pd\nimport steps\n\nname = 'delays'\ntable = pd.read_csv(f'../data/{name}.csv')",
+        "fit": f"{slope}\nrun.metric('slope', slope)",
+    }
+    reading.notebook("notebooks/train.ipynb", cells)
+    (reading.folder / "notebooks/steps.py").write_text("BY = 2\n")
+    before = run(reading)["run_id"]
+    (reading.folder / "data/delays.csv").write_text(OTHER)
+    (reading.folder / "notebooks/steps.py").write_text("BY = 5\n")
+    after = run(reading)["run_id"]
+    found = reading.n2p("why", before, after, "--attribute", "--json").json
     assert found["causes"] == ["code", "data"] and not found["left_out"], json.dumps(found)
     moved, (start, end) = found["attribution"]["slope"], found["metrics"]["slope"]
     assert moved["data"] == pytest.approx(0.5) and moved["code"] == pytest.approx(35 / 5 - 35 / 2)

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
-from notebooks import Project
-from test_bundle import HARMS, harm, make_writable, once
+from notebooks import Project, once
+from test_bundle import HARMS, harm, make_writable
 from test_postgres import address  # noqa: F401 - a fixture
 
 from notebook_to_prod.errors import BundleError, InputError, N2PError, NotFoundError, StoreError

@@ -18,7 +18,7 @@ from typing import Any
 import mlflow_tables
 import pytest
 from notebooks import UNSEALED, Project, make_project
-from test_postgres import CELLS, address  # noqa: F401 - a fixture
+from test_postgres import address  # noqa: F401 - a fixture
 
 from notebook_to_prod.errors import BundleError, InputError, NotFoundError, StoreError, VerdictError
 from notebook_to_prod.package.bundle import write_bundle
@@ -40,13 +40,9 @@ WORKER = Path(__file__).with_name("release_worker.py")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def trained(ridges: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with three small runs."""
-    project = make_project(tmp_path_factory.mktemp("release") / "project")
-    project.notebook("train.ipynb", CELLS)
-    assert project.run("train.ipynb").code == 0
-    assert [project.run("train.ipynb", "-p", "alpha", alpha).code for alpha in ("2.0", "3.0")] == [0, 0]
-    return project
+    return ridges.copy_to(make_project(tmp_path_factory.mktemp("release") / "project"))
 
 
 @pytest.fixture(scope="module")
@@ -432,13 +428,14 @@ def test_what_was_cut_short_before_a_store_was_moved_is_settled(registry: Regist
 
 
 def test_a_log_is_sound_while_it_is_written(registry: Registry) -> None:
+    entries = int(os.environ.get("N2P_TEST_ENTRIES", "5"))
     registry._client.create_registered_model("busy")
     other = Registry(registry.store)
     with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(lambda: [share_event(other, "override", "busy", 1, reason="why") for _ in range(15)])
+        writing = pool.submit(lambda: [share_event(other, "override", "busy", 1, reason="why") for _ in range(entries)])
         while not writing.done():
             assert verify_audit(registry).damage == []
-    assert len(writing.result()) == 15
+    assert len(writing.result()) == entries
 
 
 def test_a_damaged_intent_is_named(registry: Registry) -> None:
@@ -460,7 +457,7 @@ def test_a_damaged_intent_is_named(registry: Registry) -> None:
 
 
 def test_killed_at_random_moments(trained: Project, tmp_path: Path) -> None:
-    kills = int(os.environ.get("N2P_TEST_KILLS", "5"))
+    kills = int(os.environ.get("N2P_TEST_KILLS", "3"))
     home = make_project(tmp_path / "killed").home
     home.mkdir()
     told = worker(trained, do="kill", trained=str(trained.home), home=str(home), kills=kills)
@@ -471,7 +468,7 @@ def test_killed_at_random_moments(trained: Project, tmp_path: Path) -> None:
 def test_eight_processes_leave_one_story(
     where: str, trained: Project, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    seconds = float(os.environ.get("N2P_TEST_SECONDS", "4"))
+    seconds = float(os.environ.get("N2P_TEST_SECONDS", "2"))
     homes = [tmp_path / name / ".n2p" for name in (("one",) if where == "sqlite" else ("one", "other"))]
     for home in homes:
         home.mkdir(parents=True)

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from notebooks import Project, make_project
 
+from notebook_to_prod.package.reproduce import Certificate, compare
+from notebook_to_prod.project import Store
+from notebook_to_prod.train.record import find_run
+
 DATA = "flight,delay\n" + "1,5\n2,40\n3,12\n4,70\n" * 20
 TABLE = {
     "parameters": "data = 'delays.csv'\nseed = 3\nalpha = 1.0",
@@ -17,6 +21,13 @@ TABLE = {
     "fit": "from sklearn.linear_model import LogisticRegression\n\nmodel = LogisticRegression(C=alpha).fit(X, y)",
     "evaluate": "run.metric('accuracy', model.score(X, y))",
     "export": "run.export(model, X, y, X, y)",
+}
+# What asks whether a question is answered needs no model.
+COUNT = {
+    "parameters": "data = 'delays.csv'\nseed = 3\nalpha = 1.0",
+    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
+    "load": "import helpers\n\ntable = n2p.load(data)",
+    "count": "assert alpha > 0\nrun.metric('late', alpha * alpha * helpers.late(table['delay']).mean())",
 }
 HELPERS = "LIMIT = 15\n\n\ndef late(delay):\n    return (delay > LIMIT).astype(int)\n"
 
@@ -38,6 +49,23 @@ def table_project(asked_once: Project, project: Project) -> Project:
     return asked_once.copy_to(project)
 
 
+@pytest.fixture(scope="module")
+def counted_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Such a project whose notebook has no model, run once."""
+    project = make_project(tmp_path_factory.mktemp("counted-once") / "project")
+    (project.folder / "delays.csv").write_text(DATA)
+    (project.folder / "helpers.py").write_text(HELPERS)
+    project.notebook("train.ipynb", COUNT)
+    assert project.run("train.ipynb").code == 0
+    return project
+
+
+@pytest.fixture
+def counted(counted_once: Project, project: Project) -> Project:
+    """A copy of that project with its store."""
+    return counted_once.copy_to(project)
+
+
 def certificate(project: Project, *arguments: str) -> tuple[int, dict]:
     done = project.n2p("reproduce", "latest", "--json", *arguments)
     return done.code, done.json
@@ -53,9 +81,10 @@ def test_reproduces_after_everything_changed(table_project: Project) -> None:
     assert on_disk == found
 
 
-def test_reproduces_after_the_data_is_gone(table_project: Project) -> None:
-    (table_project.folder / "delays.csv").unlink()
-    assert certificate(table_project)[0] == 0
+def test_reproduces_after_the_data_is_gone(counted: Project) -> None:
+    (counted.folder / "delays.csv").unlink()
+    code, found = certificate(counted, "--level", "metrics")
+    assert code == 0 and found["cause"] is None, found
 
 
 def test_a_swapped_library_is_named(table_project: Project) -> None:
@@ -66,7 +95,9 @@ def test_a_swapped_library_is_named(table_project: Project) -> None:
     path.write_text(json.dumps(record))
     code, found = certificate(table_project)
     assert code == 1 and found["cause"]["kind"] == "dependency" and "scikit-learn was 1.0.2" in found["cause"]["what"]
-    assert certificate(table_project, "--level", "predictions")[0] == 0
+    assert (found["level"], found["holds"]) == ("predictions", False)
+    asked = {name: value for name, value in found.items() if name not in ("format", "holds")} | {"asked": "predictions"}
+    assert Certificate(**asked).holds, "what was asked decides"
 
 
 @pytest.mark.parametrize(
@@ -99,31 +130,31 @@ def test_reproduces_in_an_environment_of_its_own(table_project: Project) -> None
     assert code == 0 and found["fresh_environment"] and found["level"] == "bytes", found
 
 
-def test_the_same_question_is_answered_once(table_project: Project) -> None:
-    first = table_project.run("train.ipynb").json
-    assert first["reused"] and len(table_project.run_folders) == 1
-    assert not table_project.run("train.ipynb", "--force").json["reused"]
+def test_the_same_question_is_answered_once(counted: Project) -> None:
+    first = counted.run("train.ipynb").json
+    assert first["reused"] and len(counted.run_folders) == 1
+    assert not counted.run("train.ipynb", "--force").json["reused"]
 
 
 @pytest.mark.parametrize(
     "change", ["data", "module", *(pytest.param(each, marks=pytest.mark.slow) for each in ("parameter", "notebook"))]
 )
-def test_a_changed_question_is_asked_anew(table_project: Project, change: str) -> None:
+def test_a_changed_question_is_asked_anew(counted: Project, change: str) -> None:
     arguments = ["-p", "alpha", "2.0"] if change == "parameter" else []
     if change == "data":
-        (table_project.folder / "delays.csv").write_text(DATA + "5,6\n")
+        (counted.folder / "delays.csv").write_text(DATA + "5,6\n")
     elif change == "module":
-        (table_project.folder / "helpers.py").write_text(HELPERS.replace("15", "30"))
+        (counted.folder / "helpers.py").write_text(HELPERS.replace("15", "30"))
     elif change == "notebook":
-        table_project.notebook("train.ipynb", {**TABLE, "evaluate": "run.metric('precision', 1)"})
-    assert not table_project.run("train.ipynb", *arguments).json["reused"]
+        counted.notebook("train.ipynb", {**COUNT, "more": "run.metric('precision', 1)"})
+    assert not counted.run("train.ipynb", *arguments).json["reused"]
 
 
-def test_an_environment_off_its_lock_is_refused(table_project: Project) -> None:
-    (table_project.folder / "requirements.lock").write_text("scikit-learn==1.0.2\n")
-    done = table_project.run("train.ipynb")
+def test_an_environment_off_its_lock_is_refused(counted: Project) -> None:
+    (counted.folder / "requirements.lock").write_text("scikit-learn==1.0.2\n")
+    done = counted.run("train.ipynb")
     assert done.code == 3 and "scikit-learn" in done.error["what"] and "--allow-unlocked" in done.error["remedy"]
-    assert table_project.run("train.ipynb", "--allow-unlocked").code == 0
+    assert counted.run("train.ipynb", "--allow-unlocked").code == 0
 
 
 def test_two_processes_ask_the_same_question(project: Project) -> None:
@@ -135,17 +166,17 @@ def test_two_processes_ask_the_same_question(project: Project) -> None:
     ]
 
 
-def test_why_names_and_attributes_the_cause(table_project: Project) -> None:
-    before = table_project.run("train.ipynb").json["run_id"]
-    (table_project.folder / "helpers.py").write_text(HELPERS.replace("15", "50"))
-    after = table_project.run("train.ipynb", "-p", "alpha", "0.001").json["run_id"]
-    found = table_project.n2p("why", before, after, "--attribute", "--json").json
+def test_why_names_and_attributes_the_cause(counted: Project) -> None:
+    before = counted.run("train.ipynb").json["run_id"]
+    (counted.folder / "helpers.py").write_text(HELPERS.replace("15", "50"))
+    after = counted.run("train.ipynb", "-p", "alpha", "0.5").json["run_id"]
+    found = counted.n2p("why", before, after, "--attribute", "--json").json
     assert found["causes"] == ["code", "parameters"] and list(found["code"]) == ["helpers.py"]
-    moved = found["attribution"]["accuracy"]
-    start, end = found["metrics"]["accuracy"]
+    moved = found["attribution"]["late"]
+    start, end = found["metrics"]["late"]
     assert [*moved] == ["code", "parameters", "interactions"] and sum(moved.values()) == pytest.approx(end - start)
     assert found["left_out"] == {}
-    said = table_project.n2p("why", before, after, "--attribute").stdout
+    said = counted.n2p("why", before, after, "--attribute").stdout
     assert "plus interactions" in said
 
 
@@ -185,23 +216,22 @@ def test_odd_metrics_local_modules_and_failures_are_certified(project: Project) 
         (project.folder / name).unlink()
     code, found = certificate(project, "--ignore", "seconds")
     assert (code, found["level"], found["cause"]) == (0, "bytes", None), found
-    code, found = certificate(project, "--tolerance", "0")
-    assert (code, found["level"], found["cause"]["cell_id"]) == (1, None, "evaluate")
-    assert next(each for each in found["comparisons"] if each["what"] == "model")["same"]
+    store = Store(project.home)
+    runs = [find_run(store, found[name]) for name in ("run_id", "reproduction")]
+    compared = {each.what: each for each in compare(store, *runs, 0.0)}
+    assert compared["cells"].reproduced == ["evaluate"] and not compared["metrics"].same
+    assert compared["model"].same and compared["bundle"].same
     done = project.n2p("reproduce", "latest", "--json", BROKEN="1")
     assert (done.code, done.json["level"], done.json["cause"]["cell_id"]) == (1, None, "flag")
     assert "it is broken" in done.json["cause"]["what"]
     assert project.n2p("reproduce", "latest", "--json", "--ignore", "minutes").code == 2
 
 
-def test_a_grid_runs_every_set_once(table_project: Project) -> None:
-    first = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "seed=3").json
+def test_a_grid_and_a_file_of_sets_run_every_set_once(counted: Project) -> None:
+    first = counted.run("train.ipynb", "--grid", "alpha=0.5,1.0", "--grid", "seed=3").json
     assert first["failed"] == 0 and len(first["runs"]) == 2 and Path(first["plot"]).is_file()
-    again = table_project.run("train.ipynb", "--grid", "alpha=0.5,1.0", "--grid", "seed=3").json
-    assert all(each["run"]["reused"] for each in again["runs"])
-
-
-def test_a_file_of_many_sets(table_project: Project) -> None:
-    (table_project.folder / "sets.yaml").write_text("- alpha: 0.5\n- alpha: -1.0\n")
-    done = table_project.run("train.ipynb", "-f", "sets.yaml")
-    assert done.code == 2 and [each["error"] is None for each in done.json["runs"]] == [True, False]
+    (counted.folder / "sets.yaml").write_text("- alpha: 0.5\n  seed: 3\n- alpha: -1.0\n- alpha: 1.0\n  seed: 3\n")
+    done = counted.run("train.ipynb", "-f", "sets.yaml", "--workers", "1")
+    assert done.code == 2 and [each["error"] is None for each in done.json["runs"]] == [True, False, True]
+    for known, again in zip(first["runs"], done.json["runs"][::2], strict=True):
+        assert again["run"]["reused"] and again["run"]["run_id"] == known["run"]["run_id"]

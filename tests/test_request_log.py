@@ -72,7 +72,7 @@ def records(folder: Path, kind: str) -> list[list[Any]]:
 
 
 def test_no_acknowledged_prediction_is_lost_with_killed_workers(bundle: Bundle, tmp_path: Path) -> None:
-    kills = int(os.environ.get("N2P_TEST_KILLS", "5"))
+    kills = int(os.environ.get("N2P_TEST_KILLS", "3"))
     moments, bodies = random.Random(7), [json.dumps(row).encode() for row in bundle.golden["rows"]]
     acknowledged: dict[str, Any] = {}
     over = False

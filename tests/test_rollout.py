@@ -19,12 +19,11 @@ from typing import Any
 
 import httpx
 import pytest
-from notebooks import SCRIPTS, Project
+from notebooks import SCRIPTS, Project, once
 from pipelines import fitted, flights, targets
 from processes import started
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.pipeline import Pipeline
-from test_bundle import once
 from test_registry import register, train
 from test_scorer import bundle_of
 from test_service import asked, connected, read_answer

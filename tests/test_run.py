@@ -79,7 +79,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Ways:
     command = project.run("train.ipynb", *given)  # with the hash seed that the fork server has drawn
     elsewhere = project.run(notebook, "--force", *given, cwd=project.folder / "elsewhere", PYTHONHASHSEED="2")
     engine = project.command("papermill", "--engine", "notebook_to_prod", "train.ipynb", "engine.ipynb", *given)
-    plain = project.command("papermill", "train.ipynb", "plain.ipynb", *given)
+    plain = project.papermill("train.ipynb", "plain.ipynb", *given)
     for done in (command, elsewhere, engine, plain):
         assert done.code == 0, done
     digests = {way: scraps(project.folder / f"{way}.ipynb")["n2p/bundle"] for way in ("engine", "plain")}
@@ -528,17 +528,18 @@ def test_a_damaged_database_is_a_tracking_error(project: Project) -> None:
     assert (done.code, done.error["type"]) == (3, "TrackingError")
 
 
-def test_four_runs_at_once_on_a_fresh_store(project: Project) -> None:
+@pytest.mark.parametrize("runs", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_runs_at_once_on_a_fresh_store(project: Project, runs: int) -> None:
     project.notebook(
         "train.ipynb", {"parameters": "n = 0", "fit": "import notebook_to_prod as n2p\nn2p.start().metric('m', n)"}
     )
-    processes = [project.start("n2p", "run", "train.ipynb", "--json", "-p", "n", str(n)) for n in range(4)]
+    processes = [project.start("n2p", "run", "train.ipynb", "--json", "-p", "n", str(n)) for n in range(runs)]
     done = [finish(process) for process in processes]
-    assert [each.code for each in done] == [0] * 4, done
+    assert [each.code for each in done] == [0] * runs, done
     tracked = [project.tracked(each.json["run_id"]) for each in done]
-    assert [each.data.metrics for each in tracked] == [{"m": float(n)} for n in range(4)]
+    assert [each.data.metrics for each in tracked] == [{"m": float(n)} for n in range(runs)]
     assert {each.info.status for each in tracked} == {"FINISHED"}
-    assert len(project.run_folders) == 4
+    assert len(project.run_folders) == runs
 
 
 def test_json_shows_parameters_as_json_and_the_record_keeps_them_as_they_were(project: Project) -> None:

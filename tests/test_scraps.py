@@ -283,7 +283,7 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 """,
         },
     )
-    done = project.command("papermill", "in.ipynb", "out.ipynb")
+    done = project.papermill("in.ipynb", "out.ipynb")
     assert done.code == 0, done.stderr
     return project.folder / "out.ipynb"
 

@@ -260,7 +260,7 @@ import sys
 from pathlib import Path
 from notebook_to_prod.package.elsewhere import environment_for
 from notebook_to_prod.project import Store
-environment_for(Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]).read_text())
+print(environment_for(Store(Path(sys.argv[1])), sys.argv[2], Path(sys.argv[3]).read_text()).reused)
 """
 
 
@@ -292,7 +292,17 @@ def test_an_environment_whose_interpreter_is_gone_is_built_again(tmp_path: Path)
     assert told == ["build the environment: 1 distributions"] * 2
 
 
-def test_two_processes_build_what_both_need_once(trained: Project, tmp_path: Path) -> None:
+def test_two_processes_build_what_both_need_once(tmp_path: Path) -> None:
+    home, lock = tmp_path / "store", tmp_path / "requirements.lock"
+    lock.write_text(f"six=={version('six')}\n")
+    command = [sys.executable, "-c", BUILD, home, f"{sys.version_info.major}.{sys.version_info.minor}", lock]
+    builders = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert sorted(builder.communicate(timeout=240)[0] for builder in builders) == ["False\n", "True\n"]
+    assert [builder.returncode for builder in builders] == [0, 0] and len(environments(home)) == 1
+
+
+@pytest.mark.slow
+def test_two_commands_build_what_both_need_once(trained: Project, tmp_path: Path) -> None:
     home, paths = tmp_path / "store", [bundle_of(trained, name).path for name in ("one", "two")]
     done = trained.together(*(("bundle", "seal", path, "--json") for path in paths), N2P_HOME=str(home))
     assert [each.code for each in done] == [0, 0], done

@@ -20,12 +20,11 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from notebooks import SCRIPTS, Project, finish
+from notebooks import SCRIPTS, Project, finish, once
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
-from test_bundle import once
 from test_registry import flights, register, run_id, train
 from test_schema import reproducible
 

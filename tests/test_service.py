@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from notebooks import ONE_THREAD
 from pipelines import fitted, flights, prepared, targets
 from processes import started
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -406,7 +407,9 @@ except ServerError as error:
     assert done.stdout == "the workers end as soon as they begin\n", done.stderr
 
 
-def test_models_that_use_threads_answer_in_forked_workers(tmp_path: Path) -> None:
+def test_models_that_use_threads_answer_in_forked_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ONE_THREAD:
+        monkeypatch.delenv(name, raising=False)
     table = flights()
     pipeline = prepared(HistGradientBoostingClassifier(max_iter=5, random_state=0)).fit(table, targets(table)["two"])
     bundle = bundle_of(tmp_path, pipeline, table)

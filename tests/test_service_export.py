@@ -21,10 +21,9 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from notebooks import SCRIPTS, Project, make_project
+from notebooks import SCRIPTS, Project, make_project, once
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from test_bundle import once
 from test_registry import in_production
 
 from notebook_to_prod.errors import InputError
@@ -360,7 +359,11 @@ def image(service: Path, tmp_path_factory: pytest.TempPathFactory) -> Image:
                 script = re.sub(r"(?<= )/(?=venv|requirements)", f"{root}/", rest)
                 kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL"))}
                 done = subprocess.run(
-                    ["bash", "-euc", script], env=kept | {"PATH": path}, capture_output=True, text=True, check=False
+                    ["bash", "-euc", script],
+                    env=kept | {"PATH": path, "PIP_NO_COMPILE": "1"},
+                    capture_output=True,
+                    text=True,
+                    check=False,
                 )
                 assert done.returncode == 0, done.stderr[-3000:]
 
