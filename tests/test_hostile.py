@@ -187,7 +187,7 @@ CONFIG = """
 enabled = true
 
 [[operations]]
-include-path-regex = "^/(predict|v2/.*/infer)$"
+include-path-regex = "^/(predict|explain|v2/.*/infer)$"
 checks.positive_data_acceptance.enabled = false
 
 [[operations]]

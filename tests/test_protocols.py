@@ -688,9 +688,18 @@ def test_contributions_add_up_to_what_the_model_says(tmp_path: Path) -> None:
     assert asked.post("/explain", content=b"a,b", headers={"content-type": "text/csv"}).status_code == 415
 
 
-def test_a_model_that_is_no_sum_has_no_explanation(client: httpx.Client, bundle: Bundle) -> None:
-    answer = client.post("/explain", json=bundle.golden["rows"][0])
-    assert (answer.status_code, answer.json()["detail"][0]["type"]) == (404, "no_explanation")
+def test_a_model_that_is_no_sum_has_no_explanation_but_a_reason(tmp_path: Path) -> None:
+    pipeline, table = fitted("KNeighborsClassifier", 200)
+    asked = TestClient(create_app(load_predictor(bundle_of(tmp_path, pipeline, table).path)))
+    [told] = asked.post("/explain", json=[]).json()["detail"]
+    assert told["type"] == "no_explanation" and "KNeighborsClassifier" in told["msg"]
+
+
+def test_a_forest_is_explained_by_the_running_service(client: httpx.Client, bundle: Bundle) -> None:
+    answer = client.post("/explain", json=bundle.golden["rows"][:3]).json()
+    assert answer["predictions"] == bundle.golden["predictions"][:3]
+    sums = np.array([np.sum([values for values in row.values()], axis=0) for row in answer["contributions"]])
+    largest_difference(bundle.golden["probabilities"][:3], (np.array(answer["base"]) + sums).tolist())
 
 
 def test_an_exported_service_brings_every_module_that_it_imports(tmp_path: Path) -> None:

@@ -62,9 +62,9 @@ class Explanation(BaseModel):
     "What `/explain` returns."
 
     predictions: list[Any]
-    contributions: list[dict[str, Any]] = Field(description="For each row what each column adds to the output: a number, or one for each output")
-    base: Any = Field(description="What the contributions of a row are added to: the mean output of the golden rows")
-    output: str = Field(description="What is explained: `prediction` or `decision_function`")
+    contributions: list[dict[str, Any]] = Field(description="For each row what each column adds to the output: a number, or a list of one for each output")
+    base: Any = Field(description="What the contributions of a row are added to: the output before anything is known of the row")
+    output: str = Field(description="What the contributions add up to: `prediction`, `log_prediction`, `probability` or `decision_function`; of two classes it is that of the second")
     classes: list[Any] | None = None
     model: str
     version: str

@@ -20,6 +20,8 @@ from .source import load_registered
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ..package.explain.explainer import Explanation
+
 # %% auto #0
 __all__ = ['Predictor']
 
@@ -36,15 +38,22 @@ class Predictor(Loaded):
 
     def predict(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame) -> Prediction:
         "Check a row, rows or a table against the schema and predict them; raises `DataError` naming the first wrong field and row."
+        return super().predict(self._given(rows))
+
+    def explain(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame) -> Explanation:
+        "What each column of a row, rows or a table adds to the answer; raises `NotExplained` if the model has no exact contributions, and `DataError` as `predict` does."
+        return super().explain(self._given(rows))
+
+    def _given(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame) -> Sequence[Mapping[str, Any]]:
         if isinstance(rows, Mapping):
-            return super().predict([rows])
+            return [rows]
         if hasattr(rows, "columns"):
             if missing := [name for name in self.bundle.schema.names if name not in map(str, rows.columns)]:
                 raise DataError(f"the table lacks the column '{missing[0]}'", where="rows", remedy=f"give all of {', '.join(self.bundle.schema.names)}")
-            return super().predict(to_rows(self.bundle.schema, rows))
+            return to_rows(self.bundle.schema, rows)
         if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
             raise DataError(f"this is {type(rows).__name__}, not rows", where="rows", remedy="give a mapping of columns to values, a list of them, or a DataFrame")
-        return super().predict(rows)
+        return rows
 
     @property
     def stale(self) -> bool:

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..errors import DataError
 from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, replay_golden, unusable_row
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
 from ..package.policy import Adjusted, Policies, imputed_values
+
+if TYPE_CHECKING:
+    from ..package.explain.explainer import Explainer, Explanation
+    from ..package.explain.origins import NotExplained
 
 # %% auto #0
 __all__ = ['Predictor', 'load_predictor']
@@ -60,6 +66,10 @@ class Predictor:
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
         "Check rows against the schema and predict them, warning of what a policy changes; raises `DataError` naming the first wrong field and row."
+        return self.score_rows(self._checked(rows))
+
+    def _checked(self, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        "The values of rows that fit the schema, as the policies leave them."
         from pydantic import ValidationError
 
         for number, row in enumerate(rows := list(rows)):
@@ -73,8 +83,36 @@ class Predictor:
             raise DataError(detail["msg"], where=where, remedy="send what the model's schema says") from error
         checked = self.policies([tuple(model.model_dump(by_alias=True).values()) for model in models])
         for change in checked.changes if isinstance(checked, Adjusted) else ():
-            warnings.warn(f"row {change.row}, '{change.column}': {change.what}", stacklevel=2)
-        return self.score_rows(checked)
+            warnings.warn(f"row {change.row}, '{change.column}': {change.what}", stacklevel=3)
+        return checked
+
+    @cached_property
+    def _explained(self) -> Explainer | NotExplained:
+        from notebook_to_prod.package.explain.explainer import explainer_of
+        from notebook_to_prod.package.explain.origins import NotExplained, not_explained
+
+        try:
+            return explainer_of(self.pipeline, self.bundle.schema, [tuple(row[name] for name in self.bundle.schema.names) for row in self.bundle.golden["rows"]])
+        except NotExplained as error:
+            return not_explained(error.what, error.where or "")  # without what led to it
+
+    @property
+    def explainer(self) -> Explainer:
+        "What explains rows that have been checked, made when it is first asked for; raises `NotExplained` if the model has no exact contributions."
+        from notebook_to_prod.package.explain.origins import NotExplained, not_explained
+
+        if isinstance(self._explained, NotExplained):
+            raise not_explained(self._explained.what, self._explained.where or "")
+        return self._explained
+
+    def explain(self, rows: Sequence[Mapping[str, Any]]) -> Explanation:
+        "Check rows as `predict` does, and tell what each column adds to the answer; raises `NotExplained`, and `DataError` for rows that are refused."
+        explainer, checked = self.explainer, self._checked(rows)
+        try:
+            parts = [explainer(checked[start : start + explainer.rows]) for start in range(0, max(1, len(checked)), explainer.rows)]
+        except Exception as error:  # whatever the pipeline raises
+            raise DataError("the model cannot explain these rows", where=f"{len(checked)} rows", remedy="see what it raises when it predicts them") from error
+        return replace(parts[0], contributions=np.concatenate([part.contributions for part in parts]))
 
     def score(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
         "Predict rows that have been checked; raises `DataError` if the model gives no finite number for one."

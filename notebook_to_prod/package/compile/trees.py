@@ -17,7 +17,7 @@ from .step import Builder, Cells, Numbers, Step, model, not_compiled
 
 # %% auto #0
 __all__ = ['ENGINES', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values', 'allows_missing',
-           'summed_trees', 'Memberships', 'Double']
+           'summed_trees', 'Memberships', 'histogram_forest', 'Double']
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #round
 def rounded_down(thresholds: np.ndarray) -> np.ndarray:
@@ -285,7 +285,7 @@ def _bit(sets: np.ndarray, code: int) -> bool:
     return bool(sets[code // 32] >> np.uint32(code % 32) & np.uint32(1))
 
 
-def _histogram_forest(part: Any, width: int) -> tuple[Memberships | None, Forest, np.ndarray]:
+def histogram_forest(part: Any, width: int) -> tuple[Memberships | None, Forest, np.ndarray]:
     known, position = part._bin_mapper.make_known_categories_bitsets()
     sides: dict[int, list[list[bool]]] = {}
     predictors = [each for iteration in part._predictors for each in iteration]
@@ -320,7 +320,7 @@ def _histogram_boosting(builder: Builder, part: Any, value: Numbers | Cells, pat
     matrix = builder.numbers(value, path)
     if matrix.sparse:
         raise not_compiled("reads a sparse matrix", path)
-    memberships, forest, values = _histogram_forest(part, matrix.width)
+    memberships, forest, values = histogram_forest(part, matrix.width)
     double = builder.add(Double(), matrix, width=matrix.width, dtype="float64")
     if memberships is not None:
         double = builder.add(memberships, double, width=forest.width)

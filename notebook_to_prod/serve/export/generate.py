@@ -53,7 +53,7 @@ _RUNTIME_MODULES = (
     "serve.direct",
     "serve.server",
 )
-_RUNTIME_PACKAGES = ("package.compile", "serve.access", "serve.observe", "serve.rollout", "serve.steady", "serve.protocols")
+_RUNTIME_PACKAGES = ("package.compile", "package.explain", "serve.access", "serve.observe", "serve.rollout", "serve.steady", "serve.protocols")
 _RUNTIME_FILES = ("serve/templates/dashboard.html",)
 _RUNTIME_REQUIREMENTS = ["fastapi", "fastapi-offline", "uvicorn", "pydantic"]
 _FAST_REQUIREMENTS = ["msgspec", "uvloop", "httptools"]  # Those that are installed here

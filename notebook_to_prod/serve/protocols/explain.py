@@ -6,96 +6,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from ...package.bundle import Prediction
-from ...package.schema import columns_to_table
-from ..predictor import Predictor
+from ...package.explain.origins import NotExplained
 from ..request import Refusal, Row, refusal
 from ..service import Call, Wire, Wires, with_warnings
 from .tables import JSON
 
 # %% auto #0
-__all__ = ['Explanation', 'Explainer', 'explainer_of', 'explain_wires']
-
-# %% ../../../nbs/serve/protocols/03_explain.ipynb #explainer
-_TOLERANCE, _TRIED, _CELLS = 1e-6, 5, 50_000
-
-
-@dataclass(frozen=True)
-class Explanation:
-    "What the columns of some rows add to the output."
-
-    contributions: np.ndarray  # (rows, columns, outputs)
-    base: np.ndarray  # (outputs,): the mean output of the background
-
-    def to_list(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        "For each row a number a column, or a list of numbers if there are several outputs."
-        single = self.contributions.shape[2] == 1
-        return [{name: values[0] if single else values for name, values in zip(names, row, strict=True)} for row in self.contributions.tolist()]
-
-
-class Explainer:
-    "Explains a predictor whose last step is linear; `explainer_of` tells whether it can."
-
-    def __init__(self, predictor: Predictor):
-        golden, self._schema = predictor.bundle.golden["rows"], predictor.bundle.schema
-        self._background = [tuple(row[name] for name in self._schema.names) for row in golden]
-        pipeline = predictor.pipeline
-        self.output = "decision_function" if hasattr(pipeline, "decision_function") else "prediction"
-        self._call = pipeline.decision_function if hasattr(pipeline, "decision_function") else pipeline.predict
-        self._base = self._outputs(self._background).mean(axis=0)
-        self.rows = max(1, _CELLS // (len(self._background) * len(self._schema.names)))  # That are explained at once
-
-    def _outputs(self, rows: list[Row]) -> np.ndarray:  # (rows, outputs)
-        return np.asarray(self._call(columns_to_table(self._schema, [*map(list, zip(*rows, strict=True))])), dtype=float).reshape(len(rows), -1)
-
-    def __call__(self, rows: list[Row]) -> Explanation:
-        "Explain rows that fit the schema; raises `ValueError` if the contributions do not add up to the output."
-        width = len(self._schema.names)
-        replaced = [(*row[:place], other[place], *row[place + 1 :]) for row in rows for place in range(width) for other in self._background]
-        outputs = self._outputs([*rows, *replaced])
-        whole, parts = outputs[: len(rows)], outputs[len(rows) :].reshape(len(rows), width, len(self._background), -1)
-        contributions = whole[:, None, :] - parts.mean(axis=2)
-        gap = np.abs(contributions.sum(axis=1) + self._base - whole)
-        if not np.isfinite(outputs).all() or (gap > _TOLERANCE * np.maximum(1, np.abs(contributions).sum(axis=1))).any():
-            raise ValueError("the columns do not add up")
-        return Explanation(contributions, self._base)
-
-
-def explainer_of(predictor: Predictor) -> Explainer | None:
-    "What explains a predictor, None if its output is no sum over its columns."
-    pipeline = predictor.pipeline
-    last = pipeline[-1] if hasattr(pipeline, "steps") else pipeline
-    if not hasattr(last, "coef_"):
-        return None
-    try:
-        explainer = Explainer(predictor)
-        explainer(explainer._background[:_TRIED])
-    except Exception:  # noqa: BLE001 - whatever a pipeline raises is a no
-        return None
-    return explainer
+__all__ = ['explain_wires']
 
 # %% ../../../nbs/serve/protocols/03_explain.ipynb #wire
-_NONE = refusal(404, "no_explanation", ["path"], "This model has no exact contributions: its output is not a sum over its columns")
-
-
 def explain_wires() -> tuple[Wires, Wire]:
     "What `/explain` speaks, and its wire."
-    known: dict[str, Explainer | None] = {}
 
     def decode(call: Call) -> list[Row] | Refusal:
         model: Any = call.model
-        digest = model.predictor.bundle.digest
-        if digest not in known:
-            known[digest] = explainer_of(model.predictor)
-        explainer = known[digest]
-        if explainer is None:
-            return _NONE
+        try:
+            explainer = model.predictor.explainer
+        except NotExplained as error:
+            return refusal(404, "no_explanation", ["path"], f"This model has no exact contributions: {error.what}")
         rows = model.decode(call.body)
         if isinstance(rows, Refusal):
             return rows
@@ -105,12 +37,9 @@ def explain_wires() -> tuple[Wires, Wire]:
             told = explainer(rows)
         except Exception:  # noqa: BLE001 - whatever a pipeline raises for a row
             return refusal(422, "refused", ["body"], "The model cannot explain this input")
-        names = model.predictor.bundle.schema.names
 
         def encode(call: Call, said: Prediction) -> bytes:
-            base = told.base.tolist()
-            content = {"predictions": said.predictions, "contributions": told.to_list(names), "base": base[0] if len(base) == 1 else base}
-            content |= {"output": explainer.output, "classes": model.predictor.classes, **model.predictor.identity}
+            content = {"predictions": said.predictions, **told.to_dict(), "classes": model.predictor.classes, **model.predictor.identity}
             return with_warnings(json.dumps(content, separators=(",", ":"), allow_nan=False).encode(), call)
 
         call.wire = replace(wire, encode=encode)
