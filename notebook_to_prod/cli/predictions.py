@@ -71,7 +71,8 @@ def _bundle(model: str) -> "Bundle":
 def compact(terminal: Terminal, model: str) -> Result:
     """Put the log into Parquet files by day, or a database.
 
-    MODEL is a name, or the folder of an exported service. [tool.n2p.serve.log] says where to (to) and for how long (retention).
+    MODEL is a name, or the folder of an exported service. [tool.n2p.serve.log] says where to (to) and for how long (retention;
+    of single columns, keep).
     To be run by cron: what is written to meanwhile is left for the next time. Exit code 1 if a file was damaged.
 
     Example: n2p predictions compact flights
@@ -82,6 +83,7 @@ def compact(terminal: Terminal, model: str) -> Result:
     done = compact_log(settings)
     lines = [("compacted", f"{done.predictions} predictions and {done.labels} labels of {done.segments} segments"), ("waiting", f"{done.waiting} segments that processes write to")]
     lines += [("deleted", ", ".join(done.deleted))] if done.deleted else []
+    lines += [("forgotten", f"old values of {', '.join(done.forgotten)}")] if done.forgotten else []
     lines += [("damaged", f"{shown_path(path)}: what follows the damage cannot be read") for path in done.damaged]
     return Result({"model": model, **done.to_dict()}, lines, exit_code=int(bool(done.damaged)))
 
