@@ -3679,6 +3679,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'notebook_to_prod/serve/app.py'),
                                             'notebook_to_prod.serve.app._safely': ( 'serve/app.html#_safely',
                                                                                     'notebook_to_prod/serve/app.py'),
+                                            'notebook_to_prod.serve.app.answer_model': ( 'serve/app.html#answer_model',
+                                                                                         'notebook_to_prod/serve/app.py'),
                                             'notebook_to_prod.serve.app.create_app': ( 'serve/app.html#create_app',
                                                                                        'notebook_to_prod/serve/app.py')},
             'notebook_to_prod.serve.batch': { 'notebook_to_prod.serve.batch.Model': ( 'serve/batch.html#model',
