@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import ssl
 import subprocess
 import sys
@@ -30,15 +31,18 @@ from pipelines import fitted
 from processes import started
 from test_scorer import bundle_of
 
+from notebook_to_prod.errors import InputError
 from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.serve.access.callers import NewKey, new_key
 from notebook_to_prod.serve.access.guard import OPEN, caller_of, require
 from notebook_to_prod.serve.app import Application, create_app
+from notebook_to_prod.serve.configure import read_settings
 from notebook_to_prod.serve.predictor import load_predictor
 
 SCRIPT = """
 import json, sys
 from notebook_to_prod.errors import N2PError
+from notebook_to_prod.serve.configure import read_settings
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.server import forkable, serve
 path, options = sys.argv[1], json.loads(sys.argv[2])
@@ -465,12 +469,42 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_settings_are_found_before_it_listens(case: str, bundle: Bundle) -> None:
-    from notebook_to_prod.errors import InputError
-
     settings, told = WRONG[case]
     with pytest.raises(InputError) as error:
         create_app(load_predictor(bundle.path), settings=settings)
     assert told in str(error.value) and error.value.remedy
+
+
+def test_paths_in_a_file_are_relative_to_its_folder(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started from elsewhere, a folder is the same service."""
+    folder, elsewhere = tmp_path / "exported", tmp_path / "elsewhere"
+    for each in (folder, folder / "tls", elsewhere):
+        each.mkdir()
+    (folder / "keys.toml").write_text(KEYS["predict"].line)
+    certfile, keyfile = certificate(folder / "tls")
+    shutil.copytree(bundle.path, folder / "previous")
+    tls = f'certfile = "tls/{certfile.name}"\nkeyfile = "$N2P_TEST_TLS/{keyfile.name}"'
+    log = 'folder = "kept"\nto = "sqlite:///kept.db"'
+    (folder / "service.toml").write_text(
+        f'[security]\nkeys_file = "keys.toml"\n[tls]\n{tls}\n[log]\n{log}\n'
+        '[fallback]\nchain = ["previous"]\nprevious = "previous"\n[rollout]\nfollow = false\nreports = "reports"\n'
+    )
+    monkeypatch.setenv("N2P_TEST_TLS", "tls")
+    monkeypatch.chdir(folder.parent)
+    settings = read_settings(Path("exported", "service.toml"))
+    monkeypatch.chdir(elsewhere)
+    app = create_app(load_predictor(bundle.path), settings=settings)
+    assert app.service.tls == (str(certfile), str(keyfile)) and app.service.previous
+    assert app.service.guard.settings.keys_file == folder / "keys.toml"
+    assert (folder / "kept").is_dir() and [*elsewhere.iterdir()] == []
+    assert settings["log"]["to"] == f"sqlite:///{folder}/kept.db"
+    assert settings["rollout"]["reports"] == str(folder / "reports")
+    monkeypatch.delenv("N2P_TEST_TLS")
+    with pytest.raises(InputError, match="not set: N2P_TEST_TLS") as error:
+        read_settings(folder / "service.toml")
+    assert error.value.where == "[tool.n2p.serve] tls.keyfile"
 
 
 def test_a_wrong_setting_ends_the_process_with_2(bundle: Bundle) -> None:

@@ -36,14 +36,14 @@ def predictions() -> None:
 def _settings(model: str) -> "LogSettings":
     from notebook_to_prod.errors import NotFoundError
     from notebook_to_prod.project import find_project, open_store, project_settings
-    from notebook_to_prod.serve.configure import read_settings
-    from notebook_to_prod.serve.log.request_log import LogSettings, place_log
+    from notebook_to_prod.serve.configure import place_settings, read_settings
+    from notebook_to_prod.serve.log.request_log import LogSettings
 
     folder = Path(model)
     if (folder / _APP).is_file():
-        placed = place_log(read_settings(folder / "service.toml"), folder.resolve(), folder.resolve() / "log")
+        placed = place_settings(read_settings(folder / "service.toml"), folder.resolve(), folder.resolve() / "log")
     else:
-        placed = place_log(project_settings().get("serve", {}), find_project(), open_store().predictions(model), model)
+        placed = place_settings(project_settings().get("serve", {}), find_project(), open_store().predictions(model), model)
     settings = LogSettings.from_table({name: value for name, value in placed["log"].items() if name not in _NOT_READ})
     if not settings.to and settings.folder and not settings.folder.is_dir():
         raise NotFoundError(f"there are no predictions of '{model}'", where=str(settings.folder), remedy="name a model that n2p serve has served, or the folder of an exported service")

@@ -33,7 +33,7 @@ from .segments import SegmentWriter
 from ..service import Call, Service
 
 # %% auto #0
-__all__ = ['Keep', 'ColumnRule', 'LogSettings', 'place_log', 'hashed', 'record_encoder', 'RequestLog', 'add_log']
+__all__ = ['Keep', 'ColumnRule', 'LogSettings', 'expanded', 'hashed', 'record_encoder', 'RequestLog', 'add_log']
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #column-rule
 @dataclass(frozen=True)
@@ -175,7 +175,8 @@ def _bytes(value: Any, where: str) -> int:
     return int(found[1]) * {"KiB": 2**10, "MiB": 2**20}[found[2]]
 
 
-def _expanded(value: Any, where: str) -> str:
+def expanded(value: Any, where: str) -> str:
+    "A text with the variables of the environment that it names; raises `InputError` if one is not set."
     missing = [match[1] or match[2] for match in _VARIABLE.finditer(_text(value, where)) if not os.environ.get(match[1] or match[2])]
     if missing:
         raise InputError(f"not set: {missing[0]}", where=where, remedy=f"set {missing[0]} in the environment of this process")
@@ -185,30 +186,15 @@ def _expanded(value: Any, where: str) -> str:
 def _secret(value: Any, where: str) -> str:
     if not _VARIABLE.fullmatch(_text(value, where)):
         raise InputError("the salt is not the name of a variable", where=where, remedy='the file is no place for a secret: write salt = "$N2P_LOG_SALT", and set that in the environment')
-    if len(found := _expanded(value, where)) < _SALT:
+    if len(found := expanded(value, where)) < _SALT:
         raise InputError(f"the salt has {len(found)} letters", where=where, remedy=f"take {_SALT} or more, that nobody can guess")
     return found
 
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {
-    **{"folder": lambda value, where: Path(_expanded(str(value), where)).expanduser(), "enabled": _flag, "sample": _number, "redact": _names, "hash": _names, "salt": _secret},
-    **{"on_error": _policy, "segment_size": _bytes, "segment_age": _seconds, "to": _expanded, "retention": _days, "columns": _rules},
+    **{"folder": lambda value, where: Path(expanded(str(value), where)).expanduser(), "enabled": _flag, "sample": _number, "redact": _names, "hash": _names, "salt": _secret},
+    **{"on_error": _policy, "segment_size": _bytes, "segment_age": _seconds, "to": expanded, "retention": _days, "columns": _rules},
 }
-
-# %% ../../../nbs/serve/log/01_request_log.ipynb #place
-def place_log(
-    settings: Mapping[str, Any],  # `[tool.n2p.serve]` or `service.toml`
-    base: Path,  # What a relative folder is relative to
-    default: Path,
-    below: str = "",  # The folder of a model, in a folder that is named in the settings
-) -> dict[str, Any]:
-    "The settings with the folder of the log, whole."
-    table = settings.get("log", {})
-    if not isinstance(table, Mapping):
-        return dict(settings)  # `configure` tells
-    named = table.get("folder")
-    folder = default if named is None else base / Path(_expanded(named, "[tool.n2p.serve.log] folder")).expanduser() / below
-    return {**settings, "log": {**table, "folder": str(folder)}}
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #features
 Keep = Callable[[Sequence[Sequence[Any]]], Sequence[Sequence[Any]]]
