@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, create_model
 
 from ..package.schema import Schema
 from .access.guard import REFUSED, Access, describe_access
+from .access.tls import STRICT
 from .batch import Model
 from .configure import configure
 from .protocols.explain import explain_wires
@@ -162,6 +163,7 @@ _FRESH = {b"cache-control": b"no-store"}
 def _safely(scope: Scope, send: Send) -> Send:
     "With what goes for every answer, unless the route says something else."
     wanted = _SAFE if scope["path"].startswith("/static-offline-docs/") else _SAFE | _FRESH
+    wanted = wanted | dict((STRICT,)) if scope.get("scheme") == "https" else wanted
 
     async def say(message: Mapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
