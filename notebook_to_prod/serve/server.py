@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.rollout.follow import Source
 
 # %% auto #0
-__all__ = ['Work', 'open_socket', 'run_server', 'forkable', 'run_workers', 'serve']
+__all__ = ['Work', 'open_socket', 'run_server', 'open_apart', 'forkable', 'run_workers', 'serve']
 
 # %% ../../nbs/serve/08_server.ipynb #open-socket
 _REASONS = {
@@ -104,7 +104,7 @@ def run_server(
     config = uvicorn.Config(app, log_level="warning", log_config=messages, access_log=False, server_header=False, ws="none", http=protocol, ssl_certfile=certfile, ssl_keyfile=keyfile)
     Server(config).run(sockets=[bound, *apart])
 
-
+# %% ../../nbs/serve/08_server.ipynb #open-apart
 def open_apart(
     service: Service,
     port: int,  # Of everything else

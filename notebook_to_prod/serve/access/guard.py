@@ -25,7 +25,7 @@ from ..service import Call, Scope, Service
 
 # %% auto #0
 __all__ = ['OPEN', 'DOCS', 'REFUSED', 'needed_scope', 'is_local', 'Access', 'Requirement', 'require', 'caller_of',
-           'describe_access', 'secure', 'refuse_exposure']
+           'describe_access', 'secure', 'refuse_exposure', 'refuse_other_server']
 
 # %% ../../../nbs/serve/access/04_guard.ipynb #paths
 OPEN = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))

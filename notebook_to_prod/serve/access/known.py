@@ -83,7 +83,7 @@ _LISTENER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(\d{1,5})")
 
 def _checked_listener(value: Any, where: str) -> tuple[str, int]:
     found = _LISTENER.fullmatch(value) if isinstance(value, str) else None
-    if found is None or int(found[2]) > 65_535:
+    if found is None or not 0 < int(found[2]) < 65_536:
         raise InputError(f"admin is {value!r}, which is no address", where=where, remedy='write a host and a port: admin = "127.0.0.1:9000"')
     return found[1].strip("[]"), int(found[2])
 

@@ -16,7 +16,7 @@ from ...project import unknown_setting
 from ..service import Service
 
 # %% auto #0
-__all__ = ['Tls', 'secure_transport']
+__all__ = ['STRICT', 'Tls', 'secure_transport']
 
 # %% ../../../nbs/serve/access/05_tls.ipynb #tls
 _SETTINGS = ("certfile", "keyfile")
