@@ -204,7 +204,6 @@ def test_prometheus_finds_the_service_and_its_rules(service: Path) -> None:
     asked = {name for group in groups for rule in group["rules"] for name in re.findall(r"\bn2p:\w+:\w+", rule["expr"])}
     assert asked <= recorded
     assert all(rule.keys() >= {"for", "labels", "annotations"} for rule in groups[-1]["rules"])
-    assert "SUCCESS" in checked(tool("promtool"), "check", "config", service / "monitoring/prometheus.yml")
 
 
 def test_grafana_finds_its_source_and_dashboard(service: Path) -> None:
@@ -524,7 +523,7 @@ def test_a_service_whose_bundle_was_changed_does_not_start(
     assert "running on" not in done.stderr
 
 
-def test_routes_of_a_team_and_a_listener_apart(stranger: Project, image: Image) -> None:
+def test_routes_of_a_team_and_a_listener_apart(stranger: Project) -> None:
     """`python app.py` has both; another server would pass the listener over, and is refused."""
     app = stranger.folder / "app.py"
     added = "\n    @app.get('/team')\n    def team() -> str:\n        return 'ours'\n"
@@ -539,8 +538,15 @@ def test_routes_of_a_team_and_a_listener_apart(stranger: Project, image: Image) 
         assert httpx.get(f"{url}/team", trust_env=False).json() == "ours"
         assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 404
         assert "n2p_" in httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
-    refused = stranger.command(".venv/bin/python", "-m", "uvicorn", "app:app", "--port", "0", cwd=stranger.folder)
-    assert refused.code != 0 and "running on" not in refused.stderr
+    refused = subprocess.run(
+        [stranger.folder / ".venv/bin/python", "-m", "uvicorn", "app:app", "--port", "0"],
+        cwd=stranger.folder,
+        env=stranger.environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0 and "running on" not in refused.stderr
     assert "[security] admin" in refused.stderr and "python app.py" in refused.stderr
 
 
