@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, ServerError
@@ -72,6 +73,9 @@ def run_server(
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
+            loop: Any = asyncio.get_running_loop()
+            if certfile:  # or each client that is connected and silent would be waited for at the end, 30 s
+                loop.create_server = partial(loop.create_server, ssl_shutdown_timeout=_LINGER)
             await super().startup(sockets)
             if parent is not None:
                 asyncio.get_running_loop().add_reader(parent, self._orphaned)
