@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -30,11 +32,14 @@ from pipelines import fitted
 from processes import started
 from test_scorer import bundle_of
 
+from notebook_to_prod.errors import InputError
 from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.serve.access.callers import NewKey, new_key
-from notebook_to_prod.serve.access.guard import OPEN, caller_of, require
+from notebook_to_prod.serve.access.guard import OPEN, caller_of, refuse_other_server, require
 from notebook_to_prod.serve.app import Application, create_app
+from notebook_to_prod.serve.configure import read_settings
 from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.serve.server import open_apart
 
 SCRIPT = """
 import json, sys
@@ -214,7 +219,7 @@ def test_answers_have_safe_headers(keyed: Served) -> None:
     ]
     for answer in answers:
         assert (answer.headers["x-content-type-options"], answer.headers["cache-control"]) == ("nosniff", "no-store")
-        assert "server" not in answer.headers
+        assert "server" not in answer.headers and "strict-transport-security" not in answer.headers
     assert keyed.get("/docs", key).headers["x-frame-options"] == "DENY"
 
 
@@ -459,18 +464,50 @@ WRONG = {
         {"security": {"jwt": {"issuer": "https://a.example", "audience": "a", "algorithms": ["HS256"]}}},
         "HS256",
     ),
+    "a listener": ({"security": {"admin": "9000"}}, "admin is '9000', which is no address"),
+    "any port": ({"security": {"admin": "127.0.0.1:0"}}, "admin is '127.0.0.1:0', which is no address"),
     "no certificate": ({"tls": {"certfile": "none.pem"}}, "cannot be read: No such file"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_settings_are_found_before_it_listens(case: str, bundle: Bundle) -> None:
-    from notebook_to_prod.errors import InputError
-
     settings, told = WRONG[case]
     with pytest.raises(InputError) as error:
         create_app(load_predictor(bundle.path), settings=settings)
     assert told in str(error.value) and error.value.remedy
+
+
+def test_paths_in_a_file_are_relative_to_its_folder(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started from elsewhere, a folder is the same service."""
+    folder, elsewhere = tmp_path / "exported", tmp_path / "elsewhere"
+    for each in (folder, folder / "tls", elsewhere):
+        each.mkdir()
+    (folder / "keys.toml").write_text(KEYS["predict"].line)
+    certfile, keyfile = certificate(folder / "tls")
+    shutil.copytree(bundle.path, folder / "previous")
+    tls = f'certfile = "tls/{certfile.name}"\nkeyfile = "$N2P_TEST_TLS/{keyfile.name}"'
+    log = 'folder = "kept"\nto = "sqlite:///kept.db"'
+    (folder / "service.toml").write_text(
+        f'[security]\nkeys_file = "keys.toml"\n[tls]\n{tls}\n[log]\n{log}\n'
+        '[fallback]\nchain = ["previous"]\nprevious = "previous"\n[rollout]\nfollow = false\nreports = "reports"\n'
+    )
+    monkeypatch.setenv("N2P_TEST_TLS", "tls")
+    monkeypatch.chdir(folder.parent)
+    settings = read_settings(Path("exported", "service.toml"))
+    monkeypatch.chdir(elsewhere)
+    app = create_app(load_predictor(bundle.path), settings=settings)
+    assert app.service.tls == (str(certfile), str(keyfile)) and app.service.previous
+    assert app.service.guard.settings.keys_file == folder / "keys.toml"
+    assert (folder / "kept").is_dir() and [*elsewhere.iterdir()] == []
+    assert settings["log"]["to"] == f"sqlite:///{folder}/kept.db"
+    assert settings["rollout"]["reports"] == str(folder / "reports")
+    monkeypatch.delenv("N2P_TEST_TLS")
+    with pytest.raises(InputError, match="not set: N2P_TEST_TLS") as error:
+        read_settings(folder / "service.toml")
+    assert error.value.where == "[tool.n2p.serve] tls.keyfile"
 
 
 def test_a_wrong_setting_ends_the_process_with_2(bundle: Bundle) -> None:
@@ -534,11 +571,80 @@ def test_tls(bundle: Bundle, tmp_path: Path) -> None:
             httpx.post(f"{url}/predict", json=served.row, headers=headers, verify=trusting, trust_env=False).status_code
             == 200
         )
+        for answer in (served.predict(), served.predict(KEYS["predict"].key), served.get("/health"), served.get("/v2")):
+            assert answer.headers["strict-transport-security"] == "max-age=31536000", answer.url
         with pytest.raises(httpx.ConnectError, match="CERTIFICATE"):
             httpx.get(f"{url}/health", trust_env=False)
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{url}/health".replace("https", "http"), trust_env=False)
     assert "there is a key and no certificate" in refused(bundle, keyfile=str(keyfile))
+
+
+def test_another_server_is_not_left_to_pass_over_a_certificate(bundle: Bundle, tmp_path: Path) -> None:
+    certfile, keyfile = certificate(tmp_path)
+    predictor = load_predictor(bundle.path)
+    settings = {"tls": {"certfile": str(certfile), "keyfile": str(keyfile)}}
+    for unread, told in ((settings, "[tls]"), ({"security": {"admin": "127.0.0.1:9000"}}, "[security] admin")):
+        with pytest.raises(InputError) as error:
+            refuse_other_server(create_app(predictor, settings=unread).service)
+        assert told in error.value.what and "python app.py" in str(error.value.remedy)
+    refuse_other_server(create_app(predictor, settings={"security": {"keys": table(KEYS["predict"])}}).service)
+
+
+# A listener apart
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_administration_answers_on_its_own_listener_only(workers: int, bundle: Bundle, tmp_path: Path) -> None:
+    port = free_port()
+    keys = {scope: KEYS[scope] for scope in ("predict", "metrics", "admin")}
+    security = {"keys": table(*keys.values()), "admin": f"127.0.0.1:{port}"}
+    needs = {"/metrics": "metrics", "/dashboard": "admin", "/docs": "admin", "/openapi.json": "predict", "/": "admin"}
+    with running(bundle, tmp_path / "log", settings={"security": security}, workers=workers) as served:
+        apart = Served(f"http://127.0.0.1:{port}", served.process, served.log, served.row)
+        for path, scope in needs.items():
+            for key in ("", keys[scope].key):
+                assert served.get(path, key).status_code == 404, path
+            assert apart.get(path).status_code == 401, path
+            assert apart.get(path, keys[scope].key).status_code in (200, 307), path
+        for path in ("/rollout", "/admin/x", "/metrics/", "/static-offline-docs/swagger-ui.css"):
+            assert served.client.request("POST", path, headers={"x-api-key": keys["admin"].key}).status_code == 404
+        assert {each.get("/health").status_code for each in (served, apart)} == {200}
+        for each in range(20):  # by a connection of its own each, so that several processes answer
+            answer = httpx.post(
+                f"{served.url}/predict", json=served.row, headers={"x-api-key": keys["predict"].key}, trust_env=False
+            )
+            assert answer.status_code == 200, each
+
+        def counted() -> bool:
+            told = apart.get("/metrics", keys["metrics"].key).text.splitlines()
+            ok = [line for line in told if line.startswith("n2p_requests_total{") and 'status="200"' in line]
+            return sum(float(line.rpartition(" ")[2]) for line in ok) >= 20
+
+        assert comes(counted)
+    with pytest.raises(httpx.ConnectError):
+        apart.get("/health")
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_a_listener_apart_that_cannot_be_had_is_found_before_it_listens(bundle: Bundle) -> None:
+    port = free_port()
+    said = refused(bundle, settings={"security": {"admin": f"0.0.0.0:{port}"}})
+    assert "no keys are configured" in said and "[tool.n2p.serve.security] admin" in said
+    app = create_app(load_predictor(bundle.path), settings={"security": {"admin": "127.0.0.1:9000"}})
+    with pytest.raises(InputError, match="has the port of everything else"):
+        open_apart(app.service, 9000)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        options = {"settings": {"security": {"admin": f"127.0.0.1:{taken.getsockname()[1]}"}}}
+        done = subprocess.run(command(bundle, **options), env=VARIABLES, capture_output=True, text=True, check=False)
+    assert done.returncode == 3 and "is taken by another process" in done.stderr and not done.stdout
 
 
 # Tokens of an issuer

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,31 @@ def test_the_sample_is_decided_by_the_id(bundle: Bundle, tmp_path: Path) -> None
     assert kept[0] == kept[1] and 60 < len(kept[0]) < 140
 
 
+def test_a_column_is_written_for_its_share_of_requests_and_replicas_agree(bundle: Bundle, tmp_path: Path) -> None:
+    rules = {"seats": {"sample": 0.5}, "carrier": {"sample": 0.2}}
+    kept = []
+    for replica in ("one", "other"):
+        settings = {"columns": rules, "sample": 0.75, "hash": ["carrier"], "salt": "$SALT", "segment_size": "16 KiB"}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SALT", "a salt of many letters")
+            app = app_of(bundle, tmp_path / replica, **settings)
+        with TestClient(app) as client:
+            for number in range(400):
+                row = {**bundle.golden["rows"][0], "seats": 100.5 + number, "carrier": f"carrier {number}"}
+                assert client.post("/predict", json=row, headers={"x-request-id": f"r{number}"}).status_code == 200
+        kept.append(read_predictions(LogSettings(folder=tmp_path / replica)).set_index("id"))
+    (one, other), names = kept, ["feature.seats", "feature.carrier", "feature.distance"]
+    pd.testing.assert_frame_equal(one[names], other[names].loc[one.index])
+    share = {name: int(one[name].notna().sum()) for name in names}
+    assert share["feature.distance"] == len(one) and 250 < len(one) < 350
+    assert 150 < share["feature.seats"] < 250 and 40 < share["feature.carrier"] < 120
+    assert one["feature.seats"].notna()[one["feature.carrier"].notna()].all()  # whoever has the rarer one has both
+    assert [*one["feature.seats"].dropna()] == [100.5 + int(id[1:]) for id in one.index[one["feature.seats"].notna()]]
+    written = b"".join(path.read_bytes() for path in (tmp_path / "one").iterdir() if path.is_file())
+    left_out = [id for id in one.index if pd.isna(one.loc[id, "feature.seats"])]
+    assert left_out and not any(f"{100.5 + int(id[1:])}".encode() in written for id in left_out)
+
+
 def app_of(bundle: Bundle, folder: Path, **settings: Any) -> Application:
     return create_app(load_predictor(bundle.path), settings={"log": {"folder": str(folder), **settings}})
 
@@ -235,6 +261,11 @@ def app_of(bundle: Bundle, folder: Path, **settings: Any) -> Application:
         ({"hash": ["carrier"]}, "salt"),
         ({"sampel": 1}, "[tool.n2p.serve.log]"),
         ({"retention": "3 fortnights"}, "retention"),
+        ({"columns": {"seat": {"sample": 0.5}}}, "columns"),
+        ({"columns": {"seats": {"keep": "2 fortnights"}}}, "columns.seats keep"),
+        ({"columns": {"seats": {"keep": "9 days"}}, "redact": ["seats"]}, "columns"),
+        ({"columns": {"seats": {"keep": "9 days"}}, "retention": "8 days"}, "columns"),
+        ({"columns": {"seats": {"sample": 0.5}}, "sample": 0.25}, "columns"),
     ],
 )
 def test_a_wrong_setting_is_found_before_the_service_listens(
@@ -379,6 +410,74 @@ def test_a_damaged_segment_is_kept(filled: Path, tmp_path: Path) -> None:
     done = compact(LogSettings(folder=folder))
     assert [Path(path).suffix for path in done.damaged] == [".damaged"] and done.torn == 0
     assert compact(LogSettings(folder=folder)).segments == 0
+
+
+FORGET = """
+import json, sys
+from datetime import date, timedelta
+from pathlib import Path
+from notebook_to_prod.serve.log.compact import compact
+from notebook_to_prod.serve.log.request_log import LogSettings
+table, today = json.loads(sys.argv[1]), date.today() + timedelta(days=int(sys.argv[2]))
+print("begun", flush=True)
+compact(LogSettings.from_table(table), today)
+"""
+
+
+@pytest.mark.parametrize("kind", ["parquet", "sqlite", "postgresql", "object store"])
+def test_a_column_is_forgotten_after_its_time_and_its_rows_stay(
+    kind: str, filled: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = tmp_path / "log"
+    shutil.copytree(filled, folder)
+    to = {"parquet": str(tmp_path / "to"), "sqlite": f"sqlite:///{tmp_path}/log.db", "object store": "memory://kept"}
+    table = {"folder": str(folder), "to": to.get(kind) or request.getfixturevalue("database")}
+    settings = LogSettings.from_table(
+        table | {"retention": "90 days", "columns": {"seats": {"keep": "30 days"}, "carrier": {"keep": "60 days"}}}
+    )
+    day = datetime.now(UTC).date()
+    assert compact(settings, day + timedelta(days=30)).forgotten == ()
+    before = read_predictions(settings)
+    assert len(before) >= 480 and before["feature.seats"].notna().any()
+    assert compact(settings, day + timedelta(days=32)).forgotten == ("seats",)
+    assert compact(settings, day + timedelta(days=32)).forgotten == ()
+    pd.testing.assert_frame_equal(read_predictions(settings), before.drop(columns="feature.seats"))
+    assert compact(settings, day + timedelta(days=62)).forgotten == ("carrier",)
+    after = read_predictions(settings)
+    pd.testing.assert_frame_equal(after, before.drop(columns=["feature.seats", "feature.carrier"]))
+    assert compact(settings, day + timedelta(days=92)).deleted and read_predictions(settings).empty
+
+
+def test_forgetting_that_is_killed_leaves_each_row_whole_and_is_done_the_next_time(
+    filled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "log"
+    shutil.copytree(filled, folder)
+    table = {"folder": str(folder), "to": str(tmp_path / "to"), "columns": {"seats": {"keep": "30 days"}}}
+    settings = LogSettings.from_table(table)
+    compact(settings)
+    before, files = read_predictions(settings), sorted(tmp_path.glob("to/answers/day=*/*.parquet"))
+    written = {path: path.stat().st_mtime_ns for path in files}
+
+    def rewritten() -> int:
+        return sum(path.stat().st_mtime_ns != written[path] for path in files)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORGET, json.dumps(table), "40"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stdout.readline()
+    while process.poll() is None and not rewritten():
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert rewritten()
+    halfway = read_predictions(settings)
+    pd.testing.assert_frame_equal(
+        halfway.drop(columns="feature.seats", errors="ignore"), before.drop(columns="feature.seats")
+    )
+    compact(settings, datetime.now(UTC).date() + timedelta(days=40))
+    assert "feature.seats" not in read_predictions(settings)
 
 
 def test_texts_that_a_database_cannot_hold(bundle: Bundle, database: str, tmp_path: Path) -> None:

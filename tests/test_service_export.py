@@ -203,7 +203,6 @@ def test_prometheus_finds_the_service_and_its_rules(service: Path) -> None:
     asked = {name for group in groups for rule in group["rules"] for name in re.findall(r"\bn2p:\w+:\w+", rule["expr"])}
     assert asked <= recorded
     assert all(rule.keys() >= {"for", "labels", "annotations"} for rule in groups[-1]["rules"])
-    assert "SUCCESS" in checked(tool("promtool"), "check", "config", service / "monitoring/prometheus.yml")
 
 
 def test_grafana_finds_its_source_and_dashboard(service: Path) -> None:
@@ -387,7 +386,9 @@ def running(image: Image) -> Iterator[str]:
 @contextlib.contextmanager
 def served(command: list[str | Path], folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """The address of a service that a command of that folder runs."""
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         yield listening(process)
     finally:
@@ -396,10 +397,10 @@ def served(command: list[str | Path], folder: Path, environment: dict[str, str])
 
 
 def listening(process: subprocess.Popen[str]) -> str:
-    """The address that uvicorn says it runs on."""
+    """The address that a service says it runs on."""
     said = []
-    assert process.stderr
-    for line in process.stderr:
+    assert process.stdout
+    for line in process.stdout:
         said.append(line)
         if found := re.search(r"running on (http://\S+)", line):
             return found[1]
@@ -497,7 +498,7 @@ def test_the_readme_leads_to_the_recorded_answers(stranger: Project, bundle: Bun
     make_environment, install, start = blocks[0].strip().splitlines()
     assert make_environment == f"python{bundle.metadata['python']} -m venv .venv"
     assert install == ".venv/bin/pip install --require-hashes -r requirements.lock", "what the image installs"
-    assert start.endswith("uvicorn app:app --port 8000")
+    assert start.endswith("python app.py --port 8000")
     (ask_it,) = (block for block in blocks if block.startswith("curl"))
     (own_tests,) = (block for block in blocks if "unittest" in block)
     assert own_tests.strip() == ".venv/bin/python -m unittest discover tests"
@@ -523,6 +524,33 @@ def test_a_service_whose_bundle_was_changed_does_not_start(
     assert done.code != 0
     assert "BundleError" in done.stderr
     assert "running on" not in done.stderr
+
+
+def test_routes_of_a_team_and_a_listener_apart(stranger: Project) -> None:
+    """`python app.py` has both; another server would pass the listener over, and is refused."""
+    app = stranger.folder / "app.py"
+    added = "\n    @app.get('/team')\n    def team() -> str:\n        return 'ours'\n"
+    app.write_text(
+        re.sub(r'(def extend.*?""".*?""")', lambda found: found[1] + added, app.read_text(), flags=re.DOTALL)
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (stranger.folder / "service.toml").write_text(f'[security]\nadmin = "127.0.0.1:{port}"\n')
+    with started(stranger, ".venv/bin/python app.py --port 0") as url:
+        assert httpx.get(f"{url}/team", trust_env=False).json() == "ours"
+        assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 404
+        assert "n2p_" in httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    refused = subprocess.run(
+        [stranger.folder / ".venv/bin/python", "-m", "uvicorn", "app:app", "--port", "0"],
+        cwd=stranger.folder,
+        env=stranger.environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode != 0 and "running on" not in refused.stderr
+    assert "[security] admin" in refused.stderr and "python app.py" in refused.stderr
 
 
 # What is refused, and the ways to go without

@@ -36,14 +36,14 @@ def predictions() -> None:
 def _settings(model: str) -> "LogSettings":
     from notebook_to_prod.errors import NotFoundError
     from notebook_to_prod.project import find_project, open_store, project_settings
-    from notebook_to_prod.serve.configure import read_settings
-    from notebook_to_prod.serve.log.request_log import LogSettings, place_log
+    from notebook_to_prod.serve.configure import place_settings, read_settings
+    from notebook_to_prod.serve.log.request_log import LogSettings
 
     folder = Path(model)
     if (folder / _APP).is_file():
-        placed = place_log(read_settings(folder / "service.toml"), folder.resolve(), folder.resolve() / "log")
+        placed = place_settings(read_settings(folder / "service.toml"), folder.resolve(), folder.resolve() / "log")
     else:
-        placed = place_log(project_settings().get("serve", {}), find_project(), open_store().predictions(model), model)
+        placed = place_settings(project_settings().get("serve", {}), find_project(), open_store().predictions(model), model)
     settings = LogSettings.from_table({name: value for name, value in placed["log"].items() if name not in _NOT_READ})
     if not settings.to and settings.folder and not settings.folder.is_dir():
         raise NotFoundError(f"there are no predictions of '{model}'", where=str(settings.folder), remedy="name a model that n2p serve has served, or the folder of an exported service")
@@ -71,7 +71,8 @@ def _bundle(model: str) -> "Bundle":
 def compact(terminal: Terminal, model: str) -> Result:
     """Put the log into Parquet files by day, or a database.
 
-    MODEL is a name, or the folder of an exported service. [tool.n2p.serve.log] says where to (to) and for how long (retention).
+    MODEL is a name, or the folder of an exported service. [tool.n2p.serve.log] says where to (to) and for how long (retention;
+    of single columns, keep).
     To be run by cron: what is written to meanwhile is left for the next time. Exit code 1 if a file was damaged.
 
     Example: n2p predictions compact flights
@@ -82,6 +83,7 @@ def compact(terminal: Terminal, model: str) -> Result:
     done = compact_log(settings)
     lines = [("compacted", f"{done.predictions} predictions and {done.labels} labels of {done.segments} segments"), ("waiting", f"{done.waiting} segments that processes write to")]
     lines += [("deleted", ", ".join(done.deleted))] if done.deleted else []
+    lines += [("forgotten", f"old values of {', '.join(done.forgotten)}")] if done.forgotten else []
     lines += [("damaged", f"{shown_path(path)}: what follows the damage cannot be read") for path in done.damaged]
     return Result({"model": model, **done.to_dict()}, lines, exit_code=int(bool(done.damaged)))
 

@@ -73,7 +73,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     Example: n2p serve flights@production --port 8000
     """
     from notebook_to_prod.project import find_project, open_store, project_settings
-    from notebook_to_prod.serve.log.request_log import place_log
+    from notebook_to_prod.serve.configure import place_settings
     from notebook_to_prod.serve.server import serve as serve_predictor
     from notebook_to_prod.serve.source import registry_source
 
@@ -81,7 +81,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     loaded = [_predictor(model, forkable=workers > 1)]
     identity, engine = loaded[0].identity, loaded[0].scorer.engine
     name = identity["model"]
-    settings = place_log(project_settings().get("serve", {}), find_project(), open_store().predictions(name), name)
+    settings = place_settings(project_settings().get("serve", {}), find_project(), open_store().predictions(name), name)
     settings, previous = _previous(terminal, loaded[0], settings, workers > 1)
 
     def announce(url: str) -> None:

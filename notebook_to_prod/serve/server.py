@@ -17,20 +17,23 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ServerError
-from .access.guard import refuse_exposure
+from ..errors import InputError, ServerError
+from .access.guard import Access, refuse_exposure
 from .direct import direct_protocol
 from .predictor import Predictor
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from notebook_to_prod.serve.service import Service
     from notebook_to_prod.serve.app import Application
     from notebook_to_prod.serve.rollout.follow import Source
 
 # %% auto #0
-__all__ = ['Work', 'open_socket', 'run_server', 'forkable', 'run_workers', 'serve']
+__all__ = ['Work', 'open_socket', 'run_server', 'open_apart', 'forkable', 'run_workers', 'serve']
 
 # %% ../../nbs/serve/08_server.ipynb #open-socket
 _REASONS = {
@@ -62,6 +65,7 @@ def run_server(
     bound: socket.socket,  # Listening
     parent: int | None = None,  # A pipe that ends with the process which must not be outlived
     began: Callable[[], None] = lambda: None,  # Called when requests are taken
+    apart: Sequence[socket.socket] = (),  # Others to answer on
 ) -> None:
     "Answer on a socket until a signal stops this process."
     import uvicorn
@@ -69,6 +73,9 @@ def run_server(
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
+            loop: Any = asyncio.get_running_loop()
+            if certfile:  # or each client that is connected and silent would be waited for at the end, 30 s
+                loop.create_server = partial(loop.create_server, ssl_shutdown_timeout=_LINGER)
             await super().startup(sockets)
             if parent is not None:
                 asyncio.get_running_loop().add_reader(parent, self._orphaned)
@@ -87,17 +94,41 @@ def run_server(
             bound.listen(0)  # for all processes that share it: nobody waits in line when it closes
             for each in self.servers:
                 each.close()
-            bound.close()
+            for each in (bound, *apart):
+                each.close()
             await asyncio.sleep(_LAST)  # whoever is connected gets an answer
             await super().shutdown(sockets)
 
     certfile, keyfile = app.service.tls or (None, None)
     messages = copy.deepcopy(LOGGING_CONFIG)
     messages["handlers"]["access"]["stream"] = "ext://sys.stderr"
-    bound.listen(_BACKLOG)
+    for each in (bound, *apart):
+        each.listen(_BACKLOG)
     protocol = direct_protocol(app) or "auto"
     config = uvicorn.Config(app, log_level="warning", log_config=messages, access_log=False, server_header=False, ws="none", http=protocol, ssl_certfile=certfile, ssl_keyfile=keyfile)
-    Server(config).run(sockets=[bound])
+    Server(config).run(sockets=[bound, *apart])
+
+# %% ../../nbs/serve/08_server.ipynb #open-apart
+def open_apart(
+    service: Service,
+    port: int,  # Of everything else
+) -> list[socket.socket]:
+    "The listener for metrics, pages and administration, if the settings want one; raises `ServerError` if it cannot be had, `InputError` if it must not be."
+    access = service.guard
+    if not isinstance(access, Access) or access.settings.admin is None:
+        return []
+    host, wanted = access.settings.admin
+    where = "[tool.n2p.serve.security] admin"
+    if wanted == port:
+        raise InputError("administration has the port of everything else", where=where, remedy="name another port")
+    bound = open_socket(host, wanted)
+    try:
+        refuse_exposure(service, bound.getsockname()[0], where)
+    except InputError:
+        bound.close()
+        raise
+    access.apart = bound.getsockname()[1]
+    return [bound]
 
 # %% ../../nbs/serve/08_server.ipynb #workers
 @contextlib.contextmanager
@@ -216,6 +247,7 @@ def serve(
     certfile: str | None = None,  # Instead of those in the settings
     keyfile: str | None = None,
     previous: Predictor | None = None,  # An earlier version, for the fallback of that name
+    extend: Callable[[FastAPI], None] = lambda app: None,  # Adds routes and middleware
 ) -> None:
     "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used, `InputError` if it must not be."
     bound = open_socket(host, port)
@@ -226,17 +258,20 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     with bound, forkable() if workers > 1 else contextlib.nullcontext():
         app = create_app(predictor, Service(Model(predictor), source=source), _with_options(settings or {}, without_authentication, certfile, keyfile), previous)
+        extend(app.fastapi)
         del predictor  # or the first model would stay in memory when another has taken its place
         address, port = bound.getsockname()[:2]
         refuse_exposure(app.service, address, f"--host {host}")
-        bound.listen(_BACKLOG)
+        apart = open_apart(app.service, port)
+        for each in (bound, *apart):
+            each.listen(_BACKLOG)
         announce(f"{'https' if app.service.tls else 'http'}://{shown}:{port}")
         if workers == 1:
-            run_server(app, bound)
+            run_server(app, bound, apart=apart)
         else:
             if app.service.speak is not None:
                 app.service.speak()
-            run_workers(lambda parent, began: run_server(app, bound, parent, began), workers, release=bound.close)
+            run_workers(lambda parent, began: run_server(app, bound, parent, began, apart), workers, release=lambda: [each.close() for each in (bound, *apart)] and None)
 
 
 def _with_options(settings: Mapping[str, Any], without_authentication: bool, certfile: str | None, keyfile: str | None) -> dict[str, Any]:

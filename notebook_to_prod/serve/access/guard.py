@@ -25,7 +25,7 @@ from ..service import Call, Scope, Service
 
 # %% auto #0
 __all__ = ['OPEN', 'DOCS', 'REFUSED', 'needed_scope', 'is_local', 'Access', 'Requirement', 'require', 'caller_of',
-           'describe_access', 'secure', 'refuse_exposure']
+           'describe_access', 'secure', 'refuse_exposure', 'refuse_other_server']
 
 # %% ../../../nbs/serve/access/04_guard.ipynb #paths
 OPEN = frozenset(("/health", "/ready", "/ping", "/v2/health/live", "/v2/health/ready"))
@@ -58,6 +58,7 @@ def is_local(address: str) -> bool:
 # %% ../../../nbs/serve/access/04_guard.ipynb #access
 REFUSED = "n2p.refused"  # In a scope: why the application has not let a request in
 _CALLER, _TOLD = "n2p.caller", "n2p.told"
+_APART = ("docs", "metrics", "admin")
 _REALM = b'realm="notebook_to_prod"'
 _FAILURES = Rate(10, 1)  # For each address, where nothing else is said
 _UNKNOWN = "A key or a token is needed: send it as Authorization: Bearer KEY, or as x-api-key"
@@ -78,6 +79,7 @@ class Access:
         self.settings = settings
         self.asks = settings.asks
         self.origins = settings.cors
+        self.apart: int | None = None  # The port of the listener that alone answers what is for administration
         self.keeper = Keeper(settings)
         self._buckets = Buckets()
         self._rate = settings.rate
@@ -89,6 +91,8 @@ class Access:
         "Why a request for whatever route is not taken, or None; who asks is in the scope from then on."
         path, root = scope["path"], scope.get("root_path") or root
         needed = needed_scope(path[len(root) :] if root and path.startswith(f"{root}/") else path)
+        if self.apart is not None and needed in _APART and (scope.get("server") or ("", 0))[1] != self.apart:
+            return _GONE
         if needed == "docs":
             if self.settings.docs == "off":
                 return _GONE
@@ -274,3 +278,12 @@ def refuse_exposure(service: Service, address: str, shown: str) -> None:
     if isinstance(access, Access) and not access.asks and not access.settings.without_authentication and not is_local(address):
         remedy = f"configure a key, as n2p apikey new NAME tells; or say that it is meant: --without-authentication, or {WITHOUT}=1"
         raise InputError("whoever reaches this address could use the service: no keys are configured", where=shown, remedy=remedy)
+
+
+def refuse_other_server(service: Service) -> None:
+    "Raise `InputError` for settings that a server which is not this package's would pass over: a certificate, a listener apart."
+    access = service.guard
+    unread = "[tls]" if service.tls else "[security] admin" if isinstance(access, Access) and access.settings.admin else ""
+    if unread:
+        remedy = "start it with python app.py, which does; or take the setting out, and tell the server itself (uvicorn: --ssl-certfile, --ssl-keyfile)"
+        raise InputError(f"this server does not do what {unread} says", where="service.toml", remedy=remedy)

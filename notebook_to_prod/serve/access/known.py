@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ __all__ = ['WITHOUT', 'AccessSettings', 'Known', 'Keeper']
 
 # %% ../../../nbs/serve/access/03_known.ipynb #settings
 _KEYS_FILE, WITHOUT = "N2P_API_KEYS", "N2P_WITHOUT_AUTHENTICATION"
-_SETTINGS = ("keys", "keys_file", "jwt", "rate", "anonymous_rate", "docs", "cors", "without_authentication")
+_SETTINGS = ("keys", "keys_file", "jwt", "rate", "anonymous_rate", "docs", "cors", "without_authentication", "admin")
 _DOCS = ("key", "open", "off")
 _WHERE = "[tool.n2p.serve.security]"
 
@@ -44,6 +45,7 @@ class AccessSettings:
     docs: str = "key"
     cors: tuple[str, ...] = ()
     without_authentication: bool = False  # Whether a service that asks nobody may be reached from elsewhere
+    admin: tuple[str, int] | None = None  # Host and port of a listener apart, for metrics, pages and administration
 
     @property
     def asks(self) -> bool:
@@ -66,6 +68,7 @@ class AccessSettings:
             _checked_docs(table.get("docs", "key"), where),
             _checked_origins(table.get("cors", []), where),
             _checked_without(table.get("without_authentication", os.environ.get(WITHOUT, "") not in ("", "0")), where),
+            _checked_listener(table["admin"], where) if "admin" in table else None,
         )
 
 
@@ -73,6 +76,16 @@ def _checked_docs(value: Any, where: str) -> str:
     if value not in _DOCS:
         raise InputError(f"docs is {value!r}", where=where, remedy=f"write one of {', '.join(_DOCS)}, in quotes")
     return value
+
+
+_LISTENER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:\[\]/]+):(\d{1,5})")
+
+
+def _checked_listener(value: Any, where: str) -> tuple[str, int]:
+    found = _LISTENER.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 0 < int(found[2]) < 65_536:
+        raise InputError(f"admin is {value!r}, which is no address", where=where, remedy='write a host and a port: admin = "127.0.0.1:9000"')
+    return found[1].strip("[]"), int(found[2])
 
 
 def _checked_without(value: Any, where: str) -> bool:

@@ -16,11 +16,12 @@ from ...project import unknown_setting
 from ..service import Service
 
 # %% auto #0
-__all__ = ['Tls', 'secure_transport']
+__all__ = ['STRICT', 'Tls', 'secure_transport']
 
 # %% ../../../nbs/serve/access/05_tls.ipynb #tls
 _SETTINGS = ("certfile", "keyfile")
 _WHERE = "[tool.n2p.serve.tls]"
+STRICT = (b"strict-transport-security", b"max-age=31536000")  # A browser that has come by TLS once comes by TLS for a year
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,5 @@ def secure_transport(
     "Give a service its certificate; raises `InputError` if it cannot be used."
     tls = Tls.from_table(table)
     service.tls = (str(tls.certfile), str(tls.keyfile) if tls.keyfile else None) if tls else None
+    if tls:
+        service.admit.insert(0, lambda call: call.headers.append(STRICT))

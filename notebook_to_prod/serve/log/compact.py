@@ -10,8 +10,8 @@ import io
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import DependencyError, StoreError
 from ...project import store_errors, write_atomic
-from .predictions import Answerer, Answered, Entries, Labelled, answered_table, by_day, joined, labels_table, read_entries
+from .predictions import Answerer, Answered, Entries, Labelled, answered_table, by_day, feature_name, joined, labels_table, read_entries
 from .request_log import RequestLog, LogSettings
 from .segments import DAMAGED, OPEN, is_abandoned, read_segment, read_segments, segment_paths
 
@@ -47,6 +47,10 @@ class Target(Protocol):
         "Delete the days before one; returns those."
         ...
 
+    def forget(self, columns: Mapping[str, date]) -> list[str]:
+        "Drop the values of columns from the days before one, and leave the rest of the rows; returns the columns that had some."
+        ...
+
 # %% ../../../nbs/serve/log/04_compact.ipynb #parquet
 _DAY = re.compile(r"day=(\d{4}-\d\d-\d\d)")
 
@@ -70,11 +74,14 @@ class ParquetTarget:
             self._write("labels", day, entries.segment, labels_table(entries.segment, labels))
 
     def _write(self, kind: str, day: date, name: str, table: pa.Table) -> None:
+        self._replace(f"{self.root}/{kind}/day={day}/{name}.parquet", table)
+
+    def _replace(self, path: str, table: pa.Table) -> None:
+        "Write a file, over what is there: whoever reads finds the one or the other."
         import pyarrow.parquet as pq
 
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
-        path = f"{self.root}/{kind}/day={day}/{name}.parquet"
         if self._local:
             write_atomic(Path(path), buffer.getvalue())
             return
@@ -91,8 +98,8 @@ class ParquetTarget:
 
         for day, folder in self._days(kind):
             if (since is None or day >= since) and (until is None or day <= until):
-                with _reached(self.uri):
-                    for path in sorted(self._files.glob(f"{folder}/*.parquet")):
+                for path in self._paths(folder):
+                    with _reached(self.uri):
                         yield pq.ParquetFile(io.BytesIO(self._files.cat_file(path))).read()
 
     def _days(self, kind: str) -> list[tuple[date, str]]:
@@ -109,6 +116,26 @@ class ParquetTarget:
             with _reached(self.uri):
                 self._files.rm(path, recursive=True)
         return sorted({str(each) for each, _ in gone})
+
+    def forget(self, columns: Mapping[str, date]) -> list[str]:
+        import pyarrow.parquet as pq
+
+        gone: set[str] = set()
+        for day, folder in self._days("answers"):
+            over = {feature_name(name): name for name, before in columns.items() if day < before}
+            for path in self._paths(folder) if over else ():
+                with _reached(self.uri), self._files.open(path, "rb") as file:
+                    there = [name for name in pq.read_schema(file).names if name in over]  # of the foot of the file alone
+                if there:
+                    with _reached(self.uri):
+                        table = pq.ParquetFile(io.BytesIO(self._files.cat_file(path))).read()
+                    self._replace(path, table.drop_columns(there))
+                    gone.update(over[name] for name in there)
+        return sorted(gone)
+
+    def _paths(self, folder: str) -> list[str]:
+        with _reached(self.uri):
+            return sorted(self._files.glob(f"{folder}/*.parquet"))
 
 
 @contextlib.contextmanager
@@ -239,8 +266,36 @@ class SqlTarget:
                 connection.execute(delete(table).where(table.c.day < day))
         return sorted(days)
 
+    def forget(self, columns: Mapping[str, date]) -> list[str]:
+        from sqlalchemy import update
+
+        gone = []
+        with self._errors(), self._engine.begin() as connection:
+            for name, before in columns.items():
+                has, without = _feature_functions(connection, self._answers.c.features, _without_zero(name))
+                if connection.execute(update(self._answers).where(self._answers.c.day < before, has).values(features=without)).rowcount:
+                    gone.append(name)
+        return sorted(gone)
+
 # %% ../../../nbs/serve/log/04_compact.ipynb #sql-rows
 _AT_ONCE = 1_000  # Rows of one statement
+
+
+def _feature_functions(connection: Connection, features: Any, name: str) -> tuple[Any, Any]:
+    "Whether a feature is there, and the features without it, as the database says it."
+    import sqlalchemy as sa
+
+    if connection.dialect.name == "postgresql":
+        text = sa.cast(sa.literal(name, sa.Text), sa.Text)
+        return features.op("?", is_comparison=True)(text), features.op("-")(text)
+
+    def without(text: str, name: str) -> str:  # SQLite's own paths cannot name every column
+        return json.dumps({key: value for key, value in json.loads(text).items() if key != name})
+
+    driver: Any = connection.connection.driver_connection
+    driver.create_function("n2p_has", 2, lambda text, name: name in json.loads(text), deterministic=True)
+    driver.create_function("n2p_without", 2, without, deterministic=True)
+    return sa.func.n2p_has(features, name), sa.func.n2p_without(features, name)
 
 
 def _without_zero(value: Any) -> Any:
@@ -279,16 +334,16 @@ def _utc(moment: datetime) -> datetime:
 
 def _answer_tables(described: list[dict[str, Any]], rows: list[Any]) -> list[pa.Table]:
     "Rows of a database as the tables of `predictions`: typed by the columns of who has answered, one table for those of one segment."
-    known: dict[tuple[Any, ...], Answerer] = {}
+    known: dict[tuple[str, ...], list[Answerer]] = {}
     for each in described:
-        names = tuple(column["name"] for column in each["columns"])
-        known[each["model"], each["version"], each["bundle"], frozenset(names)] = Answerer.from_record(each)
+        known.setdefault((each["model"], each["version"], each["bundle"]), []).append(Answerer.from_record(each))
     groups: dict[tuple[Any, ...], list[Any]] = {}
     for row in rows:
-        groups.setdefault((row.segment, (row.model, row.version, row.bundle, frozenset(row.features))), []).append(row)
+        groups.setdefault((row.segment, (row.model, row.version, row.bundle), frozenset(row.features)), []).append(row)
     tables = []
-    for (segment, who), some in groups.items():
-        names = [column.name for column in known[who].columns]
+    for (segment, who, there), some in groups.items():
+        answerer = _answerer(known[who], there)
+        names = [column.name for column in answerer.columns]
         answered: dict[int, Answered] = {}
         for row in some:
             each = answered.setdefault(row.place, Answered(row.place, _utc(row.time), row.id, row.protocol, row.route, row.fallback, row.latency_us, [], [], None if row.probabilities is None else []))
@@ -296,8 +351,14 @@ def _answer_tables(described: list[dict[str, Any]], rows: list[Any]) -> list[pa.
             each.predictions.append(row.prediction)
             if each.probabilities is not None:
                 each.probabilities.append(row.probabilities)
-        tables.append(answered_table(segment, known[who], [*answered.values()]))
+        tables.append(answered_table(segment, answerer, [*answered.values()]))
     return tables
+
+
+def _answerer(known: list[Answerer], there: frozenset[str]) -> Answerer:
+    "Who has answered with these columns; some of those that were logged may have been dropped since."
+    found = min((each for each in known if there <= {column.name for column in each.columns}), key=lambda each: len(each.columns))
+    return replace(found, columns=tuple(column for column in found.columns if column.name in there))
 
 
 def _label_tables(rows: list[Any]) -> list[pa.Table]:
@@ -321,6 +382,7 @@ class Compaction:
     torn: int  # Bytes of records that were not whole, and that nobody was told of
     damaged: tuple[str, ...]  # Files that hold what could not be read
     deleted: tuple[str, ...]  # Days, by retention
+    forgotten: tuple[str, ...]  # Columns of which values were dropped, by their `keep`
 
     def to_dict(self) -> dict[str, Any]:
         "For `--json`."
@@ -341,7 +403,7 @@ def compact(
     settings: LogSettings,  # With the folder
     today: date | None = None,
 ) -> Compaction:
-    "Put the segments of a log into its target, and delete there what is older than the retention; raises `StoreError` if another does it."
+    "Put the segments of a log into its target, and delete there what has had its time; raises `StoreError` if another does it."
     folder = settings.folder or Path()
     done, waiting, torn, damaged = [], 0, 0, []
     with _alone(folder):
@@ -359,9 +421,10 @@ def compact(
             else:
                 path.unlink()
             done.append((entries.rows, len(entries.labels)))
-        before = (today or datetime.now(UTC).date()) - settings.retention if settings.retention else None
-        deleted = target.delete_before(before) if before else []
-    return Compaction(len(done), sum(rows for rows, _ in done), sum(labels for _, labels in done), waiting, torn, tuple(damaged), tuple(deleted))
+        today = today or datetime.now(UTC).date()
+        deleted = target.delete_before(today - settings.retention) if settings.retention else []
+        forgotten = target.forget({name: today - rule.keep for name, rule in settings.columns.items() if rule.keep})
+    return Compaction(len(done), sum(rows for rows, _ in done), sum(labels for _, labels in done), waiting, torn, tuple(damaged), tuple(deleted), tuple(forgotten))
 
 
 @contextlib.contextmanager

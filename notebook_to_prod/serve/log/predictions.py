@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['Answerer', 'Answered', 'Labelled', 'Entries', 'read_entries', 'features_of', 'answered_table', 'labels_table',
-           'by_day', 'joined', 'features']
+__all__ = ['Answerer', 'Answered', 'Labelled', 'Entries', 'read_entries', 'feature_name', 'features_of', 'answered_table',
+           'labels_table', 'by_day', 'joined', 'features']
 
 # %% ../../../nbs/serve/log/03_predictions.ipynb #entry
 _FEATURE = "feature."
@@ -117,6 +117,11 @@ def read_entries(segment: Segment) -> Entries:
     return found
 
 # %% ../../../nbs/serve/log/03_predictions.ipynb #table
+def feature_name(column: str) -> str:
+    "What a column of a model is called in the table."
+    return f"{_FEATURE}{column}"
+
+
 def features_of(answerer: Answerer, rows: list[list[Any]]) -> pd.DataFrame:
     "The rows of a log as a table, typed as in training."
     import pandas as pd
@@ -179,7 +184,7 @@ def answered_table(segment: str, answerer: Answerer, answered: list[Answered]) -
         "probabilities": _column([chances for each in answered for chances in each.probabilities or [None] * len(each.predictions)]),
     }
     features = features_of(answerer, [row for each in answered for row in each.rows])
-    columns |= {f"{_FEATURE}{name}": _column(features[name]) for name in features}
+    columns |= {feature_name(name): _column(features[name]) for name in features}
     return pa.table(columns | {"segment": pa.array([segment] * sum(counts), pa.string()), "place": repeated([each.place for each in answered], pa.int64())})
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import tempfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
@@ -32,7 +33,37 @@ from .segments import SegmentWriter
 from ..service import Call, Service
 
 # %% auto #0
-__all__ = ['Keep', 'LogSettings', 'place_log', 'hashed', 'record_encoder', 'RequestLog', 'add_log']
+__all__ = ['Keep', 'ColumnRule', 'LogSettings', 'expanded', 'hashed', 'record_encoder', 'RequestLog', 'add_log']
+
+# %% ../../../nbs/serve/log/01_request_log.ipynb #column-rule
+@dataclass(frozen=True)
+class ColumnRule:
+    "What is kept of one column, and for how long."
+
+    keep: timedelta | None = None  # Whole days; None is as long as its rows
+    sample: float = 1.0  # Share of all requests
+
+    @classmethod
+    def from_table(cls, table: Any, where: str) -> ColumnRule:
+        "Check a table; raises `InputError` that names the setting."
+        if not isinstance(table, Mapping):
+            raise InputError(f"{table!r} is not a table", where=where, remedy=f'write lines such as keep = "30 days" below {where}')
+        refuse_unknown(table, ("keep", "sample"), where)
+        readers: dict[str, Callable[[Any, str], Any]] = {"keep": _days, "sample": _number}
+        rule = cls(**{name: readers[name](value, f"{where} {name}") for name, value in table.items()})
+        if not rule.sample:
+            raise InputError("nothing would be kept of the column", where=f"{where} sample", remedy="name it in redact instead")
+        return rule
+
+    def to_dict(self) -> dict[str, Any]:
+        "For `--json`."
+        return {"keep": self.keep and self.keep.total_seconds(), "sample": self.sample}
+
+
+def _rules(value: Any, where: str) -> dict[str, ColumnRule]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{value!r} is not a table", where=where, remedy="write a table for each column, such as [tool.n2p.serve.log.columns.NAME]")
+    return {name: ColumnRule.from_table(table, f"{where}.{name}") for name, table in value.items()}
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #settings
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
@@ -52,6 +83,7 @@ class LogSettings:
     redact: tuple[str, ...] = ()
     hash: tuple[str, ...] = ()
     salt: str = field(default="", repr=False)
+    columns: Mapping[str, ColumnRule] = field(default_factory=dict)
     on_error: str = "refuse"
     segment_size: int = 64 * 2**20  # Bytes
     segment_age: float = 3600.0  # Seconds
@@ -68,15 +100,27 @@ class LogSettings:
             raise InputError(f"'{both[0]}' is both redacted and hashed", where=f"{where} hash", remedy="name it in one of the lists")
         if settings.hash and not settings.salt:
             raise InputError("hashes without a salt can be guessed", where=f"{where} salt", remedy='write salt = "$N2P_LOG_SALT", and set that variable')
+        settings._agree(where)
         return settings
+
+    def _agree(self, where: str) -> None:
+        "Raise `InputError` for a rule of a column that another setting makes void."
+        for name, rule in self.columns.items():
+            if name in self.redact:
+                raise InputError(f"'{name}' is redacted, and has a rule for what is kept of it", where=f"{where} columns", remedy="take it out of redact, or remove its table")
+            if rule.keep and self.retention and rule.keep > self.retention:
+                raise InputError(f"'{name}' would be kept for longer than its rows", where=f"{where} columns", remedy="let keep be shorter than retention")
+            if self.sample < 1 and self.sample < rule.sample < 1:
+                raise InputError(f"'{name}' would be in more requests than the log has", where=f"{where} columns", remedy="let its sample be below that of the log: both are shares of all requests")
 
     def to_dict(self) -> dict[str, Any]:
         "For `--json`; without the salt."
         told = asdict(self) | {"folder": self.folder and str(self.folder), "retention": self.retention and self.retention.total_seconds()}
+        told["columns"] = {name: rule.to_dict() for name, rule in self.columns.items()}
         return {name: value for name, value in told.items() if name != "salt"}
 
     def _repr_markdown_(self) -> str:
-        rows = "".join(f"| {name} | {'' if value is None else value} |\n" for name, value in self.to_dict().items())
+        rows = "".join(f"| {name} | {'' if value in (None, {}) else value} |\n" for name, value in self.to_dict().items())
         return f"| setting | |\n|---|---|\n{rows}"
 
 
@@ -131,7 +175,8 @@ def _bytes(value: Any, where: str) -> int:
     return int(found[1]) * {"KiB": 2**10, "MiB": 2**20}[found[2]]
 
 
-def _expanded(value: Any, where: str) -> str:
+def expanded(value: Any, where: str) -> str:
+    "A text with the variables of the environment that it names; raises `InputError` if one is not set."
     missing = [match[1] or match[2] for match in _VARIABLE.finditer(_text(value, where)) if not os.environ.get(match[1] or match[2])]
     if missing:
         raise InputError(f"not set: {missing[0]}", where=where, remedy=f"set {missing[0]} in the environment of this process")
@@ -141,30 +186,15 @@ def _expanded(value: Any, where: str) -> str:
 def _secret(value: Any, where: str) -> str:
     if not _VARIABLE.fullmatch(_text(value, where)):
         raise InputError("the salt is not the name of a variable", where=where, remedy='the file is no place for a secret: write salt = "$N2P_LOG_SALT", and set that in the environment')
-    if len(found := _expanded(value, where)) < _SALT:
+    if len(found := expanded(value, where)) < _SALT:
         raise InputError(f"the salt has {len(found)} letters", where=where, remedy=f"take {_SALT} or more, that nobody can guess")
     return found
 
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {
-    **{"folder": lambda value, where: Path(_expanded(str(value), where)).expanduser(), "enabled": _flag, "sample": _number, "redact": _names, "hash": _names, "salt": _secret},
-    **{"on_error": _policy, "segment_size": _bytes, "segment_age": _seconds, "to": _expanded, "retention": _days},
+    **{"folder": lambda value, where: Path(expanded(str(value), where)).expanduser(), "enabled": _flag, "sample": _number, "redact": _names, "hash": _names, "salt": _secret},
+    **{"on_error": _policy, "segment_size": _bytes, "segment_age": _seconds, "to": expanded, "retention": _days, "columns": _rules},
 }
-
-# %% ../../../nbs/serve/log/01_request_log.ipynb #place
-def place_log(
-    settings: Mapping[str, Any],  # `[tool.n2p.serve]` or `service.toml`
-    base: Path,  # What a relative folder is relative to
-    default: Path,
-    below: str = "",  # The folder of a model, in a folder that is named in the settings
-) -> dict[str, Any]:
-    "The settings with the folder of the log, whole."
-    table = settings.get("log", {})
-    if not isinstance(table, Mapping):
-        return dict(settings)  # `configure` tells
-    named = table.get("folder")
-    folder = default if named is None else base / Path(_expanded(named, "[tool.n2p.serve.log] folder")).expanduser() / below
-    return {**settings, "log": {**table, "folder": str(folder)}}
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #features
 Keep = Callable[[Sequence[Sequence[Any]]], Sequence[Sequence[Any]]]
@@ -178,10 +208,15 @@ def hashed(value: Any, key: bytes) -> str | None:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12, key=key).hexdigest()
 
 
-def _kept(columns: Sequence[Column], settings: LogSettings) -> tuple[list[dict[str, Any]], Keep | None]:
+def _kept(
+    columns: Sequence[Column],
+    settings: LogSettings,
+    drawn: float = 0.0,  # What has been drawn for a request, from 0 to 1
+) -> tuple[list[dict[str, Any]], Keep | None]:
     "The columns of the log, and what makes its rows of those of a request; None if they are the same."
     key = hashlib.sha256(settings.salt.encode()).digest()
-    places = [(place, each.name in settings.hash) for place, each in enumerate(columns) if each.name not in settings.redact]
+    out = {*settings.redact, *(name for name, rule in settings.columns.items() if drawn >= rule.sample)}
+    places = [(place, each.name in settings.hash) for place, each in enumerate(columns) if each.name not in out]
     described = [_described(columns[place], secret) for place, secret in places]
     if len(places) == len(columns) and not any(secret for _, secret in places):
         return described, None
@@ -201,7 +236,7 @@ def _described(column: Column, secret: bool) -> dict[str, Any]:
 
 def _check_columns(columns: Sequence[Column], settings: LogSettings) -> None:
     names = [each.name for each in columns]
-    for setting in ("redact", "hash"):
+    for setting in ("redact", "hash", "columns"):
         for name in getattr(settings, setting):
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -243,26 +278,35 @@ class RequestLog:
         self.writer = SegmentWriter(folder, settings.segment_size, settings.segment_age)
         self.written = self.lost = 0  # Predictions of this process, and those that were answered all the same
         self._encode = record_encoder()
-        self._below = int(settings.sample * 2**32)
-        self._models: dict[tuple[str, ...], int] = {}  # Those that the open segment describes
-        self._model: Model | None = None  # The last one, its number, and what is kept of its rows
-        self._number, self._keep = 0, None
+        self._sample = settings.sample
+        self._shares = sorted({rule.sample for rule in settings.columns.values() if rule.sample < 1})
+        self._draws = bool(self._shares) or settings.sample < 1
+        self._models: dict[tuple[str, ...], int] = {}  # Those that the open segment describes, each with so many columns
+        self._model: Model | None = None  # The last one; for each number of shares that a draw is not below, its number and what is kept of its rows
+        self._kept: dict[int, tuple[int, Keep | None]] = {}
         self._told = 0.0
 
     def __call__(self, call: Call) -> None:
         "The hook: write down what is about to be sent, or refuse to send it."
-        if call.status != 200 or not call.rows or (self._below < 2**32 and crc32(call.id.encode()) >= self._below):
+        if call.status != 200 or not call.rows:
             return
+        drawn, without = 0.0, 0
+        if self._draws:
+            drawn = crc32(call.id.encode()) / 2**32
+            if drawn >= self._sample:
+                return
+            without = bisect_right(self._shares, drawn)
         now = time_ns() // 1000
         try:
             self._ready(now / 1e6)
             if call.model is not self._model:
-                self._describe(call.model)  # type: ignore[arg-type]
-            rows = call.rows if self._keep is None else self._keep(call.rows)
+                self._model, self._kept = call.model, {}
+            number, keep = self._kept.get(without) or self._describe(call.model, without, drawn)  # type: ignore[arg-type]
+            rows = call.rows if keep is None else keep(call.rows)
             said, wire = call.said, call.wire
             took = int((perf_counter() - call.began) * 1e6)
             protocol = "predict" if wire is None else wire.name
-            self.writer.append(self._encode(("p", now, call.id, self._number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities)))  # type: ignore[union-attr]
+            self.writer.append(self._encode(("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities)))  # type: ignore[union-attr]
             self.written += 1
         except OSError as error:
             self._fail(call, error)
@@ -286,14 +330,16 @@ class RequestLog:
             writer.begin()
             self._models, self._model = {}, None
 
-    def _describe(self, model: Model) -> None:
+    def _describe(self, model: Model, without: int, drawn: float) -> tuple[int, Keep | None]:
+        "The number of a model with the columns that such a draw keeps, and what makes its rows."
         predictor = model.predictor
-        identity = tuple(predictor.identity.values())
-        columns, keep = _kept(predictor.bundle.schema.columns, self.settings)
+        identity = (*predictor.identity.values(), str(without))
+        columns, keep = _kept(predictor.bundle.schema.columns, self.settings, drawn)
         if identity not in self._models:
             self.writer.append(self._encode(("m", {**predictor.identity, "classes": predictor.classes, "columns": columns})))
             self._models[identity] = len(self._models)
-        self._model, self._number, self._keep = model, self._models[identity], keep
+        self._kept[without] = found = self._models[identity], keep
+        return found
 
     def _fail(self, call: Call, error: OSError) -> None:
         self.lost += 1
