@@ -415,6 +415,45 @@ def test_a_rollout_that_does_badly_is_aborted(rolled: Rolled) -> None:
     assert (code, said["error"]["type"]) == (2, "NotFoundError")
 
 
+@pytest.mark.parametrize("better", [False, True])
+def test_labels_of_logged_predictions_decide(better: bool, rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    until(lambda: rolled.answered(3) == {"1": 3})
+    rolled.rollout("start", "2", "--steps", "50,90", "--every", "0.1 s")
+    until(lambda: rolled.client.get("/rollout").json()["arms"])
+    bundle = registry.bundle(registry.read(rolled.name, 1))
+    classes = bundle.metadata["classes"]
+    wrong = dict(zip(classes, [*classes[1:], classes[0]], strict=True))
+    labels: list[Any] = []
+    right: Counter[str] = Counter()
+    answered: Counter[str] = Counter()
+    for number in range(140):
+        headers = {"x-request-id": f"{better}-{number}"}
+        said = rolled.client.post("/predict", json=bundle.golden["rows"][number % 20], headers=headers).json()
+        good = (said["version"] == "2") == better or number % 5 == 0
+        answered[said["version"]] += 1
+        right[said["version"]] += good
+        labels.append(
+            {"id": f"{better}-{number}", "label": said["predictions"][0] if good else wrong[said["predictions"][0]]}
+        )
+    rolled.until_counted("canary", 35)
+    assert rolled.client.post("/feedback", json=labels).json() == {"accepted": 140}
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--once")
+    assert (code, said["action"]) == ((0, "advance") if better else (1, "abort")), said
+    figures = [f"{right[version] / answered[version]:.4g} of {answered[version]}" for version in "21"]
+    assert f"quality: {figures[0]}, against {figures[1]}" in said["why"]
+    status = rolled.rollout("status")
+    last = status["decisions"][-1]
+    (quality,) = (each for each in last["findings"] if each["about"] == "quality")
+    assert (last["action"], quality["verdict"]) == (("advance", "fine") if better else ("abort", "worse"))
+    assert quality["number"] == pytest.approx(right["2"] / answered["2"] - right["1"] / answered["1"])
+    assert {each["about"] for each in last["findings"]} == {"failures", "latency", "predictions", "quality"}
+    if better:
+        rolled.rollout("abort")
+    until(lambda: not rolled.client.get("/rollout").json()["arms"])
+
+
 def test_a_rollout_ends_when_somebody_moves_the_live_alias(rolled: Rolled) -> None:
     registry = Registry(Store(rolled.project.home))
     registry.promote(rolled.name, 1)

@@ -24,7 +24,7 @@ from zlib import crc32
 
 from ...errors import InputError
 from ...package.schema import Column
-from ...project import refuse_unknown, store_errors
+from ...project import Store, find_project, project_settings, refuse_unknown, store_errors
 from ..batch import Model
 from ..request import refusal
 from ..request_id import with_request_ids
@@ -32,7 +32,8 @@ from .segments import SegmentWriter
 from ..service import Call, Service
 
 # %% auto #0
-__all__ = ['Keep', 'LogSettings', 'place_log', 'hashed', 'record_encoder', 'RequestLog', 'add_log']
+__all__ = ['Keep', 'LogSettings', 'place_log', 'reading_settings', 'project_log', 'hashed', 'record_encoder', 'RequestLog',
+           'add_log']
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #settings
 _UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
@@ -165,6 +166,19 @@ def place_log(
     named = table.get("folder")
     folder = default if named is None else base / Path(_expanded(named, "[tool.n2p.serve.log] folder")).expanduser() / below
     return {**settings, "log": {**table, "folder": str(folder)}}
+
+
+_NOT_READ = ("salt", "hash", "redact")  # What is done as a record is written
+
+
+def reading_settings(settings: Mapping[str, Any]) -> LogSettings:
+    "What `place_log` gave, for who reads a log: the secrets of who writes it are not asked for."
+    return LogSettings.from_table({name: value for name, value in settings["log"].items() if name not in _NOT_READ})
+
+
+def project_log(store: Store, model: str) -> LogSettings:
+    "The log that `n2p serve` of this project writes of a model, to be read."
+    return reading_settings(place_log(project_settings().get("serve", {}), find_project(), store.predictions(model), model))
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #features
 Keep = Callable[[Sequence[Sequence[Any]]], Sequence[Sequence[Any]]]

@@ -54,6 +54,8 @@ class RolloutSettings:
     latency: float = 2.0  # How many times as long the slowest 5% may take
     shift: float = 0.25  # The population stability index that predictions may have
     quality: float = 0.01  # How much worse the mean of what was found out later may be
+    outcome: str = "right"  # What is found out of a class: `right`, or `brier`, by the probabilities; of a number it is the error
+    labels: int = 0  # Rows of each version whose labels a step waits for; 0: quality is judged where there are labels, and waits for none
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.rollout]") -> RolloutSettings:
@@ -71,7 +73,8 @@ class RolloutSettings:
             "schema_change": None if found.schema_change in ("refuse", "allow") else 'write "refuse" or "allow"',
             "key": None if not found.key or _key_parts(found.key) else 'write "header:NAME" or "column:NAME"',
             "canary": None if 0 <= found.canary <= 1 else "write a part, from 0 to 1",
-        } | {name: None if getattr(found, name) >= 0 else "write a number from 0 on" for name in ("room", "tolerance", "least", "failures", "shift", "quality")}
+            "outcome": None if found.outcome in ("right", "brier") else 'write "right" or "brier"',
+        } | {name: None if getattr(found, name) >= 0 else "write a number from 0 on" for name in ("room", "tolerance", "least", "failures", "shift", "quality", "labels")}
         wrong["latency"] = None if found.latency >= 1 else "write a number from 1 on"
         for name, remedy in wrong.items():
             if remedy:
@@ -209,7 +212,7 @@ class Follower:
         "Count an answer, and mirror it; called when it has been sent."
         if self.tallies and call.model is not None:
             tally = self.tallies.get(call.route or "live")
-            if tally is not None and tally.version == call.model.predictor.version:
+            if tally is not None and (call.fallback or tally.version == call.model.predictor.version):
                 tally.count(call)
         if self.mirror is not None and not call.route and call.status == 200:
             self.mirror.offer(call)
