@@ -38,8 +38,8 @@ PARTS: dict[str, Part] = {
     "fallback": add_fallback,
     "cache": cache_results,  # after fallback: what is kept asks nobody
     "log": add_log,
-    "rollout": add_rollout,
     "metrics": add_metrics,
+    "rollout": add_rollout,  # after metrics, which it tells of what it does
     "dashboard": add_dashboard,  # after metrics
     "logging": add_logging,
     "traces": add_traces,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..package.keys import trusted_keys
 from ..project import Store
-from ..release.registry import Registry
+from ..release.registry import Registry, alias_path
 from ..release.rollout import RUNNING, read_rollout
 from ..release.versions import ModelVersion, parse_reference
 from .rollout.follow import RolloutSettings, Source, load_target
@@ -58,7 +58,12 @@ def registry_source(store: Store, reference: str, settings: RolloutSettings) -> 
     name, alias = parse_reference(reference, store.alias)
     if alias.isdecimal() or not settings.follow:
         return None
-    return Source(lambda: registry_layout(store, reference, settings), lambda target: load_registered(store, target), reports_folder(store, name))
+    def previous(live: Target) -> list[Target]:
+        registry = Registry(store)
+        path = alias_path(registry.history(name), alias)
+        return [_target(store, registry.read(name, number)) for number in reversed(path) if str(number) != live.version]
+
+    return Source(lambda: registry_layout(store, reference, settings), lambda target: load_registered(store, target), reports_folder(store, name), previous)
 
 
 def reports_folder(store: Store, name: str) -> Any:
