@@ -3172,6 +3172,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'notebook_to_prod/release/rollout.py'),
                                                   'notebook_to_prod.release.rollout.Rollout.due': ( 'release/rollout.html#rollout.due',
                                                                                                     'notebook_to_prod/release/rollout.py'),
+                                                  'notebook_to_prod.release.rollout.Rollout.goes_on': ( 'release/rollout.html#rollout.goes_on',
+                                                                                                        'notebook_to_prod/release/rollout.py'),
                                                   'notebook_to_prod.release.rollout.Rollout.route': ( 'release/rollout.html#rollout.route',
                                                                                                       'notebook_to_prod/release/rollout.py'),
                                                   'notebook_to_prod.release.rollout.Rollout.stage': ( 'release/rollout.html#rollout.stage',

@@ -527,11 +527,11 @@ def test_a_canary_goes_through_its_steps(rolled: Rolled) -> None:
     status = rolled.rollout("status")
     assert (status["rollout"]["state"], registry.aliased(rolled.name, "canary")) == ("done", None)
     assert [each["action"] for each in status["decisions"]] == ["hold", "advance"]
-    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-6:]
+    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-7:]
     assert events == [
         ("promote", "canary"),
         ("rollout", None),
-        ("rollout", None),
+        ("rollout", None),  # being promoted: from now on nobody else moves it
         ("promote", "production"),
         ("rollout", None),
         ("retire", "canary"),

@@ -59,7 +59,7 @@ def _logged(registry: "Registry", name: str, settings: "RolloutSettings") -> "Lo
 
 def _shown(found: "Rollout") -> Result:
     lines = [("rollout", f"{found.name}: {found.told}")]
-    if found.state == "running" and found.kind != "shadow":
+    if found.goes_on and found.kind != "shadow":
         steps = " → ".join(f"{step:g}%" for step in found.steps[found.step :])
         lines += [("steps", steps), ("next", f"n2p rollout watch {found.name}, or advance {found.name}")]
     return Result(found.to_dict(), lines)
@@ -103,7 +103,7 @@ def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path 
 
     Example: n2p rollout status flights
     """
-    from notebook_to_prod.release.rollout import RUNNING, read_rollout
+    from notebook_to_prod.release.rollout import read_rollout
     from notebook_to_prod.watch.rollout import look, read_decisions
 
     registry = _registry()
@@ -114,7 +114,7 @@ def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path 
         return Result(data, [("rollout", f"none: n2p rollout start {name} VERSION --canary 10%")])
     shown = _shown(found)
     lines = [*shown.lines[:1], *((each["time"][:19], f"{each['action']} at {each['percent']:g}%: {each['why']}") for each in decided if each["rollout"] == found.id)]
-    if found.state == RUNNING:
+    if found.goes_on:
         settings = rollout_settings()
         _, decision = look(registry, name, settings, urls, outcomes, _logged(registry, name, settings))
         data["decision"] = decision.to_dict()
@@ -179,7 +179,7 @@ def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str
             done = act(registry, found, decision, unsealed)
             if (line := f"{done.action} at {done.percent:g}%: {done.why}") != told:
                 terminal.note(told := line)
-            if once or done.state != "running":
+            if once or done.state in ("done", "aborted"):
                 return _decided(done)
         except (UnavailableError, VerdictError) as error:  # asked again: a registry that is away, or a gate that says no
             if once:

@@ -11,7 +11,7 @@ from typing import Any
 from ..package.keys import trusted_keys
 from ..project import Store
 from ..release.registry import Registry, alias_path
-from ..release.rollout import RUNNING, read_rollout
+from ..release.rollout import read_rollout
 from ..release.versions import ModelVersion, parse_reference
 from .rollout.follow import RolloutSettings, Source, load_target
 from .predictor import Predictor
@@ -27,7 +27,7 @@ def registry_layout(store: Store, reference: str, settings: RolloutSettings) -> 
     live = registry.resolve(reference)
     name, alias = parse_reference(reference, store.alias)
     rollout = read_rollout(registry, name)
-    if rollout is not None and rollout.state == RUNNING and rollout.alias == alias:
+    if rollout is not None and rollout.goes_on and rollout.alias == alias:
         if rollout.base != live.version or rollout.version == live.version:
             return Layout(_target(store, live))
         other = _target(store, registry.read(name, rollout.version))

@@ -12,7 +12,7 @@ import os
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..errors import InputError, ServerError
 from ..project import store_errors
 from ..release.people import identify
 from ..release.registry import Registry
-from ..release.rollout import RUNNING, Rollout, abort_rollout, advance_rollout, running_rollout
+from ..release.rollout import PROMOTING, RUNNING, Rollout, abort_rollout, advance_rollout, running_rollout
 from ..serve.rollout.follow import RolloutSettings, read_reports, sum_reports
 from ..serve.source import reports_folder
 from ..serve.rollout.tally import Tally, prediction_shift
@@ -85,6 +85,7 @@ def judge(
 
 # %% ../../nbs/watch/02_rollout.ipynb #decide
 HOLD, ADVANCE, ABORT = "hold", "advance", "abort"
+_PROMOTION = timedelta(minutes=10)  # Which one takes at most, gates included
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,10 @@ def decide(
     def decided(action: str, why: str) -> Decision:
         return Decision(now(), rollout.name, rollout.id, rollout.version, rollout.base, 100 * rollout.weight, action, why, findings, requests)
 
+    if rollout.state == PROMOTING:
+        since = datetime.fromisoformat(rollout.moved)
+        gone = (moment or datetime.now(UTC)) - since > _PROMOTION
+        return decided(ADVANCE if gone else HOLD, f"it is being promoted since {rollout.moved}" + (": who did that is gone" if gone else ""))
     if live != rollout.base:
         return decided(ABORT, f"{rollout.alias} is version {live} now, not {rollout.base}")
     guarding = findings if rollout.kind != "ab" else tuple(each for each in findings if each.about in ("failures", "latency"))
