@@ -531,6 +531,7 @@ def test_a_canary_goes_through_its_steps(rolled: Rolled) -> None:
     assert events == [
         ("promote", "canary"),
         ("rollout", None),
+        ("rollout", None),
         ("rollout", None),  # being promoted: from now on nobody else moves it
         ("promote", "production"),
         ("rollout", None),
