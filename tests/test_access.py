@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -161,6 +162,17 @@ def test_every_route_asks_for_a_key(method: str, path: str, keyed: Served) -> No
         assert answer.headers["www-authenticate"].startswith('Bearer realm="')
         if method != "HEAD":
             assert answer.json()["detail"][0]["type"] == "unauthorized"
+
+
+def test_what_is_refused_at_the_door_is_counted(keyed: Served) -> None:
+    def refused() -> float:
+        text = keyed.get("/metrics", KEYS["metrics"].key).text
+        found = re.search(r'^n2p_refused_total{reason="unauthorized"} (.+)$', text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    before = refused()
+    assert [keyed.get("/dashboard").status_code for _ in range(3)] == [401] * 3
+    assert refused() == before + 3
 
 
 def test_probes_ask_for_none(keyed: Served) -> None:

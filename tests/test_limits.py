@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -188,6 +189,29 @@ def test_long_batches_leave_room_for_single_rows(bundle: Bundle, tmp_path: Path,
         process.stdout.close()
     assert large[200] and {*small} == {200}
     assert small[200] > 2 * large[200], (large, small)
+
+
+def test_what_is_turned_away_is_counted(bundle: Bundle, tmp_path: Path, wish: str) -> None:
+    """Refusals before a request is parsed are in the metrics beside those after: together they are what the clients saw."""
+    script = SCRIPT.replace(
+        "predictor = dataclasses.replace(predictor, scorer=dataclasses.replace(predictor.scorer, plan=None))", ""
+    )
+    command = [sys.executable, "-c", script, bundle.path, json.dumps({"limits": {"concurrency": 1}}), wish]
+
+    def counted(url: str) -> tuple[float, float]:
+        text = httpx.get(f"{url}/metrics", trust_env=False).text
+        turned_away = re.search(r'^n2p_refused_total{reason="overloaded"} (.+)$', text, re.MULTILINE)
+        parsed = re.findall(r'^n2p_requests_total{.*status="503".*} (.+)$', text, re.MULTILINE)
+        return float(turned_away[1]) if turned_away else 0.0, sum(map(float, parsed))
+
+    with started(command, tmp_path / "log") as (_, url):
+        statuses = asyncio.run(flood(url, json.dumps(bundle.golden["rows"][0]).encode(), 8, 1.5))
+        assert {*statuses} == {200, 503}, statuses
+        end = time.monotonic() + 20
+        while sum(found := counted(url)) != statuses[503]:
+            assert time.monotonic() < end, (found, statuses)
+            time.sleep(0.1)
+    assert found[0] > 0, found
 
 
 def test_a_stop_under_load_drops_nothing(bundle: Bundle, wish: str, tmp_path: Path) -> None:

@@ -324,7 +324,11 @@ def test_rules_and_dashboard_ask_for_what_a_service_tells(service: str, bundle: 
     until(lambda: total(scraped(service), "n2p_feature_drift") > 0)
     told = {key[0] for key in scraped(service)}
     labels = {label.partition("=")[0] for key in scraped(service) for label in key[1:]}
-    absent = {"n2p_fallbacks_total"}  # until something falls back
+    absent = {
+        "n2p_fallbacks_total",
+        "n2p_swaps_total",
+        "n2p_shadow_rows_total",
+    }  # until something falls back, or follows
     templates = Path(n2p.__file__).parent / "serve/templates/service/monitoring"
     texts = [path.read_text() for path in templates.rglob("*.jinja")]
     asked = {name for text in texts for name in re.findall(r"\bn2p_\w+", text)}
@@ -336,7 +340,7 @@ def test_rules_and_dashboard_ask_for_what_a_service_tells(service: str, bundle: 
         for found in re.findall(r"\b(?:by|ignoring) \(([^)]*)\)", text)
         for name in found.split(", ")
     }
-    assert grouped <= labels | {"kind"}
+    assert grouped <= labels | {"kind", "result"}
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

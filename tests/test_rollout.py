@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import os
 import random
@@ -18,12 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from notebooks import SCRIPTS, Project, once
 from pipelines import fitted, flights, targets
 from processes import started
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import FunctionTransformer
 from test_registry import register, train
 from test_scorer import bundle_of
 from test_service import asked, connected, read_answer
@@ -34,7 +39,7 @@ from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.package.schema import to_table
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.audit import verify_log
-from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.release.registry import Registry, alias_path
 
 SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
 SCRIPT = """
@@ -100,13 +105,27 @@ class Layouts:
 
 
 @contextlib.contextmanager
-def running(first: Version, folder: Path, workers: int = 1, **settings: Any) -> Iterator[tuple[str, Layouts]]:
+def running(
+    first: Version,
+    folder: Path,
+    workers: int = 1,
+    parts: dict[str, Any] | None = None,  # Other tables of settings
+    traces: int = 0,  # Tracebacks that its log may have
+    **settings: Any,
+) -> Iterator[tuple[str, Layouts]]:
     """A service that follows a file, in a process of its own."""
     layouts = Layouts(folder / "rollout.json")
     layouts.write(first)
     table = {"file": str(layouts.path), "seconds": 0.1, "reports": str(folder / "reports"), **settings}
-    command = [sys.executable, "-c", SCRIPT, first.bundle.path, workers, json.dumps({"rollout": table})]
-    with started(command, folder / "log") as (_, url):
+    command = [
+        sys.executable,
+        "-c",
+        SCRIPT,
+        first.bundle.path,
+        workers,
+        json.dumps({"rollout": table, **(parts or {})}),
+    ]
+    with started(command, folder / "log", traces) as (_, url):
         yield url, layouts
 
 
@@ -167,6 +186,32 @@ def test_a_version_that_cannot_be_loaded_changes_nothing(
     assert log.count("flights version 2: ") == 2, log  # the problem once, and once that it is over
 
 
+def test_a_layout_names_the_libraries_that_a_version_may_use(
+    service: tuple[httpx.Client, Layouts, Path],
+    versions: list[Version],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client, layouts, _ = service
+    copying = ("copy", FunctionTransformer(copy.copy))  # of a library that models are not known to be made of
+    pipeline = Pipeline([copying, *fitted("RandomForestClassifier, three named classes", 200)[0].steps])
+    monkeypatch.setenv("N2P_TRUSTED", "copy")
+    known = Version("5", bundle_of(tmp_path, pipeline.fit(flights(), targets(flights())["three"]), flights(200)))
+    layouts.write(known)
+    problems = until(lambda: client.get("/rollout").json()["problems"])
+    assert "copy.copy" in problems["flights version 5"], problems
+    content = json.loads(layouts.path.read_text())
+    for trusted, told in (("copy", '"trusted" is no list'), (["copy"], "")):
+        content["live"]["trusted"] = trusted
+        layouts.path.write_text(json.dumps(content))
+        if told:
+            until(lambda told=told: told in client.get("/rollout").json()["problems"].get("source", ""))
+    until(lambda: client.get("/ready").json()["version"] == "5")
+    assert not client.get("/rollout").json()["problems"]
+    layouts.write(versions[0])
+    until(lambda: client.get("/ready").json()["version"] == "1")
+
+
 def test_a_client_stays_with_its_version(service: tuple[httpx.Client, Layouts, Path], versions: list[Version]) -> None:
     client, layouts, _ = service
     first, second, _ = versions
@@ -215,6 +260,98 @@ def test_a_shadow_is_asked_behind_the_answer(
     client.post("/predict", json=[golden["rows"][0]] * 60)  # more than there is room for
     until(lambda: report()["shadow"]["dropped"] == 60)
     assert found["tallies"]["shadow"]["rows"] == found["tallies"]["live"]["rows"]
+
+
+def test_metrics_and_page_tell_of_a_rollout(
+    service: tuple[httpx.Client, Layouts, Path], versions: list[Version]
+) -> None:
+    client, layouts, _ = service
+    first, second, third = versions
+
+    def numbers(name: str) -> dict[str, float]:
+        lines = client.get("/metrics").text.splitlines()
+        found = (line.rpartition(" ") for line in lines if line.startswith(f"{name}{{"))
+        return {labels.partition("{")[2].rstrip("}"): float(value) for labels, _, value in found}
+
+    swaps, failed = numbers("n2p_swaps_total")['result="done"'], numbers("n2p_swaps_total")['result="failed"']
+    layouts.write(second)
+    until(lambda: client.get("/ready").json()["version"] == "2")
+    wrong = Version("4", Bundle(third.bundle.path, first.bundle.digest, third.bundle.files))
+    layouts.write(second, [("canary", first, 0.25), ("b", wrong, 0.25)], shadow=third, rollout="told")
+    until(lambda: client.get("/rollout").json()["arms"])
+    weights = {
+        'version="2",traffic="live"': 0.75,
+        'version="1",traffic="canary"': 0.25,
+        'version="3",traffic="shadow"': 0,
+    }
+    assert numbers("n2p_traffic_weight") == weights, "who cannot be loaded has none"
+    golden = second.bundle.golden
+    for row in golden["rows"][:30]:
+        client.post("/predict", json=row)
+    until(
+        lambda: (
+            numbers("n2p_swaps_total")
+            == {'result="done"': swaps + 1, 'result="failed"': failed + 1, 'result="refused"': 0}
+        )
+    )
+
+    def mirrored() -> dict[str, Any]:
+        (found,) = client.get("/rollout").json()["reports"]
+        return found["shadow"]
+
+    answered = {
+        result: numbers("n2p_shadow_rows_total")[f'version="3",result="{result}"'] for result in ("same", "different")
+    }
+    until(
+        lambda: (
+            (told := numbers("n2p_shadow_rows_total"))
+            and told['version="3",result="same"'] + told['version="3",result="different"'] >= mirrored()["compared"] > 5
+        )
+    )
+    page = client.get("/dashboard/data").json()
+    assert [(each["version"], each["traffic"], each["weight"]) for each in page["weights"]] == [
+        ("2", "live", 0.75),
+        ("1", "canary", 0.25),
+        ("3", "shadow", 0),
+    ]
+    assert page["swaps"]["failed"] == failed + 1
+    (shadow,) = (each for each in page["shadows"] if each["version"] == "3")
+    assert shadow["same"] >= answered["same"] and shadow["different"] >= answered["different"]
+    layouts.write(first)
+    until(lambda: client.get("/ready").json()["version"] == "1" and not client.get("/rollout").json()["problems"])
+
+
+def test_what_was_live_before_stands_in_for_a_model_that_fails(versions: list[Version], tmp_path: Path) -> None:
+    first, second, third = versions
+    logarithm = ColumnTransformer([("log", FunctionTransformer(np.log), ["distance"])])  # fails of what is below 0
+    failing = Pipeline([("log", logarithm), ("linear", LogisticRegression())]).fit(
+        flights(), targets(flights())["three"]
+    )
+    bad = Version("4", bundle_of(tmp_path / "failing", failing, flights(200)))
+    row = {**first.bundle.golden["rows"][0], "distance": -5.0}
+    chain = {"fallback": {"chain": ["previous"], "previous": str(third.bundle.path), "failures": 1000}}
+    with (
+        running(first, tmp_path, parts=chain, traces=2) as (url, layouts),
+        httpx.Client(base_url=url, trust_env=False, timeout=30) as client,
+    ):
+
+        def answer() -> tuple[str, str | None]:
+            said = client.post("/predict", json=row).json()
+            return said["version"], said.get("fallback")
+
+        assert answer() == ("1", None) and client.get("/rollout").json()["previous"]["version"] == "previous"
+        layouts.write(second)
+        until(lambda: answer() == ("2", None))
+        layouts.write(bad)
+        until(lambda: client.get("/ready").json()["version"] == "4")
+        assert answer() == ("2", "previous")
+        assert client.get("/rollout").json()["previous"]["bundle"] == second.bundle.digest
+        assert client.post("/predict", json=first.bundle.golden["rows"][0]).json()["version"] == "4"
+        layouts.write(first, [("canary", bad, 1.0)], rollout="failing")
+        until(lambda: client.get("/rollout").json()["arms"])
+        assert [answer() for _ in range(5)] == [("1", "previous")] * 5, "of a canary the live version"
+        (report,) = client.get("/rollout").json()["reports"]
+        assert (report["tallies"]["canary"]["requests"], report["tallies"]["canary"]["failures"]) == (5, 5)
 
 
 def assert_a_new_worker_is_up_to_date(url: str, layouts: Layouts, live: Version) -> None:
@@ -337,6 +474,8 @@ seconds = 0.1
 least = 10
 latency = 1000
 shift = 100
+[tool.n2p.serve.fallback]
+chain = ["previous"]
 """
 
 
@@ -368,6 +507,7 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolled]:
 def test_a_canary_goes_through_its_steps(rolled: Rolled) -> None:
     registry = Registry(Store(rolled.project.home))
     assert {*rolled.answered(5)} == {"1"}
+    assert rolled.client.get("/rollout").json()["previous"] is None, "it is the first"
     started = rolled.rollout(
         "start", "2", "--steps", "50,90", "--every", "0.1 s", "--reason", "fewer late flights missed"
     )
@@ -382,14 +522,16 @@ def test_a_canary_goes_through_its_steps(rolled: Rolled) -> None:
     until(lambda: rolled.client.get("/rollout").json()["arms"][0]["weight"] == 0.9)
     rolled.rollout("advance")
     until(lambda: rolled.answered(5) == {"2": 5})
+    assert rolled.client.get("/rollout").json()["previous"]["version"] == "1"
     status = rolled.rollout("status")
     assert (status["rollout"]["state"], registry.aliased(rolled.name, "canary")) == ("done", None)
     assert [each["action"] for each in status["decisions"]] == ["hold", "advance"]
-    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-6:]
+    events = [(event.action, event.alias) for event in registry.history(rolled.name)][-7:]
     assert events == [
         ("promote", "canary"),
         ("rollout", None),
         ("rollout", None),
+        ("rollout", None),  # being promoted: from now on nobody else moves it
         ("promote", "production"),
         ("rollout", None),
         ("retire", "canary"),
@@ -414,6 +556,45 @@ def test_a_rollout_that_does_badly_is_aborted(rolled: Rolled) -> None:
     assert (code, said["error"]["type"]) == (2, "NotFoundError")
 
 
+@pytest.mark.parametrize("better", [False, True])
+def test_labels_of_logged_predictions_decide(better: bool, rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    until(lambda: rolled.answered(3) == {"1": 3})
+    rolled.rollout("start", "2", "--steps", "50,90", "--every", "0.1 s")
+    until(lambda: rolled.client.get("/rollout").json()["arms"])
+    bundle = registry.bundle(registry.read(rolled.name, 1))
+    classes = bundle.metadata["classes"]
+    wrong = dict(zip(classes, [*classes[1:], classes[0]], strict=True))
+    labels: list[Any] = []
+    right: Counter[str] = Counter()
+    answered: Counter[str] = Counter()
+    for number in range(140):
+        headers = {"x-request-id": f"{better}-{number}"}
+        said = rolled.client.post("/predict", json=bundle.golden["rows"][number % 20], headers=headers).json()
+        good = (said["version"] == "2") == better or number % 5 == 0
+        answered[said["version"]] += 1
+        right[said["version"]] += good
+        labels.append(
+            {"id": f"{better}-{number}", "label": said["predictions"][0] if good else wrong[said["predictions"][0]]}
+        )
+    rolled.until_counted("canary", 35)
+    assert rolled.client.post("/feedback", json=labels).json() == {"accepted": 140}
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--once")
+    assert (code, said["action"]) == ((0, "advance") if better else (1, "abort")), said
+    figures = [f"{right[version] / answered[version]:.4g} of {answered[version]}" for version in "21"]
+    assert f"quality: {figures[0]}, against {figures[1]}" in said["why"]
+    status = rolled.rollout("status")
+    last = status["decisions"][-1]
+    (quality,) = (each for each in last["findings"] if each["about"] == "quality")
+    assert (last["action"], quality["verdict"]) == (("advance", "fine") if better else ("abort", "worse"))
+    assert quality["number"] == pytest.approx(right["2"] / answered["2"] - right["1"] / answered["1"])
+    assert {each["about"] for each in last["findings"]} == {"failures", "latency", "predictions", "quality"}
+    if better:
+        rolled.rollout("abort")
+    until(lambda: not rolled.client.get("/rollout").json()["arms"])
+
+
 def test_a_rollout_ends_when_somebody_moves_the_live_alias(rolled: Rolled) -> None:
     registry = Registry(Store(rolled.project.home))
     registry.promote(rolled.name, 1)
@@ -434,6 +615,19 @@ def test_what_clients_would_notice_is_not_swapped_in(rolled: Rolled) -> None:
     assert {*rolled.answered(3)} == before
     registry.rollback(rolled.name)
     until(lambda: not rolled.client.get("/rollout").json()["problems"])
+
+
+def test_after_going_back_a_version_before_that_stands_in(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    for version in "12":
+        registry.promote(rolled.name, int(version))
+        until(lambda version=version: rolled.answered(2) == {version: 2})
+    assert rolled.client.get("/rollout").json()["previous"]["version"] == "1"
+    registry.rollback(rolled.name)
+    until(lambda: rolled.answered(2) == {"1": 2})
+    standing = rolled.client.get("/rollout").json()["previous"]
+    path = alias_path(registry.history(rolled.name), "production")
+    assert standing["version"] == next((str(each) for each in reversed(path) if each != 1), None), path
 
 
 def test_a_row_is_scored_in_this_process(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.log.request_log import LogSettings
 
 # %% ../../nbs/cli/04c_predictions.ipynb #predictions
-_NOT_READ = ("salt", "hash", "redact")  # What is done as a record is written
 _APP = "app.py"
 
 
@@ -35,16 +34,14 @@ def predictions() -> None:
 
 def _settings(model: str) -> "LogSettings":
     from notebook_to_prod.errors import NotFoundError
-    from notebook_to_prod.project import find_project, open_store, project_settings
-    from notebook_to_prod.serve.configure import place_settings, read_settings
-    from notebook_to_prod.serve.log.request_log import LogSettings
+    from notebook_to_prod.project import open_store
+    from notebook_to_prod.serve.configure import place_settings, project_log, read_settings, reading_settings
 
     folder = Path(model)
     if (folder / _APP).is_file():
-        placed = place_settings(read_settings(folder / "service.toml"), folder.resolve(), folder.resolve() / "log")
+        settings = reading_settings(place_settings(read_settings(folder / "service.toml"), folder.resolve(), folder.resolve() / "log"))
     else:
-        placed = place_settings(project_settings().get("serve", {}), find_project(), open_store().predictions(model), model)
-    settings = LogSettings.from_table({name: value for name, value in placed["log"].items() if name not in _NOT_READ})
+        settings = project_log(open_store(), model)
     if not settings.to and settings.folder and not settings.folder.is_dir():
         raise NotFoundError(f"there are no predictions of '{model}'", where=str(settings.folder), remedy="name a model that n2p serve has served, or the folder of an exported service")
     return settings

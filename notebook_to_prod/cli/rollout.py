@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.release.rollout import Rollout
     from notebook_to_prod.serve.rollout.follow import RolloutSettings
+    from notebook_to_prod.watch.outcomes import LoggedOutcomes
     from notebook_to_prod.watch.rollout import Decision
 
 # %% ../../nbs/cli/03f_rollout.ipynb #rollout
@@ -48,9 +49,17 @@ def rollout_settings() -> "RolloutSettings":
     return RolloutSettings.from_table(table)
 
 
+def _logged(registry: "Registry", name: str, settings: "RolloutSettings") -> "LoggedOutcomes":
+    "The outcomes that the request log of the project knows."
+    from notebook_to_prod.serve.configure import project_log
+    from notebook_to_prod.watch.outcomes import LoggedOutcomes
+
+    return LoggedOutcomes(registry, project_log(registry.store, name), settings.outcome)
+
+
 def _shown(found: "Rollout") -> Result:
     lines = [("rollout", f"{found.name}: {found.told}")]
-    if found.state == "running" and found.kind != "shadow":
+    if found.goes_on and found.kind != "shadow":
         steps = " → ".join(f"{step:g}%" for step in found.steps[found.step :])
         lines += [("steps", steps), ("next", f"n2p rollout watch {found.name}, or advance {found.name}")]
     return Result(found.to_dict(), lines)
@@ -88,13 +97,13 @@ def start(terminal: Terminal, name: str, version: int, canary: str | None, shado
 @command("status")
 @click.argument("name")
 @click.option("--url", "urls", multiple=True, help="A service that has no part in this store.")
-@click.option("--outcomes", type=click.Path(path_type=Path), help="CSV or JSON lines with the columns version and value.")
+@click.option("--outcomes", type=click.Path(path_type=Path), help="CSV or JSON lines with the columns version and value, in place of the log.")
 def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path | None) -> Result:
     """Show a rollout, what was counted, and what would be decided.
 
     Example: n2p rollout status flights
     """
-    from notebook_to_prod.release.rollout import RUNNING, read_rollout
+    from notebook_to_prod.release.rollout import read_rollout
     from notebook_to_prod.watch.rollout import look, read_decisions
 
     registry = _registry()
@@ -105,8 +114,9 @@ def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path 
         return Result(data, [("rollout", f"none: n2p rollout start {name} VERSION --canary 10%")])
     shown = _shown(found)
     lines = [*shown.lines[:1], *((each["time"][:19], f"{each['action']} at {each['percent']:g}%: {each['why']}") for each in decided if each["rollout"] == found.id)]
-    if found.state == RUNNING:
-        _, decision = look(registry, name, rollout_settings(), urls, outcomes)
+    if found.goes_on:
+        settings = rollout_settings()
+        _, decision = look(registry, name, settings, urls, outcomes, _logged(registry, name, settings))
         data["decision"] = decision.to_dict()
         lines += [*((each.about, f"{each.verdict}: {each.told}") for each in decision.findings), ("decision", f"{decision.action}: {decision.why}"), *shown.lines[1:]]
     return Result(data, lines)
@@ -144,13 +154,13 @@ def abort(terminal: Terminal, name: str, reason: str | None) -> Result:
 @click.option("--every", default="10 s", show_default=True, metavar="TIME", help="Between two looks.")
 @click.option("--once", is_flag=True, help="Look once, do what is to be done, and end.")
 @click.option("--url", "urls", multiple=True, help="A service that has no part in this store.")
-@click.option("--outcomes", type=click.Path(path_type=Path), help="CSV or JSON lines with the columns version and value.")
+@click.option("--outcomes", type=click.Path(path_type=Path), help="CSV or JSON lines with the columns version and value, in place of the log.")
 @click.option("--unsealed", is_flag=True, help="Do not ask for a seal when it promotes.")
 def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str, ...], outcomes: Path | None, unsealed: bool) -> Result:
     """Advance a rollout while it does well, and abort it when it does not.
 
-    Decided by failures, latency, the shift of predictions and, with --outcomes, quality; the limits stand in
-    [tool.n2p.serve.rollout]. Ends with the rollout: exit code 1 if it was aborted.
+    Decided by failures, latency, the shift of predictions and quality: by the labels that came for logged predictions, or by
+    --outcomes. The limits stand in [tool.n2p.serve.rollout]. Ends with the rollout: exit code 1 if it was aborted.
 
     Example: n2p rollout watch flights --every "30 s"
     """
@@ -162,13 +172,14 @@ def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str
 
     registry, settings, seconds, told = _registry(), rollout_settings(), parse_period(every), ""
     running_rollout(registry, name)
+    logged = _logged(registry, name, settings)
     while True:
         try:
-            found, decision = look(registry, name, settings, urls, outcomes)
+            found, decision = look(registry, name, settings, urls, outcomes, logged)
             done = act(registry, found, decision, unsealed)
             if (line := f"{done.action} at {done.percent:g}%: {done.why}") != told:
                 terminal.note(told := line)
-            if once or done.state != "running":
+            if once or done.state in ("done", "aborted"):
                 return _decided(done)
         except (UnavailableError, VerdictError) as error:  # asked again: a registry that is away, or a gate that says no
             if once:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.predictor import Predictor
 
 # %% ../../nbs/cli/04_serve.ipynb #serve
-def _previous(terminal: Terminal, predictor: "Predictor", settings: dict[str, Any], forkable: bool) -> tuple[dict[str, Any], "Predictor | None"]:
+def _previous(terminal: Terminal, predictor: "Predictor", settings: dict[str, Any], forkable: bool, follows: bool) -> tuple[dict[str, Any], "Predictor | None"]:
     "The settings, and the last healthy version that was in production if they ask for one; a model's first version has none, and is served without."
     from notebook_to_prod.errors import NotFoundError
     from notebook_to_prod.project import open_store
@@ -35,6 +35,8 @@ def _previous(terminal: Terminal, predictor: "Predictor", settings: dict[str, An
     if version is not None and str(version) != predictor.version:
         return settings, _predictor(f"{predictor.name}@{version}", forkable)
     terminal.note(f"no version stands in for this one: {why if version is None else f'version {version} is served'}")
+    if follows:
+        return settings, None  # this one will, for the next
     return {**settings, "fallback": {**asked, "chain": [each for each in chain if each != "previous"]}}, None
 
 
@@ -82,7 +84,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     identity, engine = loaded[0].identity, loaded[0].scorer.engine
     name = identity["model"]
     settings = place_settings(project_settings().get("serve", {}), find_project(), open_store().predictions(name), name)
-    settings, previous = _previous(terminal, loaded[0], settings, workers > 1)
+    settings, previous = _previous(terminal, loaded[0], settings, workers > 1, source is not None)
 
     def announce(url: str) -> None:
         lines = [

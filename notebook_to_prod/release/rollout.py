@@ -26,12 +26,12 @@ from ..train.record import now
 from ..train.tracking import tracking_errors
 
 # %% auto #0
-__all__ = ['KINDS', 'RUNNING', 'DONE', 'ABORTED', 'Rollout', 'parse_rollout', 'read_rollout', 'parse_steps', 'parse_period',
-           'start_rollout', 'running_rollout', 'advance_rollout', 'abort_rollout']
+__all__ = ['KINDS', 'RUNNING', 'PROMOTING', 'DONE', 'ABORTED', 'Rollout', 'parse_rollout', 'read_rollout', 'parse_steps',
+           'parse_period', 'start_rollout', 'running_rollout', 'advance_rollout', 'abort_rollout']
 
 # %% ../../nbs/release/24_rollout.ipynb #rollout
 KINDS = ("canary", "shadow", "ab")
-RUNNING, DONE, ABORTED = "running", "done", "aborted"
+RUNNING, PROMOTING, DONE, ABORTED = "running", "promoting", "done", "aborted"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class Rollout:
     change: str = ""  # Id of the event that made it this
 
     @property
+    def goes_on(self) -> bool:
+        "Whether it has not ended: while its version is promoted it keeps its requests."
+        return self.state in (RUNNING, PROMOTING)
+
+    @property
     def stage(self) -> str:
         "The alias that the version has meanwhile."
         return "shadow" if self.kind == "shadow" else "canary"
@@ -66,7 +71,7 @@ class Rollout:
     @property
     def weight(self) -> float:
         "The part of the requests that it has, from 0 to 1."
-        return 0.0 if self.state != RUNNING or self.kind == "shadow" else self.steps[self.step] / 100
+        return 0.0 if not self.goes_on or self.kind == "shadow" else self.steps[self.step] / 100
 
     @property
     def told(self) -> str:
@@ -159,7 +164,7 @@ def start_rollout(
     if base == version:
         raise InputError(f"version {version} of '{name}' is {live} already", where=f"{name}@{version}", remedy="roll out another one")
     before = read_rollout(registry, name)
-    if before is not None and before.state == RUNNING:
+    if before is not None and before.goes_on:
         raise InputError(f"there is a rollout of '{name}': {before.told}", where=name, remedy=f"end it first: n2p rollout abort {name}, or n2p rollout advance {name}")
     began = now()
     made = Rollout(secrets.token_hex(6), name, kind, version, base, live, () if kind == "shadow" else steps, 0, every, RUNNING, began, began)
@@ -183,7 +188,7 @@ def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any
             what = f"the rollout of '{name}' has changed meanwhile: {current.told if current else 'there is none'}"
             raise VerdictError(what, where=name, remedy=f"look, and decide again: n2p rollout status {name}")
         make_change(client, registry.store, event, apply)
-        if after.state != RUNNING and registry.aliased(name, after.stage) == after.version:
+        if not after.goes_on and registry.aliased(name, after.stage) == after.version:
             told = {"alias": after.stage, "previous": after.version, "reason": f"the rollout is {after.state}"}
             dropped = Event(now(), "retire", name, after.version, who.user, bundle=bundle, identity=who.known_by, **told)
             make_change(client, registry.store, dropped, lambda: client.delete_registered_model_alias(name, after.stage))
@@ -193,7 +198,7 @@ def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any
 def running_rollout(registry: Versions, name: str) -> Rollout:
     "The rollout of a model that is running; raises `NotFoundError`."
     found = read_rollout(registry, check_name(name))
-    if found is None or found.state != RUNNING:
+    if found is None or not found.goes_on:
         ended = f"; the last one is {found.state}" if found else ""
         raise NotFoundError(f"there is no rollout of '{name}'{ended}", where=name, remedy=f"start one: n2p rollout start {name} VERSION --canary 10%")
     return found
@@ -217,15 +222,21 @@ def advance_rollout(
     live = registry.aliased(name, before.alias)
     if live not in (before.base, before.version):
         raise VerdictError(f"'{name}' is version {live} now, and the rollout began beside version {before.base}", where=f"{name}@{before.alias}", remedy=f"end it, and start again: n2p rollout abort {name}")
-    after = replace(before, step=before.step + 1, moved=now(), seen=seen)
-    if before.step + 1 >= len(before.steps) or before.steps[before.step + 1] >= 100:
+    if before.step + 1 < len(before.steps) and before.steps[before.step + 1] < 100:
+        return _change(registry, before, replace(before, step=before.step + 1, moved=now(), seen=seen), who, None, reason)
+    claimed = before if before.state == PROMOTING else _change(registry, before, replace(before, state=PROMOTING, moved=now()), who, None, reason)
+    try:
         promote(registry, name, before.version, before.alias, "; ".join(filter(None, (before.told, reason))), unsealed, False, progress)
-        after = replace(before, state=DONE, moved=now())
-    return _change(registry, before, after, who, None, reason)
+    except BaseException:
+        _change(registry, claimed, replace(claimed, state=RUNNING), who, None, "it was not promoted")
+        raise
+    return _change(registry, claimed, replace(claimed, state=DONE, moved=now()), who, None, reason)
 
 
 @announcing
 def abort_rollout(registry: Versions, name: str, reason: str | None = None, expected: Rollout | None = None) -> Rollout:
-    "Give all requests back to the live version; raises `NotFoundError` if no rollout is running."
+    "Give all requests back to the live version; raises `NotFoundError` if no rollout is running, `VerdictError` if its version is being promoted."
     before = expected or running_rollout(registry, name)
+    if before.state == PROMOTING:
+        raise VerdictError(f"version {before.version} of '{name}' is being promoted", where=name, remedy=f"wait; if who promoted it is gone, n2p rollout advance {name} ends it, then n2p rollback {name}")
     return _change(registry, before, replace(before, state=ABORTED, moved=now()), acting("rollback", name), None, reason)

@@ -151,6 +151,8 @@ class Application:
             scope[REFUSED] = refused  # type: ignore[index]
             await handler(scope, receive, send)  # whose first hook says so: a refusal that is counted and logged as others are
         else:
+            if self.service.metrics is not None:
+                self.service.metrics.count("n2p_refused_total", refused.detail[0]["type"])
             fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(refused.body)), *refused.headers]
             await _safely(scope, send)({"type": "http.response.start", "status": refused.status, "headers": fields})
             await send({"type": "http.response.body", "body": refused.body})

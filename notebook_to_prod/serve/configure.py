@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..project import unknown_setting
+from ..project import Store, find_project, project_settings, unknown_setting
 from .access.guard import secure
 from .steady.cache import cache_results
 from .observe.dashboard import add_dashboard
@@ -21,13 +21,13 @@ from .rollout.follow import add_rollout
 from .observe.journal import add_logging
 from .steady.limits import limit_service
 from .observe.metrics import add_metrics
-from .log.request_log import add_log, expanded
+from .log.request_log import LogSettings, add_log, expanded
 from .service import Service
 from .access.tls import secure_transport
 from .observe.traces import add_traces
 
 # %% auto #0
-__all__ = ['Part', 'PARTS', 'configure', 'place_settings', 'read_settings']
+__all__ = ['Part', 'PARTS', 'configure', 'place_settings', 'read_settings', 'reading_settings', 'project_log']
 
 # %% ../../nbs/serve/06_configure.ipynb #configure
 Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that names the setting
@@ -39,8 +39,8 @@ PARTS: dict[str, Part] = {
     "fallback": add_fallback,
     "cache": cache_results,  # after fallback: what is kept asks nobody
     "log": add_log,
-    "rollout": add_rollout,
     "metrics": add_metrics,
+    "rollout": add_rollout,  # after metrics, which it tells of what it does
     "dashboard": add_dashboard,  # after metrics
     "logging": add_logging,
     "traces": add_traces,
@@ -112,3 +112,18 @@ def read_settings(
         raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
     folder = path.parent.absolute()
     return place_settings(settings, folder, folder / "log" if "log" in settings else None)
+
+# %% ../../nbs/serve/06_configure.ipynb #reading
+_NOT_READ = ("salt", "hash", "redact")  # What is done as a record is written
+
+
+def reading_settings(
+    settings: Mapping[str, Any],  # As `place_settings` gives them, with a place of the log
+) -> LogSettings:
+    "Those of the log, to read it; raises `InputError`."
+    return LogSettings.from_table({name: value for name, value in settings["log"].items() if name not in _NOT_READ})
+
+
+def project_log(store: Store, model: str) -> LogSettings:
+    "The log that `n2p serve` of this project writes of a model, to be read; raises `InputError`."
+    return reading_settings(place_settings(project_settings().get("serve", {}), find_project(), store.predictions(model), model))

@@ -204,7 +204,9 @@ class Service:
     rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
     crowded: Callable[[], bool] | None = None  # Whether `turns_away` would say so, without counting
     turns_away: Callable[[], bool] | None = None  # Whether a request for `/predict` is refused before it is even parsed; counts it, if so
+    turned_away: Callable[[], int] | None = None  # How many it has refused so
     previous: Model | None = None  # An earlier version that can answer in the place of this one
+    keeps_previous: bool = False  # Whether there shall be one, when the model is another
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
     def later(self, wires: Wires = json_only, wire: Wire | None = None, work: Callable[[Call], Prediction | Refusal] | None = None) -> Handler:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..package.keys import trusted_keys
 from ..project import Store
-from ..release.registry import Registry
-from ..release.rollout import RUNNING, read_rollout
+from ..release.registry import Registry, alias_path
+from ..release.rollout import read_rollout
 from ..release.versions import ModelVersion, parse_reference
 from .rollout.follow import RolloutSettings, Source, load_target
 from .predictor import Predictor
@@ -27,7 +27,7 @@ def registry_layout(store: Store, reference: str, settings: RolloutSettings) -> 
     live = registry.resolve(reference)
     name, alias = parse_reference(reference, store.alias)
     rollout = read_rollout(registry, name)
-    if rollout is not None and rollout.state == RUNNING and rollout.alias == alias:
+    if rollout is not None and rollout.goes_on and rollout.alias == alias:
         if rollout.base != live.version or rollout.version == live.version:
             return Layout(_target(store, live))
         other = _target(store, registry.read(name, rollout.version))
@@ -58,7 +58,12 @@ def registry_source(store: Store, reference: str, settings: RolloutSettings) -> 
     name, alias = parse_reference(reference, store.alias)
     if alias.isdecimal() or not settings.follow:
         return None
-    return Source(lambda: registry_layout(store, reference, settings), lambda target: load_registered(store, target), reports_folder(store, name))
+    def previous(live: Target) -> list[Target]:
+        registry = Registry(store)
+        path = alias_path(registry.history(name), alias)
+        return [_target(store, registry.read(name, number)) for number in reversed(path) if str(number) != live.version]
+
+    return Source(lambda: registry_layout(store, reference, settings), lambda target: load_registered(store, target), reports_folder(store, name), previous)
 
 
 def reports_folder(store: Store, name: str) -> Any:

@@ -12,7 +12,7 @@ import os
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from ..errors import InputError, ServerError
 from ..project import store_errors
 from ..release.people import identify
 from ..release.registry import Registry
-from ..release.rollout import RUNNING, Rollout, abort_rollout, advance_rollout, running_rollout
+from ..release.rollout import PROMOTING, RUNNING, Rollout, abort_rollout, advance_rollout, running_rollout
 from ..serve.rollout.follow import RolloutSettings, read_reports, sum_reports
 from ..serve.source import reports_folder
 from ..serve.rollout.tally import Tally, prediction_shift
 from ..train.record import now
+from .outcomes import LoggedOutcomes
 from .sequential import Moments, difference_interval
 
 # %% auto #0
@@ -78,12 +79,13 @@ def judge(
     found.append(_finding("predictions", seen >= settings.least, seen >= settings.least and shift > settings.shift, shift, settings.shift, f"stability index {shift:.3f} of {after.rows} rows, against {before.rows}"))
     if outcomes is not None:
         low, high = difference_interval(*outcomes, _ALPHA)
-        known = min(outcomes[0].count, outcomes[1].count) >= max(2, settings.least)
+        known = min(outcomes[0].count, outcomes[1].count) >= max(2, settings.labels or settings.least)
         found.append(_finding("quality", known, high < -settings.quality, outcomes[1].mean - outcomes[0].mean, settings.quality, f"{outcomes[1].mean:.4g} of {outcomes[1].count}, against {outcomes[0].mean:.4g} of {outcomes[0].count}"))
     return found
 
 # %% ../../nbs/watch/02_rollout.ipynb #decide
 HOLD, ADVANCE, ABORT = "hold", "advance", "abort"
+_PROMOTION = timedelta(minutes=10)  # Which one takes at most, gates included
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,23 @@ def decide(
     settings: RolloutSettings,
     outcomes: tuple[Moments, Moments] | None = None,
     moment: datetime | None = None,  # Now, by default
+    waiting: bool = True,  # Whether a step waits until quality is known
 ) -> Decision:
     "What to do about a rollout."
     before, after = tallies.get("live"), tallies.get(rollout.route)
     requests = after.requests if after else 0
     mirrored = rollout.kind == "shadow"
+    if outcomes is None and settings.labels and not mirrored:
+        outcomes = Moments.of(()), Moments.of(())
     findings = tuple(judge(before, after, settings, outcomes, mirrored))
 
     def decided(action: str, why: str) -> Decision:
         return Decision(now(), rollout.name, rollout.id, rollout.version, rollout.base, 100 * rollout.weight, action, why, findings, requests)
 
+    if rollout.state == PROMOTING:
+        since = datetime.fromisoformat(rollout.moved)
+        gone = (moment or datetime.now(UTC)) - since > _PROMOTION
+        return decided(ADVANCE if gone else HOLD, f"it is being promoted since {rollout.moved}" + (": who did that is gone" if gone else ""))
     if live != rollout.base:
         return decided(ABORT, f"{rollout.alias} is version {live} now, not {rollout.base}")
     guarding = findings if rollout.kind != "ab" else tuple(each for each in findings if each.about in ("failures", "latency"))
@@ -138,15 +147,15 @@ def decide(
         return decided(HOLD, f"the step lasts until {rollout.due.isoformat(timespec='seconds')}")
     if requests - rollout.seen < settings.least:
         return decided(HOLD, f"{requests - rollout.seen} requests in this step, of {settings.least}")
-    if unknown := [each.about for each in findings if each.verdict == UNKNOWN]:
+    if unknown := [each.about for each in findings if each.verdict == UNKNOWN and (waiting or each.about != "quality")]:
         return decided(HOLD, f"not known yet: {', '.join(unknown)}")
     return decided(ADVANCE, "; ".join(f"{each.about}: {each.told}" for each in findings))
 
 
 def _tested(outcomes: tuple[Moments, Moments] | None, settings: RolloutSettings) -> tuple[str, str]:
     "What an A/B test says."
-    if outcomes is None:
-        return HOLD, "no outcomes: give them with --outcomes"
+    if outcomes is None or not outcomes[0].count + outcomes[1].count:
+        return HOLD, "no outcomes: tell what was true by POST /feedback, or give --outcomes FILE"
     low, high = difference_interval(*outcomes, 0.05)
     told = f"the other version is better by {low:.4g} to {high:.4g}"
     if low > 0 and min(outcomes[0].count, outcomes[1].count) >= settings.least:
@@ -187,12 +196,14 @@ def look(
     settings: RolloutSettings,
     urls: Iterable[str] = (),
     outcomes: Path | None = None,
+    logged: LoggedOutcomes | None = None,  # Asked if there is no file
 ) -> tuple[Rollout, Decision]:
     "What there is to decide about a rollout now, without doing it."
     rollout = running_rollout(registry, name)
     reports = read_reports(reports_folder(registry.store, name) / rollout.id) | ask_services(urls)
-    known = read_outcomes(outcomes, rollout.base, rollout.version) if outcomes else None
-    return rollout, decide(rollout, registry.aliased(name, rollout.alias), sum_reports(reports, rollout.id), settings, known)
+    known = read_outcomes(outcomes, rollout.base, rollout.version) if outcomes else logged.read(rollout) if logged else None
+    waiting = bool(outcomes or settings.labels)
+    return rollout, decide(rollout, registry.aliased(name, rollout.alias), sum_reports(reports, rollout.id), settings, known, waiting=waiting)
 
 
 def act(registry: Registry, rollout: Rollout, decision: Decision, unsealed: bool = False) -> Decision:

@@ -45,13 +45,18 @@ class Segment:
     records: tuple[tuple[int, bytes], ...]  # Where each begins, and its bytes
     torn: int = 0  # Bytes at its end that are no record
     damaged: bool = False  # Whether they have been one
+    end: int = 0  # Behind the last record
 
 
-def read_segment(name: str, content: bytes) -> Segment:
+def read_segment(
+    name: str,
+    content: bytes,
+    since: int = 0,  # Where the content begins, if what comes before was read: a place after a record
+) -> Segment:
     "The records of a segment, up to the first that is not whole."
-    if content[: len(_MAGIC)] != _MAGIC:
+    if not since and content[: len(_MAGIC)] != _MAGIC:
         return Segment(name, (), len(content), damaged=not _MAGIC.startswith(content))
-    records, place, damaged = [], len(_MAGIC), False
+    records, place, damaged = [], 0 if since else len(_MAGIC), False
     while place + _HEAD.size <= len(content):
         length, checksum = _HEAD.unpack_from(content, place)
         record = content[place + _HEAD.size : place + _HEAD.size + length]
@@ -60,9 +65,9 @@ def read_segment(name: str, content: bytes) -> Segment:
         if crc32(record) != checksum:
             damaged = True
             break
-        records.append((place, record))
+        records.append((since + place, record))
         place += _HEAD.size + length
-    return Segment(name, tuple(records), len(content) - place, damaged)
+    return Segment(name, tuple(records), len(content) - place, damaged, since + place)
 
 # %% ../../../nbs/serve/log/00_segments.ipynb #writer
 OPEN, CLOSED, DAMAGED = ".open", ".segment", ".damaged"

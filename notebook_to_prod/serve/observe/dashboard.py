@@ -46,7 +46,8 @@ class DashboardSettings:
 # %% ../../../nbs/serve/observe/04_dashboard.ipynb #history
 EVERY = 2  # Seconds between two points
 _MINUTE = 60 // EVERY
-_COUNTED = frozenset(("n2p_requests_total", "n2p_request_seconds", "n2p_phase_seconds", "n2p_fallbacks_total"))
+_COUNTED = frozenset(("n2p_requests_total", "n2p_request_seconds", "n2p_phase_seconds", "n2p_fallbacks_total", "n2p_refused_total"))
+_OURS = frozenset(("overloaded", "fetching_keys"))  # Reasons of refusals that are no mistake of who asks
 Totals = dict[Name, np.ndarray]
 
 
@@ -66,6 +67,7 @@ _PLACES = {
     "n2p_request_seconds": {"route": 0, "version": 1},
     "n2p_phase_seconds": {"phase": 0, "version": 1},
     "n2p_fallbacks_total": {"version": 0, "kind": 1},
+    "n2p_refused_total": {"reason": 0},
 }
 
 
@@ -85,9 +87,11 @@ def _by(found: Totals, label: str) -> dict[str, float]:
 def _statuses(found: Totals) -> tuple[int, int, int, int]:
     "All requests, those that failed, those that were refused, and those that another answered."
     by = _by(found, "status")
-    classes = [sum(count for status, count in by.items() if status[0] == digit and status != "499") for digit in "54"]
+    away = {values[0]: float(numbers[0]) for (name, values), numbers in found.items() if name == "n2p_refused_total"}
+    ours = sum(count for reason, count in away.items() if reason in _OURS)
+    classes = [sum(count for status, count in by.items() if status[0] == digit and status != "499") + more for digit, more in zip("54", (ours, sum(away.values()) - ours), strict=True)]
     others = sum(float(numbers[0]) for (name, values), numbers in found.items() if name == "n2p_fallbacks_total" and values[1] != "cache")
-    return (round(sum(by.values())), *map(round, classes), round(others))  # type: ignore[return-value]
+    return (round(sum(by.values()) + sum(away.values())), *map(round, classes), round(others))  # type: ignore[return-value]
 
 
 class History:
@@ -129,7 +133,7 @@ def _point(moment: int, seconds: float, found: Totals) -> dict[str, Any]:
 def _summary(seconds: float, found: Totals) -> dict[str, Any]:
     requests, failed, refused, others = _statuses(found)
     p50, p99 = _percentiles(_added(found, "n2p_request_seconds"), 0.5, 0.99)
-    versions = [_version(version, {name: numbers for name, numbers in found.items() if name[1][_PLACES[name[0]]["version"]] == version}, seconds, requests) for version in sorted(_by(found, "version"))]
+    versions = [_version(version, {name: numbers for name, numbers in found.items() if "version" in _PLACES[name[0]] and name[1][_PLACES[name[0]]["version"]] == version}, seconds, requests) for version in sorted(_by(found, "version"))]
     phases = []
     for phase in PHASES:
         times = _added(found, "n2p_phase_seconds", phase=phase)
@@ -161,6 +165,17 @@ def _parts(drift: Drift, of_columns: bool) -> list[dict[str, Any]]:
     return sorted(found, key=lambda each: -(each["index"] or 0.0))[:_SHOWN]
 
 
+def _changes(metrics: Metrics) -> dict[str, Any]:
+    "What became of versions that were to answer, and what shadows said, since the service was started."
+    swaps, shadows = {}, dict[str, dict[str, int]]()
+    for (name, labels), (numbers, _) in metrics.board.totals(only=("n2p_swaps_total", "n2p_shadow_rows_total")).items():
+        if name == "n2p_swaps_total":
+            swaps[labels[0]] = round(float(numbers[0]))
+        else:
+            shadows.setdefault(labels[0], {})[labels[1]] = round(float(numbers[0]))
+    return {"swaps": swaps, "shadows": [{"version": version, **counts} for version, counts in sorted(shadows.items())]}
+
+
 def dashboard_data(service: Service, history: History, since: float = 0.0) -> dict[str, Any]:
     "What `/dashboard/data` says; `since` is the time of the last point that is known."
     metrics: Metrics = service.metrics
@@ -179,6 +194,8 @@ def dashboard_data(service: Service, history: History, since: float = 0.0) -> di
         "points": [point for point in tuple(history.points) if point["time"] > since],
         "minute": history.minute(),
         "rollout": rollout() if callable(rollout) else None,
+        "weights": [{"version": version, "traffic": traffic, "weight": weight} for version, traffic, weight in metrics.weights()],
+        **_changes(metrics),
         "window": metrics.settings.window,
         "watched": metrics.watches,
         "drift": [{"version": each.version, "rows": each.rows, "needed": needed, "features": _parts(each, True), "outputs": _parts(each, False)} for each in drifts(metrics)],

@@ -204,6 +204,8 @@ class Metrics:
         self.windows = Windows(self.board, bins, self.settings.window)
         self.started = time.time()
         self.ticks: list[Callable[[float], None]] = []  # Called each second with the time, on the event loop
+        self.weights: Callable[[], list[tuple[str, str, float]]] = lambda: [(service.model.predictor.version, "live", 1.0)]  # Version, traffic, weight
+        self._upto: dict[Name, float] = {}
         self._numbers = self.board.numbers
         self._versions = {first.version: first}
         self._known: dict[Any, _Known] = {}
@@ -219,6 +221,13 @@ class Metrics:
     def count(self, name: str, *labels: str, by: float = 1.0) -> None:
         "Add to a counter."
         self._numbers[self.board.place(name, labels).start] += by
+
+    def follow(self, name: str, *labels: str, upto: float) -> None:
+        "Bring a counter to what another part has counted in this process; less than it has been is no news."
+        before = self._upto.get((name, labels), 0.0)
+        if upto > before or (name, labels) not in self._upto:
+            self._upto[name, labels] = max(upto, before)
+            self.count(name, *labels, by=max(0.0, upto - before))
 
     def gauge(self, name: str, *labels: str, value: float) -> None:
         "Set what this process says of itself."
@@ -396,7 +405,7 @@ class Metrics:
         self._each(time.time())
 
     def _each(self, now: float) -> None:
-        for each in (self._about_process, self._fold_all_times, self._fold, *self.ticks):
+        for each in (self._about_process, self._about_refusals, self._fold_all_times, self._fold, *self.ticks):
             try:
                 each(now)
             except Exception as error:  # noqa: BLE001 - the next second is another
@@ -415,6 +424,10 @@ class Metrics:
             if predictor.version not in self._versions:
                 self._versions[predictor.version] = _Version(predictor, self.settings.drift)
         self.gauge(info[0], *info[1], value=1.0)
+
+    def _about_refusals(self, now: float) -> None:
+        if self.service.turned_away is not None:
+            self.follow("n2p_refused_total", "overloaded", upto=self.service.turned_away())
 
     def _fold(self, now: float) -> None:
         "Count the rows and answers that were sampled since the last time."
@@ -491,6 +504,7 @@ def samples_of(metrics: Metrics) -> dict[str, list[Sample]]:
         found.setdefault(name, []).append((labels, value))
     found["n2p_workers"] = [((), float(sum(living for _, living in metrics.board.used())))]
     found["n2p_start_time_seconds"] = [((), metrics.started)]
+    found["n2p_traffic_weight"] = [((version, traffic), weight) for version, traffic, weight in metrics.weights()]
     for drift in drifts(metrics):
         found.setdefault("n2p_drift_rows", []).append(((drift.version,), float(drift.rows)))
         if drift.stability is None:

@@ -14,7 +14,8 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class RolloutSettings:
     latency: float = 2.0  # How many times as long the slowest 5% may take
     shift: float = 0.25  # The population stability index that predictions may have
     quality: float = 0.01  # How much worse the mean of what was found out later may be
+    outcome: str = "right"  # What is found out of a class: `right`, or `brier`, by the probabilities; of a number it is the error
+    labels: int = 0  # Rows of each version whose labels a step waits for; 0: quality is judged where there are labels, and waits for none
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.rollout]") -> RolloutSettings:
@@ -71,7 +74,8 @@ class RolloutSettings:
             "schema_change": None if found.schema_change in ("refuse", "allow") else 'write "refuse" or "allow"',
             "key": None if not found.key or _key_parts(found.key) else 'write "header:NAME" or "column:NAME"',
             "canary": None if 0 <= found.canary <= 1 else "write a part, from 0 to 1",
-        } | {name: None if getattr(found, name) >= 0 else "write a number from 0 on" for name in ("room", "tolerance", "least", "failures", "shift", "quality")}
+            "outcome": None if found.outcome in ("right", "brier") else 'write "right" or "brier"',
+        } | {name: None if getattr(found, name) >= 0 else "write a number from 0 on" for name in ("room", "tolerance", "least", "failures", "shift", "quality", "labels")}
         wrong["latency"] = None if found.latency >= 1 else "write a number from 1 on"
         for name, remedy in wrong.items():
             if remedy:
@@ -97,6 +101,7 @@ class Source:
     wanted: Callable[[], Layout]  # Asked again and again, in a thread; may raise
     load: Callable[[Target], Predictor]  # Verifies, too
     reports: Path | None = None  # A folder for counters
+    previous: Callable[[Target], Sequence[Target]] | None = None  # What was live before a version, the last one first; None if nobody knows
 
 
 def load_target(
@@ -105,7 +110,7 @@ def load_target(
 ) -> Predictor:
     "Verify and load a version from its folder, its modules apart from those that are loaded."
     with kept_apart(open_bundle(target.path, target.bundle)):
-        return load_predictor(target.path, target.bundle, target.name, target.version, target.metrics, keys)
+        return load_predictor(target.path, target.bundle, target.name, target.version, target.metrics, keys, target.trusted)
 
 
 def file_source(path: Path, reports: Path | None = None) -> Source:
@@ -178,6 +183,8 @@ class Follower:
         self.router = Router(service.model, settings.reader)
         self.layout: Layout | None = None  # In force
         self.swaps = 0
+        self.unready: Counter[str] = Counter()  # Versions that could not be put in force: `failed`, `refused`
+        self._mirrored: Counter[tuple[str, str]] = Counter()  # Rows by version and what came of them, of shadows that have ended
         self.problems: dict[str, str] = {}  # By what they are about
         self.tallies: dict[str, Tally] = {}  # By route; the live version's is `live`
         self.mirror: Shadow | None = None
@@ -209,7 +216,7 @@ class Follower:
         "Count an answer, and mirror it; called when it has been sent."
         if self.tallies and call.model is not None:
             tally = self.tallies.get(call.route or "live")
-            if tally is not None and tally.version == call.model.predictor.version:
+            if tally is not None and (call.fallback or tally.version == call.model.predictor.version):
                 tally.count(call)
         if self.mirror is not None and not call.route and call.status == 200:
             self.mirror.offer(call)
@@ -248,7 +255,8 @@ class Follower:
     def _models(self, wanted: Layout) -> dict[Target, Model]:
         "Those that can be had, in the order in which they are needed: without the live one the others are of no use."
         there = {(each.predictor.name, each.predictor.version, each.predictor.bundle.digest): each for each in self.router.state.models}
-        there.setdefault(tuple(self.service.model.predictor.identity.values()), self.service.model)  # type: ignore[arg-type]
+        for model in filter(None, (self.service.model, self.service.previous)):
+            there.setdefault(tuple(model.predictor.identity.values()), model)  # type: ignore[arg-type]
         found: dict[Target, Model] = {}
         for target in dict.fromkeys(wanted.targets):
             model = there.get((target.name, target.version, target.bundle))
@@ -265,14 +273,17 @@ class Follower:
 
     def _ready(self, target: Target, live: Model) -> Model | None:
         assert self.source is not None
+        result = "failed"
         try:
             model = ready_model(target, self.source.load)
             changes = schema_changes(live.predictor, model.predictor)
             if changes and self.settings.schema_change != "allow":
+                result = "refused"
                 remedy = 'write schema_change = "allow" below [tool.n2p.serve.rollout] if clients know, or start another service for it'
                 raise InputError(f"clients would have to change: {'; '.join(changes)}", where=str(target), remedy=remedy)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a version, the others go on
             self._failed[target] = (time.monotonic(), _told(error))
+            self.unready[result] += 1
             self._problem(str(target), _told(error))
             return None
         self._failed.pop(target, None)
@@ -295,6 +306,27 @@ class Follower:
         told += [f"shadow {wanted.shadow.version}"] if state.shadow is not None and wanted.shadow else []
         if before is not None or old is not state.live or told:
             _log.warning("%s answers%s", wanted.live, f", {', '.join(told)}" if told else "")
+        if old is not state.live and self.service.keeps_previous:
+            self._keep_previous(wanted.live, old)
+
+    def _keep_previous(self, live: Target, old: Model) -> None:
+        "Let what was live before stand in: as a rule that is loaded already."
+        assert self.source is not None
+        before = self.service.previous
+        if before is not self.service.model:  # or it has gone back to what stood in, and left what is worse
+            self.service.previous = old
+        try:
+            for target in self.source.previous(live) if self.source.previous is not None else ():
+                known = {(each.predictor.name, each.predictor.version, each.predictor.bundle.digest): each for each in (old, before, *self.router.state.models) if each is not None}
+                model = known.get((target.name, target.version, target.bundle))
+                with contextlib.suppress(N2PError):  # an older one may be healthy
+                    self.service.previous = model or ready_model(target, self.source.load)
+                    break
+        except Exception as error:  # noqa: BLE001 - whatever a registry raises
+            _log.error("what was live before %s is not known: %s", live, _told(error))
+        standing = self.service.previous
+        if standing is not None and standing is not self.service.model:
+            _log.warning("%s version %s stands in if it fails", *list(standing.predictor.identity.values())[:2])
 
     def _open_tallies(self, wanted: Layout, state: State, anew: bool) -> None:
         "A tally for each version, kept as long as the rollout and the version are the same; none when nothing is rolled out."
@@ -306,8 +338,9 @@ class Follower:
             route: known[route] if route in known and known[route].version == version else Tally(version) for route, version in versions.items()
         }
         if self.mirror is not None and (anew or self.mirror.model is not state.shadow):
-            self.mirror.end()
-            self.mirror = None
+            ended, self.mirror = self.mirror, None
+            ended.end()
+            self._mirrored.update(ended.rows)
         self.tallies = tallies
         if state.shadow is not None and self.mirror is None:
             self.mirror = Shadow(state.shadow, tallies["shadow"], self.settings.room, self.settings.tolerance)
@@ -321,6 +354,27 @@ class Follower:
         if about in self.problems:
             self.problems = {key: text for key, text in self.problems.items() if key != about}
             _log.warning("%s: no problem any more", about)
+
+    @property
+    def weights(self) -> list[tuple[str, str, float]]:
+        "Which part of the requests each version is to answer, with the way that its answers are named by."
+        state, edge, found = self.router.state, 0.0, []
+        for upto, route, model in state.arms:
+            found.append((model.predictor.version, route, round(upto - edge, 9)))
+            edge = upto
+        if state.shadow is not None:
+            found.append((state.shadow.predictor.version, "shadow", 0.0))
+        return [(self.service.model.predictor.version, "live", round(max(0.0, 1 - edge), 9)), *found]
+
+    def measure(self, metrics: Any) -> None:
+        "Tell metrics what was counted here; called each second."
+        for result, number in {"done": self.swaps, "failed": self.unready["failed"], "refused": self.unready["refused"]}.items():
+            metrics.follow("n2p_swaps_total", result, upto=number)
+        rows = Counter(self._mirrored)
+        if (mirror := self.mirror) is not None:
+            rows.update(mirror.rows)
+        for (version, result), number in rows.items():
+            metrics.follow("n2p_shadow_rows_total", version, result, upto=number)
 
     def report(self) -> dict[str, Any]:
         "What this process has counted."
@@ -355,6 +409,9 @@ class Follower:
             arms.append({"route": route, "weight": round(upto - edge, 9), **model.predictor.identity})
             edge = upto
         shown = {"live": self.service.model.predictor.identity, "arms": arms, "shadow": state.shadow.predictor.identity if state.shadow else None}
+        if self.service.keeps_previous:
+            standing = self.service.previous
+            shown["previous"] = standing.predictor.identity if standing is not None and standing is not self.service.model else None
         return {"process": self.process, "rollout": own["rollout"], **shown, "following": self.source is not None, "swaps": self.swaps, "problems": self.problems, "reports": list(reports.values())}
 
 
@@ -394,6 +451,9 @@ def add_rollout(service: Service, table: Mapping[str, Any]) -> None:
     if source is None or not settings.follow:
         return
     follower = Follower(service, source, settings)
+    if (metrics := service.metrics) is not None:
+        metrics.weights = lambda: follower.weights
+        metrics.ticks.append(lambda now: follower.measure(metrics))
     service.rollout = follower.status
     service.route = follower.router
     service.sent.append(follower.count)

@@ -32,6 +32,7 @@ class Target:
     bundle: str  # Digest, which the folder must have
     path: str  # The bundle's folder
     metrics: Mapping[str, float] = field(default_factory=dict, compare=False)  # Of the run that made it
+    trusted: tuple[str, ...] = ()  # Libraries that its pickle may use besides the known ones
 
     def __str__(self) -> str:
         return f"{self.name} version {self.version}"
@@ -81,7 +82,10 @@ class Layout:
 
 
 def _target(content: Mapping[str, Any]) -> Target:
-    return Target(str(content["name"]), str(content["version"]), str(content["bundle"]), str(content["path"]), content.get("metrics") or {})
+    trusted = content.get("trusted") or ()
+    if isinstance(trusted, str) or not all(isinstance(each, str) and each for each in trusted):
+        raise ValueError('"trusted" is no list of libraries')
+    return Target(str(content["name"]), str(content["version"]), str(content["bundle"]), str(content["path"]), content.get("metrics") or {}, tuple(trusted))
 
 # %% ../../../nbs/serve/rollout/00_router.ipynb #key
 Key = Callable[[Call], bytes | None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,6 +75,12 @@ class Shadow:
     def end(self) -> None:
         "Stop asking, and let the model go."
         self._ended.set()
+
+    @property
+    def rows(self) -> Counter[tuple[str, str]]:
+        "The rows by the shadow's version and what came of them."
+        counts = {"same": self.compared - self.differed, "different": self.differed, "failed": self.failed, "dropped": self.dropped}
+        return Counter({(self.model.predictor.version, result): count for result, count in counts.items()})
 
     def to_dict(self) -> dict[str, Any]:
         "As a process reports it."

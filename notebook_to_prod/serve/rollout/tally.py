@@ -49,8 +49,8 @@ class Tally:
     def count(self, call: Call) -> None:
         "Count a call that has been answered."
         self.requests += 1
-        if call.status >= 500:
-            self.failures += 1
+        if call.status >= 500 or call.fallback:
+            self.failures += 1  # also if another has answered in its place
         elif call.status != 200:
             if type(call.said) is Refusal and call.said.detail[0]["type"] in _OF_THE_MODEL:
                 self.failures += 1

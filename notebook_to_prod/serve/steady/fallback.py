@@ -201,7 +201,8 @@ class StandIns:
         return instead
 
     async def _previous(self, call: Call, model: Model) -> Prediction | None:
-        earlier, rows = self._service.previous, call.rows
+        earlier = self._service.model if call.route else self._service.previous  # of a canary the live version
+        rows = call.rows
         if earlier is None or earlier is model:
             return None
         call.model = earlier
@@ -230,8 +231,9 @@ def add_fallback(service: Service, table: Mapping[str, Any]) -> None:
     where = "[tool.n2p.serve.fallback]"
     settings, predictor = Fallback.from_table(table, where), service.model.predictor
     default = checked_default(settings, predictor.classes, where) if "default" in settings.chain else None
+    service.keeps_previous = "previous" in settings.chain
     if settings.previous is not None:
         service.previous = Model(load_predictor(settings.previous, name=predictor.name, version="previous"))
-    elif "previous" in settings.chain and service.previous is None:
+    elif service.keeps_previous and service.previous is None and service.source is None:
         raise InputError("there is no previous version", where=where, remedy='write the folder of its bundle: previous = "FOLDER", or take "previous" out of chain')
     service.score = StandIns(service, settings, default).score

@@ -179,6 +179,7 @@ class Limiter:
         self.loop_gate = Gate(limits.concurrency, limits.wait, trial=_TRIAL)
         self.thread_gate = Gate(limits.concurrency, limits.wait, burst=max(_BURST, 2 * limits.threads))
         self.refused = self.late = 0  # Requests so far
+        self.turned_away = 0  # Of the refused: before they were parsed
         self._inside: dict[Call, _Entry] = {}
         self._bodies: dict[Call, int] = {}  # Bytes of the large ones
         self._held = 0  # Their sum
@@ -209,6 +210,7 @@ class Limiter:
         if not self.loop_gate.full:
             return False
         self.refused += 1
+        self.turned_away += 1
         self.loop_gate.refuse(perf_counter())
         return True
 
@@ -308,6 +310,7 @@ def limit_service(service: Service, table: Mapping[str, Any]) -> None:
         service.body_seconds = limiter.limits.body_seconds
     service.start.append(limiter.start)
     service.turns_away, service.crowded = limiter.turns_away, lambda: limiter.loop_gate.full
+    service.turned_away = lambda: limiter.turned_away
     service.admit.append(limiter.admit)
     service.arrived.append(limiter.arrived)
     service.before.append(limiter.before)
