@@ -105,7 +105,19 @@ class Exchange:
 
     def _tell(self, said: Prediction | Refusal) -> None:
         self._call.scored = perf_counter()
-        self._context.run(self._answer, said)
+        self._protocol.finish(self, said)
+
+    def settle(self, said: Prediction | Refusal) -> bool:
+        "Have the answer ready to be sent; False if another has been."
+        if not self._over:
+            self._over = True
+            self._context.run(self._settle, said)
+            return True
+        return False
+
+    def say(self) -> None:
+        "Send the answer; raises nothing, for others are answered after this one."
+        self._context.run(self._say)
 
     async def _score(self) -> None:
         call = self._call
@@ -140,8 +152,11 @@ class Exchange:
             self._context.run(self._answer, self._call.cut)
 
     def _answer(self, said: Prediction | Refusal) -> None:
-        if self._over:
-            return  # it has come too late
+        if not self._over:  # or it has come too late
+            self._settle(said)
+            self._say()
+
+    def _settle(self, said: Prediction | Refusal) -> None:
         call, steps = self._call, self._steps
         try:
             if type(said) is not Refusal:
@@ -149,10 +164,8 @@ class Exchange:
             steps.settle(call, said)
         except Exception as error:  # noqa: BLE001 - a hook's, or ours
             steps.fail(call, error)
-        self._say()
 
     def _say(self) -> None:
-        "Send the answer; raises nothing, for others are answered after this one."
         self._over = True
         try:
             self._send()
@@ -208,6 +221,27 @@ def direct_protocol(app: Application) -> Any:
             found.append(app.steps)
         return found[0]
 
+    told: list[tuple[Exchange, Prediction | Refusal]] = []
+
+    def finish_together(exchange: Exchange, said: Prediction | Refusal) -> None:
+        "Answer with all whose prediction has come in this turn of the loop: the log writes them at once."
+        if not told:
+            asyncio.get_running_loop().call_soon(finish_all)
+        told.append((exchange, said))
+
+    def finish_all() -> None:
+        some, told[:] = told[:], []
+        log = service.log if len(some) > 1 else None
+        if log is not None:
+            log.gather()
+        try:
+            ready = [exchange for exchange, said in some if exchange.settle(said)]
+        finally:
+            if log is not None:
+                log.flush()
+        for exchange in ready:
+            exchange.say()
+
     class Protocol(HttpToolsProtocol):
         _between = True  # Two requests: the parser has ended one, and has seen nothing of the next
         _in_head = False
@@ -216,6 +250,7 @@ def direct_protocol(app: Application) -> Any:
         _patience: asyncio.TimerHandle | None = None  # Until a body that has not come whole goes the common way
         _ready: Exchange | None = None
         status_line = staticmethod(STATUS_LINE.__getitem__)
+        finish = staticmethod(finish_together)
 
         def on_message_begin(self) -> None:
             self._between, self._in_head, self._head = False, True, 0

@@ -285,6 +285,7 @@ class RequestLog:
         self._model: Model | None = None  # The last one; for each number of shares that a draw is not below, its number and what is kept of its rows
         self._kept: dict[int, tuple[int, Keep | None]] = {}
         self._told = 0.0
+        self._gathered: list[tuple[bytes, Call]] | None = None  # What is to be written at once
 
     def __call__(self, call: Call) -> None:
         "The hook: write down what is about to be sent, or refuse to send it."
@@ -306,10 +307,34 @@ class RequestLog:
             said, wire = call.said, call.wire
             took = int((perf_counter() - call.began) * 1e6)
             protocol = "predict" if wire is None else wire.name
-            self.writer.append(self._encode(("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities)))  # type: ignore[union-attr]
+            record = self._encode(("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities))  # type: ignore[union-attr]
+            if self._gathered is not None:
+                self._gathered.append((record, call))
+                return
+            self.writer.append(record)
             self.written += 1
         except OSError as error:
             self._fail(call, error)
+
+    def gather(self) -> None:
+        "Keep what is written until `flush`: who does so sends no answer before that."
+        self._gathered = []
+
+    def flush(self) -> None:
+        "Write at once what was gathered, or refuse to send it."
+        self._write_gathered()
+        self._gathered = None
+
+    def _write_gathered(self) -> None:
+        if not self._gathered:
+            return
+        gathered, self._gathered = self._gathered, []
+        try:
+            self.writer.append(*(record for record, _ in gathered))
+            self.written += len(gathered)
+        except OSError as error:
+            for _, call in gathered:
+                self._fail(call, error)
 
     def write_labels(self, labels: Sequence[tuple[str, int, Any]]) -> None:
         "Write down what was true, id, row, label of each: all of it or nothing; raises `OSError`."
@@ -325,6 +350,7 @@ class RequestLog:
     def _ready(self, now: float) -> None:
         writer = self.writer
         if writer.size >= writer.limit or now >= writer.until:
+            self._write_gathered()
             writer.end()
         if writer.path is None:
             writer.begin()

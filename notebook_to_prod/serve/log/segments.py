@@ -105,9 +105,9 @@ class SegmentWriter:
             raise
         self._file, self.path, self.size, self.until = file, path, len(_MAGIC), time.time() + self.age
 
-    def append(self, record: bytes) -> None:
-        "Write a record to the segment that was begun; raises `OSError` if not all of it could be."
-        framed = _HEAD.pack(len(record), crc32(record)) + record
+    def append(self, *records: bytes) -> None:
+        "Write records to the segment that was begun, all or none; raises `OSError` if they could not be."
+        framed = b"".join(map(frame, records))
         try:
             written = os.write(self._file, framed)
         except OSError:
