@@ -90,7 +90,7 @@ def start(terminal: Terminal, name: str, version: int, canary: str | None, shado
     if canary is not None and steps is not None:
         raise InputError("--canary is one step, --steps are all", where="--steps", remedy="leave --canary out")
     kind = "shadow" if shadow else "ab" if ab is not None else "canary"
-    told = parse_steps(ab or steps or canary or "10%")
+    told = parse_steps(ab or steps or canary or "10%", "--ab" if ab else "--canary" if canary else "--steps")
     return _shown(start_rollout(_registry(), name, version, kind, told, parse_period(every), None, reason, unsealed, terminal.note))
 
 

@@ -124,14 +124,14 @@ _PERIOD = re.compile(r"(\d{1,6}(?:\.\d+)?) *(s|sec|second|min|minute|h|hour|day)
 _UNITS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "day": 86400}
 
 
-def parse_steps(text: str) -> tuple[float, ...]:
+def parse_steps(text: str, where: str = "--steps") -> tuple[float, ...]:
     "Percents; raises `InputError`."
     try:
         found = tuple(float(part.strip().removesuffix("%")) for part in text.split(","))
     except ValueError:
         found = ()
     if not found or not all(0 < each <= 100 for each in found) or any(one >= two for one, two in pairwise(found)):
-        raise InputError(f"'{text}' are no steps", where="--steps", remedy="write rising percents, such as 1,10,50,100")
+        raise InputError(f"'{text}' are no steps", where=where, remedy="write rising percents, such as 1,10,50,100")
     return found if found[-1] == 100 else (*found, 100.0)
 
 
