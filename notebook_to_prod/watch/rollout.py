@@ -73,7 +73,7 @@ def judge(
     if not mirrored:
         slow = [each.seconds(0.95) for each in (before, after)]
         ratio = slow[1] / slow[0] if all(map(math.isfinite, slow)) else math.nan
-        found.append(_finding("latency", enough and math.isfinite(ratio), enough and ratio > settings.latency, ratio, settings.latency, f"95% within {slow[1] * 1e3:.2f} ms, against {slow[0] * 1e3:.2f} ms"))
+        found.append(_finding("latency", enough and math.isfinite(ratio), enough and ratio > settings.latency, ratio, settings.latency, f"95% within {slow[1] * 1e3:.2f} ms, against {slow[0] * 1e3:.2f} ms" if math.isfinite(ratio) else "too few answers to tell"))
     seen = min(before.rows, after.rows)
     shift = prediction_shift(before, after)
     found.append(_finding("predictions", seen >= settings.least, seen >= settings.least and shift > settings.shift, shift, settings.shift, f"stability index {shift:.3f} of {after.rows} rows, against {before.rows}"))
@@ -157,6 +157,8 @@ def _tested(outcomes: tuple[Moments, Moments] | None, settings: RolloutSettings)
     if outcomes is None or not outcomes[0].count + outcomes[1].count:
         return HOLD, "no outcomes: tell what was true by POST /feedback, or give --outcomes FILE"
     low, high = difference_interval(*outcomes, 0.05)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return HOLD, f"too few outcomes to tell: {outcomes[0].count} and {outcomes[1].count}"
     told = f"the other version is better by {low:.4g} to {high:.4g}"
     if low > 0 and min(outcomes[0].count, outcomes[1].count) >= settings.least:
         return ADVANCE, told
