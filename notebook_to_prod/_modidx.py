@@ -3288,6 +3288,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'notebook_to_prod/release/rollout.py'),
                                                   'notebook_to_prod.release.rollout.Rollout._repr_markdown_': ( 'release/rollout.html#rollout._repr_markdown_',
                                                                                                                 'notebook_to_prod/release/rollout.py'),
+                                                  'notebook_to_prod.release.rollout.Rollout.answers': ( 'release/rollout.html#rollout.answers',
+                                                                                                        'notebook_to_prod/release/rollout.py'),
                                                   'notebook_to_prod.release.rollout.Rollout.due': ( 'release/rollout.html#rollout.due',
                                                                                                     'notebook_to_prod/release/rollout.py'),
                                                   'notebook_to_prod.release.rollout.Rollout.goes_on': ( 'release/rollout.html#rollout.goes_on',

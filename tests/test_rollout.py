@@ -34,10 +34,11 @@ from test_scorer import bundle_of
 from test_service import asked, connected, read_answer
 
 import notebook_to_prod as n2p
-from notebook_to_prod.errors import DataError, NotFoundError
+from notebook_to_prod.errors import DataError, InputError, NotFoundError
 from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.package.schema import to_table
 from notebook_to_prod.project import Store
+from notebook_to_prod.release import rollout as rollouts
 from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry, alias_path
 
@@ -604,6 +605,31 @@ def test_a_rollout_ends_when_somebody_moves_the_live_alias(rolled: Rolled) -> No
     registry.promote(rolled.name, 2)
     until(lambda: rolled.answered(3) == {"2": 3})
     assert rolled.n2p("rollout", "watch", rolled.name, "--once")[1]["action"] == "abort"
+
+
+def test_who_starts_while_another_is_let_in_moves_nothing(rolled: Rolled, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    promoted, refused = rollouts.promote, []
+
+    def promote(*given: Any) -> Any:
+        if not refused:
+            with pytest.raises(InputError) as error:
+                rollouts.start_rollout(registry, rolled.name, 3)
+            refused.append(error.value.what)
+            assert rollouts.read_rollout(registry, rolled.name).weight == 0
+        return promoted(*given)
+
+    monkeypatch.setattr(rollouts, "promote", promote)
+    rollouts.start_rollout(registry, rolled.name, 2)
+    assert "there is a rollout" in refused[0] and registry.aliased(rolled.name, "canary") == 2
+    rollouts.abort_rollout(registry, rolled.name)
+    assert registry.aliased(rolled.name, "canary") is None
+
+    monkeypatch.setattr(rollouts, "promote", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rollouts.start_rollout(registry, rolled.name, 2)
+    assert rollouts.read_rollout(registry, rolled.name).state == "aborted"
 
 
 def test_what_clients_would_notice_is_not_swapped_in(rolled: Rolled) -> None:

@@ -26,12 +26,12 @@ from ..train.record import now
 from ..train.tracking import tracking_errors
 
 # %% auto #0
-__all__ = ['KINDS', 'RUNNING', 'PROMOTING', 'DONE', 'ABORTED', 'Rollout', 'parse_rollout', 'read_rollout', 'parse_steps',
-           'parse_period', 'start_rollout', 'running_rollout', 'advance_rollout', 'abort_rollout']
+__all__ = ['KINDS', 'STARTING', 'RUNNING', 'PROMOTING', 'DONE', 'ABORTED', 'Rollout', 'parse_rollout', 'read_rollout',
+           'parse_steps', 'parse_period', 'start_rollout', 'running_rollout', 'advance_rollout', 'abort_rollout']
 
 # %% ../../nbs/release/24_rollout.ipynb #rollout
 KINDS = ("canary", "shadow", "ab")
-RUNNING, PROMOTING, DONE, ABORTED = "running", "promoting", "done", "aborted"
+STARTING, RUNNING, PROMOTING, DONE, ABORTED = "starting", "running", "promoting", "done", "aborted"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,12 @@ class Rollout:
 
     @property
     def goes_on(self) -> bool:
-        "Whether it has not ended: while its version is promoted it keeps its requests."
+        "Whether it has not ended."
+        return self.state in (STARTING, RUNNING, PROMOTING)
+
+    @property
+    def answers(self) -> bool:
+        "Whether its version has requests: while it is promoted it keeps them."
         return self.state in (RUNNING, PROMOTING)
 
     @property
@@ -71,7 +76,7 @@ class Rollout:
     @property
     def weight(self) -> float:
         "The part of the requests that it has, from 0 to 1."
-        return 0.0 if not self.goes_on or self.kind == "shadow" else self.steps[self.step] / 100
+        return 0.0 if not self.answers or self.kind == "shadow" else self.steps[self.step] / 100
 
     @property
     def told(self) -> str:
@@ -167,9 +172,14 @@ def start_rollout(
     if before is not None and before.goes_on:
         raise InputError(f"there is a rollout of '{name}': {before.told}", where=name, remedy=f"end it first: n2p rollout abort {name}, or n2p rollout advance {name}")
     began = now()
-    made = Rollout(secrets.token_hex(6), name, kind, version, base, live, () if kind == "shadow" else steps, 0, every, RUNNING, began, began)
-    promote(registry, name, version, made.stage, reason, unsealed, False, progress)
-    return _change(registry, before, made, who, target.bundle, reason)
+    made = Rollout(secrets.token_hex(6), name, kind, version, base, live, () if kind == "shadow" else steps, 0, every, STARTING, began, began)
+    claimed = _change(registry, before, made, who, target.bundle, reason)  # so of two who start at once the other has moved no alias
+    try:
+        promote(registry, name, version, made.stage, reason, unsealed, False, progress)
+    except BaseException:
+        _change(registry, claimed, replace(claimed, state=ABORTED, moved=now()), who, None, "it was not let in")
+        raise
+    return _change(registry, claimed, replace(claimed, state=RUNNING, moved=now()), who, None, None)
 
 
 def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any, bundle: str | None, reason: str | None) -> Rollout:
@@ -219,6 +229,8 @@ def advance_rollout(
     who = acting("promote", name)
     if before.kind == "shadow":
         raise InputError("a shadow has no steps", where=name, remedy=f"end it, then start a canary: n2p rollout abort {name}")
+    if before.state == STARTING:
+        raise VerdictError(f"version {before.version} of '{name}' is being let in", where=name, remedy=f"wait; if who started it is gone: n2p rollout abort {name}")
     live = registry.aliased(name, before.alias)
     if live not in (before.base, before.version):
         raise VerdictError(f"'{name}' is version {live} now, and the rollout began beside version {before.base}", where=f"{name}@{before.alias}", remedy=f"end it, and start again: n2p rollout abort {name}")

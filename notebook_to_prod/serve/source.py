@@ -27,7 +27,7 @@ def registry_layout(store: Store, reference: str, settings: RolloutSettings) -> 
     live = registry.resolve(reference)
     name, alias = parse_reference(reference, store.alias)
     rollout = read_rollout(registry, name)
-    if rollout is not None and rollout.goes_on and rollout.alias == alias:
+    if rollout is not None and rollout.answers and rollout.alias == alias:
         if rollout.base != live.version or rollout.version == live.version:
             return Layout(_target(store, live))
         other = _target(store, registry.read(name, rollout.version))

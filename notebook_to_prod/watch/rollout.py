@@ -20,7 +20,7 @@ from ..errors import InputError, ServerError
 from ..project import store_errors
 from ..release.people import identify
 from ..release.registry import Registry
-from ..release.rollout import PROMOTING, RUNNING, Rollout, abort_rollout, advance_rollout, running_rollout
+from ..release.rollout import PROMOTING, RUNNING, STARTING, Rollout, abort_rollout, advance_rollout, running_rollout
 from ..serve.rollout.follow import RolloutSettings, read_reports, sum_reports
 from ..serve.source import reports_folder
 from ..serve.rollout.tally import Tally, prediction_shift
@@ -130,6 +130,8 @@ def decide(
     def decided(action: str, why: str) -> Decision:
         return Decision(now(), rollout.name, rollout.id, rollout.version, rollout.base, 100 * rollout.weight, action, why, findings, requests)
 
+    if rollout.state == STARTING:
+        return decided(HOLD, f"it is being let in since {rollout.moved}")
     if rollout.state == PROMOTING:
         since = datetime.fromisoformat(rollout.moved)
         gone = (moment or datetime.now(UTC)) - since > _PROMOTION
