@@ -147,7 +147,7 @@ def test_of_two_controllers_of_a_rollout_one_wins(
     with pytest.raises(NotFoundError, match="the last one is aborted"):
         running_rollout(theirs, name)
     changes = [event for event in ours.history(name) if event.action == "rollout"]
-    expected = 6 if won.action == ADVANCE else 5  # a promotion is claimed before it is made
+    expected = 8 if won.action == ADVANCE else 7  # a start and a promotion are claimed before they are made
     assert len(changes) == expected == len({event.id for event in changes})
 
 
