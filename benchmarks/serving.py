@@ -115,12 +115,11 @@ async def app(scope, receive, send):
 uvicorn.run(app, port=int(sys.argv[1]), access_log=False, log_level="warning", lifespan="off")
 """
 OURS = """
-import json, sys
+import json, sys, tempfile
 from pathlib import Path
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.server import serve
-predictor, folder = load_predictor(sys.argv[2], name="flights", version="1"), Path.cwd() / "ours"
-folder.mkdir()
+predictor, folder = load_predictor(sys.argv[2], name="flights", version="1"), Path(tempfile.mkdtemp(dir=Path(sys.argv[2]).parents[1]))  # which ends with the store
 live = {"name": "flights", "version": "1", "bundle": predictor.bundle.digest, "path": sys.argv[2]}
 canary = {"route": "canary", "target": {**live, "version": "2"}, "weight": 0.1}
 (folder / "layout.json").write_text(json.dumps({"live": live, "arms": [canary], "rollout": "benchmark"}))
