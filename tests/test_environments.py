@@ -212,7 +212,11 @@ def test_an_older_version_and_one_that_is_not_there(staging: Store, production: 
     assert (done.origin.version, done.origin.alias, done.version) == (1, None, 1)
     assert promote_between(staging, production, NAME).version == 2
     assert Registry(production).rollback(NAME).version == 1, "along its own path"
-    for reference, what in ((f"{NAME}@7", "no version 7"), (f"{NAME}@canary", "is 'canary'"), ("wine", "no model 'wine'")):
+    for reference, what in (
+        (f"{NAME}@7", "no version 7"),
+        (f"{NAME}@canary", "is 'canary'"),
+        ("wine", "no model 'wine'"),
+    ):
         with pytest.raises(NotFoundError, match=what):
             promote_between(staging, production, reference)
     with pytest.raises(InputError, match="the same store"):
