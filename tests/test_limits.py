@@ -288,7 +288,7 @@ from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.server import open_socket, run_server
 app = create_app(load_predictor(sys.argv[1]))
-app.service.crowded = app.service.turns_away = lambda: True
+app.service.crowded = lambda: True
 bound = open_socket("127.0.0.1", 0)
 bound.listen()
 print(f"http://127.0.0.1:{bound.getsockname()[1]}", flush=True)

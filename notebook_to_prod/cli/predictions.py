@@ -35,11 +35,11 @@ def predictions() -> None:
 def _settings(model: str) -> "LogSettings":
     from notebook_to_prod.errors import NotFoundError
     from notebook_to_prod.project import open_store
-    from notebook_to_prod.serve.configure import place_settings, project_log, read_settings, reading_settings
+    from notebook_to_prod.serve.configure import project_log, read_settings, reading_settings
 
     folder = Path(model)
     if (folder / _APP).is_file():
-        settings = reading_settings(place_settings(read_settings(folder / "service.toml"), folder.resolve(), folder.resolve() / "log"))
+        settings = reading_settings({"log": {"folder": str(folder.resolve() / "log")}, **read_settings(folder / "service.toml")})
     else:
         settings = project_log(open_store(), model)
     if not settings.to and settings.folder and not settings.folder.is_dir():

@@ -31,7 +31,7 @@ def imputed_value(column: Column, profile: ColumnProfile) -> Any:
     import pandas as pd
 
     if profile.values is not None:
-        most = min(profile.values, key=lambda value: (-profile.values[value], value), default=None)  # type: ignore[index]
+        most = next(iter(profile.values), None)
         known = (False, True) if column.kind == "boolean" else column.categories
         return next((value for value in known if str(value) == most), None) if known is not None else most
     median = _median(profile)

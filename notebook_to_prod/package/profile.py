@@ -53,6 +53,11 @@ def _numbers(values: Any, kind: str) -> Any:
     return found[np.isfinite(found)]
 
 
+def _by_frequency(counted: Any) -> list[tuple[str, int]]:
+    "Values and their counts, the most frequent first."
+    return sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
 def profile_column(
     values: Any,  # A pandas Series
     name: str,
@@ -64,8 +69,7 @@ def profile_column(
     missing = int(values.isna().sum())
     if kind in ("string", "category", "boolean"):
         counted = values.dropna().astype(str).value_counts()
-        ordered = sorted(counted.items(), key=lambda pair: (-pair[1], pair[0]))
-        kept = {str(value): int(count) for value, count in ordered[:_VALUES]}
+        kept = {str(value): int(count) for value, count in _by_frequency(counted)[:_VALUES]}
         return ColumnProfile(name, kind, len(values), missing, values=kept, other=int(counted.sum()) - sum(kept.values()))
     numbers = _numbers(values, kind)
     if not len(numbers):
@@ -108,7 +112,7 @@ class Profile:
 def _read(content: Mapping[str, Any]) -> ColumnProfile:
     read = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
     if read.get("values"):  # the file has them by name
-        read["values"] = dict(sorted(read["values"].items(), key=lambda each: (-each[1], each[0])))
+        read["values"] = dict(_by_frequency(read["values"]))
     return ColumnProfile(**read)
 
 

@@ -5,7 +5,6 @@
 # %% ../../nbs/serve/06_configure.ipynb #imports
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -111,8 +110,6 @@ def read_settings(
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
-    if os.environ.get("N2P_LOG", "").lower() == "off":  # for tests, which ask for what nobody wanted to know
-        settings.pop("log", None)
     folder = path.parent.absolute()
     return place_settings(settings, folder, folder / "log" if "log" in settings else None)
 

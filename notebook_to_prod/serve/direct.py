@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..package.bundle import Prediction
 from .request import Refusal
-from .service import LARGE, PLAIN, SAFE, Call, Steps, uncancel
+from .service import LARGE, PLAIN, Call, Steps, answer_fields, uncancel
 from .steady.limits import OVERLOADED
 
 if TYPE_CHECKING:
@@ -43,9 +43,16 @@ def is_whole(data: bytes) -> bool:
     return bool(found) and length.isdigit() and len(length) < 10 and int(length) == len(data) - end - 4
 
 
-def _as_sent(refused: Refusal) -> bytes:
-    fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(refused.body)), *SAFE, *refused.headers]
-    return b"HTTP/1.1 %d Service Unavailable\r\n%b\r\n%b" % (refused.status, b"".join(b"%b: %b\r\n" % field for field in fields), refused.body)
+def _message(
+    status: bytes,  # Its line
+    lines: Iterable[bytes],  # Of the headers
+    content: bytes,
+) -> bytes:
+    return b"%b%b\r\n\r\n%b" % (status, b"\r\n".join(lines), content)
+
+
+def _lines(fields: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    return [b"%b: %b" % field for field in fields]
 
 # %% ../../nbs/serve/08_direct.ipynb #exchange
 _log = logging.getLogger("notebook_to_prod.serve")
@@ -64,12 +71,13 @@ _SAFE_FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*
 class Exchange:
     "One request and its answer on a connection, in the place of uvicorn's cycle."
 
-    __slots__ = ("_body", "_call", "_context", "_over", "_protocol", "_steps", "_task", "disconnected", "keep_alive", "response_complete")
+    __slots__ = ("_call", "_context", "_over", "_protocol", "_steps", "_task", "disconnected", "keep_alive", "response_complete")
     message_event = _Nobody()
 
     def __init__(self, protocol: Any, steps: Steps, body: bytes, keep_alive: bool):
-        self._protocol, self._steps, self._body = protocol, steps, body
+        self._protocol, self._steps = protocol, steps
         self._call = call = Call(protocol.scope)
+        call.body = body
         self._context = copy_context()  # What hooks set is of this request alone
         self._task: asyncio.Task[None] | None = None
         self._over = self.response_complete = self.disconnected = False
@@ -86,9 +94,9 @@ class Exchange:
         try:
             said: Any = steps.admit(call)
             if said is None:
-                said = steps.arrive(call, self._body)
+                said = steps.arrive(call, call.body)
             if said is None:
-                rows = call.model.decode(self._body)  # type: ignore[union-attr]
+                rows = call.model.decode(call.body)  # type: ignore[union-attr]
                 said = rows if type(rows) is Refusal else steps.check(call, rows)  # type: ignore[arg-type]
         except Exception as error:  # noqa: BLE001 - a hook's, or ours
             steps.fail(call, error)
@@ -166,7 +174,6 @@ class Exchange:
             steps.fail(call, error)
 
     def _say(self) -> None:
-        self._over = True
         try:
             self._send()
             self._steps.sent(self._call)
@@ -183,15 +190,15 @@ class Exchange:
         if self.disconnected or transport.is_closing():
             return
         keep = self.keep_alive
-        lines = [b"%b: %b" % field for field in self._steps.fields(call)]
+        lines = _lines(self._steps.fields(call))
         for line in lines:
             if not _SAFE_FIELD(line):
                 raise ValueError(f"a header would be {line!r}")
             keep = keep and line != b"connection: close"
         if not keep and b"connection: close" not in lines:
             lines.append(b"connection: close")
-        lines += [b"%b: %b" % field for field in protocol.server_state.default_headers]
-        transport.write(b"%b%b\r\n\r\n%b" % (protocol.status_line(call.status), b"\r\n".join(lines), call.content))
+        lines += _lines(protocol.server_state.default_headers)
+        transport.write(_message(protocol.status_line(call.status), lines, call.content))
         if not keep:
             transport.close()
 
@@ -210,9 +217,10 @@ def direct_protocol(app: Application) -> Any:
         from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
     except ImportError:
         return None
-    service, refused, too_long = app.service, _as_sent(OVERLOADED), b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    service = app.service
+    refused = _message(STATUS_LINE[OVERLOADED.status], _lines(answer_fields(OVERLOADED.body, OVERLOADED.headers)), OVERLOADED.body)
+    too_long = _message(STATUS_LINE[431], (b"content-length: 0", b"connection: close"), b"")
     most = min(LARGE, service.body_limit)
-    turns_away: Callable[[], bool] = service.turns_away or (lambda: False)
     crowded: Callable[[], bool] = service.crowded or (lambda: False)
     found: list[Steps | None] = []
 
@@ -244,8 +252,7 @@ def direct_protocol(app: Application) -> Any:
 
     class Protocol(HttpToolsProtocol):
         _between = True  # Two requests: the parser has ended one, and has seen nothing of the next
-        _in_head = False
-        _head = 0  # Bytes
+        _head: int | None = None  # Bytes of a head that is not complete
         _parts: list[bytes] | None = None  # Of a body that is being read to be answered here
         _patience: asyncio.TimerHandle | None = None  # Until a body that has not come whole goes the common way
         _ready: Exchange | None = None
@@ -253,11 +260,11 @@ def direct_protocol(app: Application) -> Any:
         finish = staticmethod(finish_together)
 
         def on_message_begin(self) -> None:
-            self._between, self._in_head, self._head = False, True, 0
+            self._between, self._head = False, 0
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
-            self._in_head = False
+            self._head = None
             if self._is_plain():
                 self._parts = []
             else:
@@ -299,7 +306,8 @@ def direct_protocol(app: Application) -> Any:
             return kind == b"application/json" and accept in PLAIN and 0 <= length <= most and not self.flow.write_paused and not self.root_path and steps() is not None
 
         def data_received(self, data: bytes) -> None:
-            if self._between and self._may_turn_away() and is_whole(data) and turns_away():
+            if self._between and self._may_turn_away() and is_whole(data):
+                service.turn_away()
                 self._unset_keepalive_if_required()
                 self.transport.write(refused)
                 self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
@@ -311,7 +319,7 @@ def direct_protocol(app: Application) -> Any:
             elif self._parts is not None:  # many clients send the body after the head
                 self._patience = self._patience or self.loop.call_later(_PATIENCE, self._go_the_common_way)
                 return
-            elif self._in_head:
+            elif self._head is not None:
                 self._head += len(data)
                 if self._head > _HEAD and not self.transport.is_closing():
                     self.transport.write(too_long)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from .request import Refusal, Row, refusal
 
 # %% auto #0
 __all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'PLAIN', 'LARGE', 'SAFE', 'Call', 'with_warnings', 'with_fallback',
-           'Wire', 'json_only', 'by_headers', 'read_body', 'uncancel', 'Guard', 'Service', 'Steps']
+           'Wire', 'json_only', 'by_headers', 'read_body', 'uncancel', 'answer_fields', 'Guard', 'Service', 'Steps']
 
 # %% ../../nbs/serve/04_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -168,6 +168,11 @@ def uncancel() -> None:
 SAFE = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))  # A prediction is nobody else's, and is what it says
 
 
+def answer_fields(content: bytes, headers: Iterable[tuple[bytes, bytes]], kind: bytes = _JSON) -> list[tuple[bytes, bytes]]:
+    "The headers of an answer, with what goes for every one."
+    return [(b"content-type", kind), (b"content-length", b"%d" % len(content)), *SAFE, *headers]
+
+
 class Guard(Protocol):
     "What decides about requests of every route before they are read."
 
@@ -202,9 +207,9 @@ class Service:
     flying: int = 0  # Requests that have arrived and are not over
     source: Any = None  # A `follow.Source`: which versions to answer with, if not always this model
     rollout: Callable[[], dict[str, Any]] | None = None  # What `GET /rollout` says
-    crowded: Callable[[], bool] | None = None  # Whether `turns_away` would say so, without counting
-    turns_away: Callable[[], bool] | None = None  # Whether a request for `/predict` is refused before it is even parsed; counts it, if so
-    turned_away: Callable[[], int] | None = None  # How many it has refused so
+    crowded: Callable[[], bool] | None = None  # Whether there is no place for one more row: a request for `/predict` is then refused before it is even parsed
+    turn_away: Callable[[], None] = lambda: None  # Counts one that was
+    turned_away: Callable[[], int] | None = None  # How many were
     previous: Model | None = None  # An earlier version that can answer in the place of this one
     keeps_previous: bool = False  # Whether there shall be one, when the model is another
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
@@ -363,7 +368,7 @@ class Steps:
     def fields(self, call: Call) -> list[tuple[bytes, bytes]]:
         "The headers of the answer."
         kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
-        found = [(b"content-type", kind), (b"content-length", b"%d" % len(call.content)), *SAFE, *call.headers]
+        found = answer_fields(call.content, call.headers, kind)
         if self._service.draining:
             found.append(_CLOSE)
         return found

@@ -182,7 +182,6 @@ class Limiter:
         self.turned_away = 0  # Of the refused: before they were parsed
         self._inside: dict[Call, _Entry] = {}
         self._bodies: dict[Call, int] = {}  # Bytes of the large ones
-        self._held = 0  # Their sum
         self._sweeping = False
 
     def start(self) -> None:
@@ -198,21 +197,17 @@ class Limiter:
         if announced > LARGE:
             if self.thread_gate.full:
                 return self._refuse(self.thread_gate, call)
-            if self._bodies and self._held + announced > self.limits.bodies_bytes:
+            if self._bodies and sum(self._bodies.values()) + announced > self.limits.bodies_bytes:
                 self.refused += 1
                 return OVERLOADED
             self._bodies[call] = announced
-            self._held += announced
         return None
 
-    def turns_away(self) -> bool:
-        "Whether there is no place for one more row; counts it, if so."
-        if not self.loop_gate.full:
-            return False
+    def turn_away(self) -> None:
+        "Count a request that is refused before it is parsed."
         self.refused += 1
         self.turned_away += 1
         self.loop_gate.refuse(perf_counter())
-        return True
 
     def arrived(self, call: Call) -> Refusal | None:
         "Take a call in, and begin its time."
@@ -253,8 +248,7 @@ class Limiter:
 
     def ended(self, call: Call) -> None:
         "Let a call out, and learn from its time."
-        if self._bodies:
-            self._held -= self._bodies.pop(call, 0)
+        self._bodies.pop(call, None)
         entry = self._inside.pop(call, None)
         if entry is None:
             return
@@ -309,7 +303,7 @@ def limit_service(service: Service, table: Mapping[str, Any]) -> None:
     if "body_seconds" in table:
         service.body_seconds = limiter.limits.body_seconds
     service.start.append(limiter.start)
-    service.turns_away, service.crowded = limiter.turns_away, lambda: limiter.loop_gate.full
+    service.crowded, service.turn_away = lambda: limiter.loop_gate.full, limiter.turn_away
     service.turned_away = lambda: limiter.turned_away
     service.admit.append(limiter.admit)
     service.arrived.append(limiter.arrived)
