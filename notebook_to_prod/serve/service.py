@@ -19,8 +19,9 @@ from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'PLAIN', 'LARGE', 'SAFE', 'Call', 'with_warnings', 'with_fallback',
-           'Wire', 'json_only', 'by_headers', 'read_body', 'uncancel', 'answer_fields', 'Guard', 'Service', 'Steps']
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'CLOSE', 'PLAIN', 'LARGE', 'SAFE', 'Call', 'with_warnings',
+           'with_fallback', 'Wire', 'json_only', 'by_headers', 'read_body', 'uncancel', 'answer_fields', 'Guard',
+           'Service', 'Steps']
 
 # %% ../../nbs/serve/04_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -32,10 +33,11 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Call:
     "One request for predictions and its answer."
 
-    __slots__ = ("began", "body", "cached", "cancel", "content", "cut", "decoded", "encoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
+    __slots__ = ("began", "body", "cached", "cancel", "content", "cut", "decoded", "encoded", "fallback", "fields", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
 
     def __init__(self, scope: Scope, wire: Wire | None = None):
         self.scope = scope  # As ASGI gives it: method, path, headers, client
+        self.fields: dict[bytes, bytes] = dict(scope["headers"])  # Of headers that come twice, the last
         self.wire = wire  # How request and answer are spelt; None is the JSON of `/predict`
         self.began = perf_counter()  # Seconds of that clock, as the moments below are; 0 is a moment that did not come
         self.read = self.decoded = self.scored = self.encoded = 0.0  # When the body was there, its rows, the prediction, and the answer or refusal
@@ -86,7 +88,7 @@ class Wire:
 Wires = Callable[[bytes, bytes], "Wire | Refusal | None"]  # Given the media type of the body and the header `accept`; None is the JSON of `/predict`
 
 # %% ../../nbs/serve/04_service.ipynb #body
-_CLOSE = (b"connection", b"close")
+CLOSE = (b"connection", b"close")
 
 
 _JSON = b"application/json"
@@ -119,7 +121,7 @@ def by_headers(
 
 
 def _too_large(limit: int, closing: bool = False) -> Refusal:
-    return refusal(413, "too_large", ["body"], f"The body must not be longer than {limit} bytes", (_CLOSE,) if closing else ())
+    return refusal(413, "too_large", ["body"], f"The body must not be longer than {limit} bytes", (CLOSE,) if closing else ())
 
 
 async def read_body(
@@ -147,7 +149,7 @@ async def read_body(
                 elif length > 2 * limit:
                     break
     except TimeoutError:
-        return refusal(408, "timeout", ["body"], f"The body must arrive within {seconds:g} seconds", (_CLOSE,))
+        return refusal(408, "timeout", ["body"], f"The body must arrive within {seconds:g} seconds", (CLOSE,))
     if length <= limit:
         return b"".join(parts)
     return _too_large(limit, closing=message.get("more_body", False))
@@ -240,7 +242,7 @@ class Service:
                 return refused
             if (spelt := by_headers(call.scope, limit, wires, plainly)) is not None:
                 if type(spelt) is Refusal:
-                    if spelt.status == 413 and _CLOSE not in spelt.headers:
+                    if spelt.status == 413 and CLOSE not in spelt.headers:
                         return await read_body(receive, limit, seconds) and spelt  # read, for the sender to read why
                     return spelt
                 call.wire = spelt
@@ -367,11 +369,19 @@ class Steps:
 
     def fields(self, call: Call) -> list[tuple[bytes, bytes]]:
         "The headers of the answer."
-        kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
-        found = answer_fields(call.content, call.headers, kind)
-        if self._service.draining:
-            found.append(_CLOSE)
+        found = answer_fields(call.content, call.headers, self.kind(call))
+        if self.draining:
+            found.append(CLOSE)
         return found
+
+    def kind(self, call: Call) -> bytes:
+        "The media type of the answer."
+        return _JSON if call.wire is None or call.status != 200 else call.wire.kind
+
+    @property
+    def draining(self) -> bool:
+        "Whether connections are closed after their answer."
+        return self._service.draining
 
     def sent(self, call: Call) -> None:
         "The answer is out."
