@@ -156,7 +156,7 @@ async def read_body(
 
 # %% ../../nbs/serve/04_service.ipynb #service
 _log = logging.getLogger("notebook_to_prod.serve")
-LARGE = 65_536  # Bytes of a body from which decoding is left to a thread
+LARGE = 16_384  # Bytes of a body from which decoding is left to a thread
 _INTERNAL = refusal(500, "internal", [], "The service failed to answer; its log has the reason")
 
 
