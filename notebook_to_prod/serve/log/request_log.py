@@ -21,6 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from time import perf_counter, time_ns
 from typing import Any
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from ...errors import InputError
@@ -282,8 +283,7 @@ class RequestLog:
         self._shares = sorted({rule.sample for rule in settings.columns.values() if rule.sample < 1})
         self._draws = bool(self._shares) or settings.sample < 1
         self._models: dict[tuple[str, ...], int] = {}  # Those that the open segment describes, each with so many columns
-        self._model: Model | None = None  # The last one; for each number of shares that a draw is not below, its number and what is kept of its rows
-        self._kept: dict[int, tuple[int, Keep | None]] = {}
+        self._kept: WeakKeyDictionary[Model, dict[int, tuple[int, Keep | None]]] = WeakKeyDictionary()  # For each number of shares that a draw is not below, the model's number and what is kept of its rows
         self._told = 0.0
         self._gathered: list[tuple[bytes, Call]] | None = None  # What is to be written at once
 
@@ -300,9 +300,10 @@ class RequestLog:
         now = time_ns() // 1000
         try:
             self._ready(now / 1e6)
-            if call.model is not self._model:
-                self._model, self._kept = call.model, {}
-            number, keep = self._kept.get(without) or self._describe(call.model, without, drawn)  # type: ignore[arg-type]
+            try:
+                number, keep = self._kept[call.model][without]  # type: ignore[index]
+            except KeyError:
+                number, keep = self._describe(call.model, without, drawn)  # type: ignore[arg-type]
             rows = call.rows if keep is None else keep(call.rows)
             said, wire = call.said, call.wire
             took = int((perf_counter() - call.began) * 1e6)
@@ -354,7 +355,7 @@ class RequestLog:
             writer.end()
         if writer.path is None:
             writer.begin()
-            self._models, self._model = {}, None
+            self._models, self._kept = {}, WeakKeyDictionary()
 
     def _describe(self, model: Model, without: int, drawn: float) -> tuple[int, Keep | None]:
         "The number of a model with the columns that such a draw keeps, and what makes its rows."
@@ -364,7 +365,8 @@ class RequestLog:
         if identity not in self._models:
             self.writer.append(self._encode(("m", {**predictor.identity, "classes": predictor.classes, "columns": columns})))
             self._models[identity] = len(self._models)
-        self._kept[without] = found = self._models[identity], keep
+        found = self._models[identity], keep
+        self._kept.setdefault(model, {})[without] = found
         return found
 
     def _fail(self, call: Call, error: OSError) -> None:
