@@ -580,7 +580,7 @@ def test_labels_of_logged_predictions_decide(better: bool, rolled: Rolled) -> No
             {"id": f"{better}-{number}", "label": said["predictions"][0] if good else wrong[said["predictions"][0]]}
         )
     rolled.until_counted("canary", 35)
-    assert rolled.client.post("/feedback", json=labels).json() == {"accepted": 140}
+    assert rolled.client.post("/feedback", json=labels).json() == {"accepted": 140, "pending": 0}
     code, said = rolled.n2p("rollout", "watch", rolled.name, "--once")
     assert (code, said["action"]) == ((0, "advance") if better else (1, "abort")), said
     figures = [f"{right[version] / answered[version]:.4g} of {answered[version]}" for version in "21"]

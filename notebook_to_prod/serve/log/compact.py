@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import DependencyError, StoreError
 from ...project import store_errors, write_atomic
-from .predictions import Answerer, Answered, Entries, Labelled, answered_table, by_day, feature_name, joined, labels_table, read_entries
+from .predictions import Answerer, Answered, Entries, Labelled, answered_table, by_day, feature_name, joined, labels_table, read_entries, unmatched
 from .request_log import RequestLog, LogSettings
 from .segments import DAMAGED, OPEN, is_abandoned, read_segment, read_segments, segment_paths
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, MetaData, Table
 
 # %% auto #0
-__all__ = ['Target', 'ParquetTarget', 'SqlTarget', 'Compaction', 'open_target', 'compact', 'read_predictions', 'write_labels']
+__all__ = ['Target', 'ParquetTarget', 'SqlTarget', 'Compaction', 'open_target', 'compact', 'read_predictions', 'count_unmatched',
+           'write_labels']
 
 # %% ../../../nbs/serve/log/04_compact.ipynb #target
 class Target(Protocol):
@@ -447,13 +448,8 @@ def _alone(folder: Path) -> Iterator[None]:
             lock.release()
 
 # %% ../../../nbs/serve/log/04_compact.ipynb #read
-def read_predictions(
-    settings: LogSettings,  # With the folder
-    since: date | None = None,  # The first day, in UTC
-    until: date | None = None,  # The last one
-    model: str | None = None,  # Of this one alone, where a target has several
-) -> pd.DataFrame:
-    "All that a log holds, each row with its label if there is one; see `predictions` for the columns."
+def _read(settings: LogSettings, since: date | None = None, until: date | None = None) -> tuple[list[pa.Table], list[pa.Table]]:
+    "The answers of some days, and the labels that have come since the first of them."
     answers: list[pa.Table] = []
     labels: list[pa.Table] = []
     for segment in read_segments(settings.folder or Path()):
@@ -463,8 +459,23 @@ def read_predictions(
             answers += [answered_table(segment.name, answerer, some)] if some else []
         labels += [labels_table(segment.name, entries.labels)] if entries.labels else []
     known, true = open_target(settings).read(since, until)
-    found = joined(answers + known, labels + true)
+    return answers + known, labels + true
+
+
+def read_predictions(
+    settings: LogSettings,  # With the folder
+    since: date | None = None,  # The first day, in UTC
+    until: date | None = None,  # The last one
+    model: str | None = None,  # Of this one alone, where a target has several
+) -> pd.DataFrame:
+    "All that a log holds, each row with its label if there is one; see `predictions` for the columns."
+    found = joined(*_read(settings, since, until))
     return found if model is None else found[found["model"] == model].reset_index(drop=True)
+
+
+def count_unmatched(settings: LogSettings) -> int:
+    "Rows that have a label in the log or its target, and no answer in either."
+    return unmatched(*_read(settings))
 
 
 def write_labels(settings: LogSettings, labels: list[tuple[str, int, Any]]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Answerer', 'Answered', 'Labelled', 'Entries', 'read_entries', 'feature_name', 'features_of', 'answered_table',
-           'labels_table', 'by_day', 'joined', 'features']
+           'labels_table', 'by_day', 'joined', 'unmatched', 'features']
 
 # %% ../../../nbs/serve/log/03_predictions.ipynb #entry
 _FEATURE = "feature."
@@ -227,6 +227,15 @@ def joined(answers: list[pa.Table], labels: list[pa.Table]) -> pd.DataFrame:
     told["label"] = pd.Series([found.get(each) for each in zip(told["id"], told["row"], strict=True)], dtype=object).infer_objects()
     features = [name for name in told if name.startswith(_FEATURE)]
     return told[[*_BASE, *features, "segment", "place"]]
+
+
+def unmatched(answers: list[pa.Table], labels: list[pa.Table]) -> int:
+    "Rows that have a label and no answer."
+
+    def rows(tables: list[pa.Table]) -> set[tuple[str, int]]:
+        return {each for table in tables for each in zip(table["id"].to_pylist(), table["row"].to_pylist(), strict=True)}
+
+    return len(rows(labels) - rows(answers)) if labels else 0
 
 
 def _alike(tables: list[pa.Table]) -> Iterator[pa.Table]:
