@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.batch import Model
 from notebook_to_prod.serve.decode import Decoder
 from notebook_to_prod.serve.export.generate import _runtime_texts
+from notebook_to_prod.serve.log.compact import compact, read_predictions
+from notebook_to_prod.serve.log.request_log import LogSettings
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.protocols.inference import infer_columns
 from notebook_to_prod.serve.protocols.invocations import table_columns
@@ -524,6 +528,44 @@ def test_a_policy_deals_with_a_value_alike(spelling: str, client: httpx.Client, 
         path, spell, kind = SPELT[spelling]
         table = pd.read_csv(io.BytesIO(post(client, path, spell([full[0], odd]), kind, accept="text/csv").content))
         assert pd.isna(table["warnings"][0]) and "seats: above the maximum, clipped" in table["warnings"][1]
+
+
+def test_the_log_tells_what_was_changed_and_how_it_was_asked(bundle: Bundle, tmp_path: Path) -> None:
+    full = next(row for row in bundle.golden["rows"] if None not in row.values())
+    odd = full | {"seats": 1e6, "origin": "XXX"}
+    settings = LogSettings(folder=tmp_path / "log", to=f"sqlite:///{tmp_path}/log.db")
+    asked_for = {"plain": ("/predict", [full, full]), "odd": ("/predict", [full, odd]), "why": ("/explain", [odd])}
+
+    def ask_all() -> None:
+        app = create_app(
+            load_predictor(bundle.path), settings={"log": {"folder": str(settings.folder), "redact": ["origin"]}}
+        )
+        with TestClient(app) as client:
+            for id, (path, rows) in asked_for.items():
+                assert client.post(path, json=rows, headers={"x-request-id": id}).status_code == 200
+
+    def told() -> list[tuple[Any, ...]]:
+        table = read_predictions(settings)
+        changes = [None if each is None else [*each] for each in table["changes"]]
+        return [*zip(table["id"], table["row"], table["protocol"], changes, strict=True)]
+
+    ask_all()
+    clipped = ["seats: above the maximum, clipped"]  # and nothing of a column that is redacted
+    expected = [
+        ("plain", 0, "predict", None),
+        ("plain", 1, "predict", None),
+        ("odd", 0, "predict", None),
+        ("odd", 1, "predict", clipped),
+        ("why", 0, "explain", clipped),
+    ]
+    assert told() == expected
+    compact(settings)
+    assert told() == expected
+    with closing(sqlite3.connect(tmp_path / "log.db")) as database:  # as a release without it had made it
+        database.execute("ALTER TABLE n2p_answers DROP COLUMN changes")
+    ask_all()
+    compact(settings)
+    assert [each[3] for each in told()] == [None] * 5 + [None, None, None, clipped, clipped]
 
 
 def test_the_predictor_deals_with_it_too(bundle: Bundle) -> None:

@@ -120,7 +120,7 @@ def show(terminal: Terminal, model: str, last: int, since: datetime | None, unti
     lines = []
     for row in rows:
         true = "" if row["label"] is None else f", true {row['label']}"
-        by = " ".join(filter(None, (f"version {row['version']}", row["route"], row["fallback"])))
+        by = " ".join(filter(None, (f"version {row['version']}", row["route"], row["fallback"], row["protocol"] if row["protocol"] != "predict" else "", f"changed {', '.join(row['changes'])}" if row["changes"] else "")))
         place = f"{row['id']} row {row['row']}" if row["row"] else row["id"]
         lines.append((row["time"][:19], f"{row['prediction']}{true} ({by}, {row['latency_us'] / 1000:.1f} ms, {place})"))
     return Result({"model": model, "predictions": rows}, lines or [("predictions", "none")])

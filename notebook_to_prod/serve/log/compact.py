@@ -162,7 +162,7 @@ def _tables(metadata: MetaData) -> tuple[Table, Table, Table, Table]:
     place = [("segment", sa.String, True), ("place", sa.BigInteger, True), ("row", sa.Integer, True)]
     told = [("id", sa.String, False), ("time", sa.DateTime(timezone=True), False), ("day", sa.Date, False)]
     answer = [(name, sa.String, False) for name in ("model", "version", "bundle", "protocol", "route", "fallback")]
-    answer += [("latency_us", sa.BigInteger, False), ("prediction", value, False), ("probabilities", value, False), ("features", value, False)]
+    answer += [("latency_us", sa.BigInteger, False), ("prediction", value, False), ("probabilities", value, False), ("features", value, False), ("changes", value, False)]
 
     def table(name: str, *columns: tuple[str, Any, bool]) -> Table:
         made = (sa.Column(title, kind, primary_key=key, autoincrement=False, index=title in ("id", "day") and not key) for title, kind, key in columns)
@@ -188,6 +188,25 @@ class SqlTarget:
             self._engine: Engine = sa.create_engine(address)
         with self._errors():
             self._metadata.create_all(self._engine)
+            self._add_column()
+
+    def _add_column(self) -> None:
+        "Give a table that an earlier release has made the column which it did not know."
+        from sqlalchemy import inspect, text
+        from sqlalchemy.exc import DBAPIError
+
+        def there() -> bool:
+            return "changes" in {each["name"] for each in inspect(self._engine).get_columns("n2p_answers")}
+
+        if there():
+            return
+        kind = self._answers.c.changes.type.compile(self._engine.dialect)
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(text(f"ALTER TABLE n2p_answers ADD COLUMN changes {kind}"))
+        except DBAPIError:
+            if not there():  # or another process was quicker
+                raise
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -315,7 +334,7 @@ def _answer_rows(segment: str, answerer: Answerer, answered: list[Answered]) -> 
         told |= {"protocol": each.protocol, "route": each.route, "fallback": each.fallback, "latency_us": each.latency_us}
         for row, (values, said) in enumerate(zip(each.rows, each.predictions, strict=True)):
             chances = each.probabilities and each.probabilities[row]
-            yield told | {"row": row, "prediction": said, "probabilities": chances, "features": dict(zip(names, values, strict=True))}
+            yield told | {"row": row, "prediction": said, "probabilities": chances, "features": dict(zip(names, values, strict=True)), "changes": each.changes.get(row)}
 
 
 def _label_rows(segment: str, labels: list[Labelled]) -> Iterator[dict[str, Any]]:
@@ -348,6 +367,8 @@ def _answer_tables(described: list[dict[str, Any]], rows: list[Any]) -> list[pa.
         answered: dict[int, Answered] = {}
         for row in some:
             each = answered.setdefault(row.place, Answered(row.place, _utc(row.time), row.id, row.protocol, row.route, row.fallback, row.latency_us, [], [], None if row.probabilities is None else []))
+            if row.changes:
+                each.changes[len(each.rows)] = row.changes
             each.rows.append([row.features[name] for name in names])
             each.predictions.append(row.prediction)
             if each.probabilities is not None:

@@ -24,6 +24,7 @@ from typing import Any
 from zlib import crc32
 
 from ...errors import InputError
+from ...package.policy import Adjusted
 from ...package.schema import Column
 from ...project import refuse_unknown, store_errors
 from ..batch import Model
@@ -208,6 +209,11 @@ def hashed(value: Any, key: bytes) -> str | None:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12, key=key).hexdigest()
 
 
+def _left_out(settings: LogSettings, drawn: float) -> set[str]:
+    "The columns that are not written of a request."
+    return {*settings.redact, *(name for name, rule in settings.columns.items() if drawn >= rule.sample)}
+
+
 def _kept(
     columns: Sequence[Column],
     settings: LogSettings,
@@ -215,7 +221,7 @@ def _kept(
 ) -> tuple[list[dict[str, Any]], Keep | None]:
     "The columns of the log, and what makes its rows of those of a request; None if they are the same."
     key = hashlib.sha256(settings.salt.encode()).digest()
-    out = {*settings.redact, *(name for name, rule in settings.columns.items() if drawn >= rule.sample)}
+    out = _left_out(settings, drawn)
     places = [(place, each.name in settings.hash) for place, each in enumerate(columns) if each.name not in out]
     described = [_described(columns[place], secret) for place, secret in places]
     if len(places) == len(columns) and not any(secret for _, secret in places):
@@ -307,7 +313,11 @@ class RequestLog:
             said, wire = call.said, call.wire
             took = int((perf_counter() - call.began) * 1e6)
             protocol = "predict" if wire is None else wire.name
-            record = self._encode(("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities))  # type: ignore[union-attr]
+            told: tuple[Any, ...] = ("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities)  # type: ignore[union-attr]
+            if type(call.rows) is Adjusted:
+                out = _left_out(self.settings, drawn)
+                told += ([(each.row, each.column, each.what) for each in call.changes if each.column not in out],)
+            record = self._encode(told)
             if self._gathered is not None:
                 self._gathered.append((record, call))
                 return
