@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
 SCRIPT = """
 import json, sys
 from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.watch.rollout import read_decisions
 from notebook_to_prod.serve.server import forkable, serve
 path, workers, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 def loaded():
@@ -555,6 +557,20 @@ def test_a_rollout_that_does_badly_is_aborted(rolled: Rolled) -> None:
     assert registry.aliased(rolled.name, "canary") is None and live == 2
     code, said = rolled.n2p("rollout", "advance", rolled.name)
     assert (code, said["error"]["type"]) == (2, "NotFoundError")
+
+
+def test_who_watches_is_told_that_somebody_has_aborted(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    rolled.rollout("start", "2", "--shadow")
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(rolled.n2p, "rollout", "watch", rolled.name, "--every", "0.2 s")
+        until(lambda: any("ended by hand" in each["why"] for each in read_decisions(registry, rolled.name)))
+        rollouts.abort_rollout(registry, rolled.name, "customers complain")
+        code, said = watching.result(60)
+    assert (code, said["action"], said["state"]) == (1, "abort", "aborted"), said
+    assert "customers complain" in said["why"]
+    assert rolled.n2p("rollout", "watch", rolled.name)[0] == 2, "there is nothing to watch"
 
 
 @pytest.mark.parametrize("better", [False, True])

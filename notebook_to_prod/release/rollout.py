@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,10 +19,11 @@ from ..errors import InputError, NotFoundError, StoreError, VerdictError
 from .announce import announcing
 from .audit import Event
 from .change import ROLLOUT, make_change, recover, registry_lock
-from .moves import promote
-from .people import acting
+from .gated import Passed, pass_gates
+from .moves import keep_refusal, promote, promoting
+from .people import Identity, acting
 from .rows import model_tags
-from .versions import Versions, check_name
+from .versions import ModelVersion, Versions, check_name
 from ..train.record import now
 from ..train.tracking import tracking_errors
 
@@ -159,10 +161,11 @@ def start_rollout(
     alias: str | None = None,  # Of the live version
     reason: str | None = None,
     unsealed: bool = False,
+    override: bool = False,  # Go against the gates; needs a reason
     progress: Callable[[str], None] | None = None,
 ) -> Rollout:
-    "Give a version a part of the requests, or a copy of them; raises what `promote` raises, and `InputError` if a rollout is running already."
-    who, live = acting("promote", check_name(name)), alias or registry.store.alias
+    "Give a version a part of the requests, or a copy of them; raises what `promote` raises, `VerdictError` if the gates of the live alias say no, and `InputError` if a rollout is running already."
+    who, live = promoting(check_name(name), reason, unsealed, override), alias or registry.store.alias
     target, base = registry.read(name, version), registry.aliased(name, live)
     if base is None:
         raise NotFoundError(f"no version of '{name}' is '{live}'", where=f"{name}@{live}", remedy=f"promote one first: n2p promote {name} {version} --to {live}")
@@ -171,22 +174,29 @@ def start_rollout(
     before = read_rollout(registry, name)
     if before is not None and before.goes_on:
         raise InputError(f"there is a rollout of '{name}': {before.told}", where=name, remedy=f"end it first: n2p rollout abort {name}, or n2p rollout advance {name}")
+    passed = None if kind == "shadow" else _ask_live(registry, target, live, base, who, override, progress)
     began = now()
     made = Rollout(secrets.token_hex(6), name, kind, version, base, live, () if kind == "shadow" else steps, 0, every, STARTING, began, began)
-    claimed = _change(registry, before, made, who, target.bundle, reason)  # so of two who start at once the other has moved no alias
+    claimed = _change(registry, before, made, who, target.bundle, reason, passed)  # so of two who start at once the other has moved no alias
     try:
-        promote(registry, name, version, made.stage, reason, unsealed, False, progress)
+        promote(registry, name, version, made.stage, reason, unsealed, override, progress)
     except BaseException:
         _change(registry, claimed, replace(claimed, state=ABORTED, moved=now()), who, None, "it was not let in")
         raise
     return _change(registry, claimed, replace(claimed, state=RUNNING, moved=now()), who, None, None)
 
 
-def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any, bundle: str | None, reason: str | None) -> Rollout:
+def _ask_live(registry: Versions, target: ModelVersion, live: str, base: int, who: Identity, override: bool, progress: Callable[[str], None] | None) -> Passed:
+    "What the gates of the live alias say of a version that is to answer users."
+    champion = lambda: registry.bundle(registry.read(target.name, base))  # noqa: E731 - only asked if there are gates
+    return pass_gates(registry.store, registry.bundle(target), live, champion, override, progress, partial(keep_refusal, registry, target, live, who))
+
+
+def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any, bundle: str | None, reason: str | None, passed: Passed | None = None) -> Rollout:
     client, name = registry._client, after.name  # which is opened before the lock is held
     id = secrets.token_hex(8)
     after = replace(after, change=id)
-    event = Event(now(), "rollout", name, after.version, who.user, reason="; ".join(filter(None, (after.told, reason))), bundle=bundle, identity=who.known_by, id=id)
+    event = Event(now(), "rollout", name, after.version, who.user, reason="; ".join(filter(None, (after.told, reason))), bundle=bundle, gates=passed and passed.gates, verdicts=passed and passed.verdicts, identity=who.known_by, id=id)
 
     def apply() -> None:
         client.set_registered_model_tag(name, ROLLOUT, json.dumps(after.to_dict()))
@@ -222,11 +232,12 @@ def advance_rollout(
     seen: int = 0,  # Requests that the version has had
     expected: Rollout | None = None,  # What the caller has decided about
     unsealed: bool = False,
+    override: bool = False,  # Go against the gates, and past missing approvals; needs a reason
     progress: Callable[[str], None] | None = None,
 ) -> Rollout:
     "Go to the next step; the last one promotes the version. Raises what `promote` raises, and `InputError` of a shadow."
     before = expected or running_rollout(registry, name)
-    who = acting("promote", name)
+    who = promoting(name, reason, unsealed, override)
     if before.kind == "shadow":
         raise InputError("a shadow has no steps", where=name, remedy=f"end it, then start a canary: n2p rollout abort {name}")
     if before.state == STARTING:
@@ -238,7 +249,7 @@ def advance_rollout(
         return _change(registry, before, replace(before, step=before.step + 1, moved=now(), seen=seen), who, None, reason)
     claimed = before if before.state == PROMOTING else _change(registry, before, replace(before, state=PROMOTING, moved=now()), who, None, reason)
     try:
-        promote(registry, name, before.version, before.alias, "; ".join(filter(None, (before.told, reason))), unsealed, False, progress)
+        promote(registry, name, before.version, before.alias, "; ".join(filter(None, (before.told, reason))), unsealed, override, progress)
     except BaseException:
         _change(registry, claimed, replace(claimed, state=RUNNING), who, None, "it was not promoted")
         raise

@@ -103,7 +103,7 @@ class Joined:
         if kind == "m":
             seen.models.append((rest[0]["model"], rest[0]["version"]))
         elif kind == "p" and rest[0] >= self._began:
-            _, id, number, _, route, fallback, _, _, predictions, chances = rest
+            _, id, number, _, route, fallback, _, _, predictions, chances, *_ = rest
             arm = self._arms.get((*seen.models[number], route))
             if arm is not None and not fallback:
                 for row, said in enumerate(predictions):

@@ -16,11 +16,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ServerError
+from ..errors import InputError, NotFoundError, ServerError
 from ..project import store_errors
 from ..release.people import identify
 from ..release.registry import Registry
-from ..release.rollout import PROMOTING, RUNNING, STARTING, Rollout, abort_rollout, advance_rollout, running_rollout
+from ..release.rollout import ABORTED, PROMOTING, RUNNING, STARTING, Rollout, abort_rollout, advance_rollout, read_rollout, running_rollout
 from ..serve.rollout.follow import RolloutSettings, read_reports, sum_reports
 from ..serve.source import reports_folder
 from ..serve.rollout.tally import Tally, prediction_shift
@@ -30,7 +30,7 @@ from .sequential import Moments, difference_interval
 
 # %% auto #0
 __all__ = ['WORSE', 'FINE', 'UNKNOWN', 'HOLD', 'ADVANCE', 'ABORT', 'Finding', 'judge', 'Decision', 'decide', 'read_outcomes',
-           'ask_services', 'look', 'act', 'decisions_path', 'log_decision', 'read_decisions']
+           'ask_services', 'look', 'act', 'ended_decision', 'decisions_path', 'log_decision', 'read_decisions']
 
 # %% ../../nbs/watch/02_rollout.ipynb #judge
 WORSE, FINE, UNKNOWN = "worse", "fine", "not known yet"
@@ -220,6 +220,16 @@ def act(registry: Registry, rollout: Rollout, decision: Decision, unsealed: bool
     done = Decision(**{**vars(decision), "user": identify().user, "state": after.state})
     log_decision(registry, done)
     return done
+
+
+def ended_decision(registry: Registry, watched: Rollout) -> Decision:
+    "What became of a rollout that was watched, and that somebody else has ended; raises `NotFoundError` if it is not known any more."
+    found = read_rollout(registry, watched.name)
+    if found is None or found.id != watched.id or found.goes_on:
+        raise NotFoundError(f"the rollout of '{watched.name}' is not known any more", where=watched.name, remedy=f"see n2p history {watched.name}")
+    last = next(event for event in reversed(registry.history(watched.name)) if event.action == "rollout")
+    why = "; ".join(filter(None, (f"by {last.user}", last.reason)))
+    return Decision(now(), found.name, found.id, found.version, found.base, 0.0, ABORT if found.state == ABORTED else ADVANCE, why, user=last.user, state=found.state)
 
 
 def decisions_path(registry: Registry, name: str) -> Path:
