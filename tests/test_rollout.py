@@ -42,12 +42,12 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release import rollout as rollouts
 from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry, alias_path
+from notebook_to_prod.watch.rollout import read_decisions
 
 SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
 SCRIPT = """
 import json, sys
 from notebook_to_prod.serve.predictor import load_predictor
-from notebook_to_prod.watch.rollout import read_decisions
 from notebook_to_prod.serve.server import forkable, serve
 path, workers, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 def loaded():
@@ -565,8 +565,10 @@ def test_who_watches_is_told_that_somebody_has_aborted(rolled: Rolled) -> None:
     rolled.rollout("start", "2", "--shadow")
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(rolled.n2p, "rollout", "watch", rolled.name, "--every", "0.2 s")
-        until(lambda: any("ended by hand" in each["why"] for each in read_decisions(registry, rolled.name)))
-        rollouts.abort_rollout(registry, rolled.name, "customers complain")
+        try:
+            until(lambda: any("ended by hand" in each["why"] for each in read_decisions(registry, rolled.name)))
+        finally:  # or the other would watch for ever
+            rollouts.abort_rollout(registry, rolled.name, "customers complain")
         code, said = watching.result(60)
     assert (code, said["action"], said["state"]) == (1, "abort", "aborted"), said
     assert "customers complain" in said["why"]
