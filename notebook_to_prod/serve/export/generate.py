@@ -47,6 +47,7 @@ _RUNTIME_MODULES = (
     "serve.request_id",
     "serve.log.segments",
     "serve.log.request_log",
+    "serve.log.ids",
     "serve.log.feedback",
     "serve.configure",
     "serve.app",
