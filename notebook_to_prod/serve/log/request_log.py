@@ -78,18 +78,18 @@ _SALT = 16
 class LogSettings:
     "What is written of each prediction, where, and for how long."
 
-    folder: Path | None = None  # Without one there is no log
-    enabled: bool = True
-    sample: float = 1.0
-    redact: tuple[str, ...] = ()
-    hash: tuple[str, ...] = ()
-    salt: str = field(default="", repr=False)
-    columns: Mapping[str, ColumnRule] = field(default_factory=dict)
-    on_error: str = "refuse"
-    segment_size: int = 64 * 2**20  # Bytes
-    segment_age: float = 3600.0  # Seconds
-    to: str = ""
-    retention: timedelta | None = None
+    folder: Path | None = None  # Where the files are; `log` beside this file if there is this table, and no log without it
+    enabled: bool = True  # Whether there is a log, if there is this table
+    sample: float = 1.0  # The share of requests that are kept, by their id
+    redact: tuple[str, ...] = ()  # Columns whose values are not written
+    hash: tuple[str, ...] = ()  # Columns of whose values a keyed hash is written; needs a salt
+    salt: str = field(default="", repr=False)  # The name of a variable with 16 letters or more, the key of these hashes
+    columns: Mapping[str, ColumnRule] = field(default_factory=dict)  # By column how long its values are kept (keep), and of which share of requests (sample)
+    on_error: str = "refuse"  # What cannot be written is not answered, but 503; `answer`: it is answered, and the loss is counted and told
+    segment_size: int = 64 * 2**20  # When a process begins another file
+    segment_age: float = 3600.0  # The same, by its age
+    to: str = ""  # Where compaction puts the files: a folder, a URI of fsspec, or the address of a database; `compacted` in the folder if nothing is said
+    retention: timedelta | None = None  # How long whole days are kept; for ever if nothing is said
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.log]") -> LogSettings:

@@ -35,8 +35,8 @@ __all__ = ['EVERY', 'Totals', 'DashboardSettings', 'History', 'dashboard_data', 
 class DashboardSettings:
     "`[tool.n2p.serve.dashboard]`."
 
-    enabled: bool = True
-    minutes: float = 15.0
+    enabled: bool = True  # Whether there is the page /dashboard
+    minutes: float = 15.0  # That it shows, at most 1440
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.dashboard]") -> DashboardSettings:

@@ -71,7 +71,7 @@ class LoggingSettings:
     "`[tool.n2p.serve.logging]`."
 
     format: str = "text"  # Or `json`
-    access: bool = False
+    access: bool = False  # Whether each request has a line
     share: float = 1.0  # Of the requests that have a line
 
     @classmethod

@@ -39,11 +39,11 @@ __all__ = ['PHASES', 'PASSING', 'MetricsSettings', 'version_of', 'Metrics']
 class MetricsSettings:
     "`[tool.n2p.serve.metrics]`."
 
-    enabled: bool = True
-    drift: bool = True
-    window: float = 3600.0  # Seconds
-    rows: int = 500
-    values: int = 10_000  # A second
+    enabled: bool = True  # Without it nothing is counted, and /metrics and /dashboard are not there
+    drift: bool = True  # Whether requests and answers are compared with training
+    window: float = 3600.0  # Seconds of requests that are compared
+    rows: int = 500  # That the window must have before drift is told
+    values: int = 10_000  # A second, in each process, that are looked at for drift; of more requests a sample
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.metrics]") -> MetricsSettings:

@@ -31,10 +31,10 @@ _NEEDED = {"otlp": "opentelemetry.exporter.otlp.proto.http", "console": "opentel
 class TracesSettings:
     "`[tool.n2p.serve.traces]`."
 
-    enabled: bool = False
-    share: float = 0.05
+    enabled: bool = False  # Whether spans are sent, by OpenTelemetry
+    share: float = 0.05  # Of the requests that nobody else traces
     exporter: str = "otlp"  # Or `console`
-    endpoint: str = ""
+    endpoint: str = ""  # Where to, if the variables of OpenTelemetry do not say
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.traces]") -> TracesSettings:
