@@ -24,6 +24,7 @@ from pipelines import fitted
 from test_scorer import bundle_of
 from test_service import running
 
+import notebook_to_prod
 from notebook_to_prod.errors import DataError
 from notebook_to_prod.package.bundle import Bundle, largest_difference, write_bundle
 from notebook_to_prod.package.code import collect_code
@@ -530,6 +531,48 @@ def test_a_policy_deals_with_a_value_alike(spelling: str, client: httpx.Client, 
         assert pd.isna(table["warnings"][0]) and "seats: above the maximum, clipped" in table["warnings"][1]
 
 
+def test_an_explanation_is_asked_in_csv_too(client: httpx.Client, bundle: Bundle) -> None:
+    rows = bundle.golden["rows"][:3]
+    plainly, by_csv = post(client, "/explain", rows), post(client, "/explain", as_csv(rows), "text/csv")
+    assert (plainly.status_code, by_csv.status_code) == (200, 200) and by_csv.json() == plainly.json()
+    refused = post(client, "/explain", b"distance;hour\n1;2\n", "text/csv")
+    assert refused.status_code == 422 and "separated by semicolons" in refused.json()["detail"][0]["msg"]
+    assert post(client, "/explain", b"", "text/plain").status_code == 415
+
+
+@pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_another_separator_is_named(mark: str, called: str, client: httpx.Client, bundle: Bundle) -> None:
+    body = pd.DataFrame(bundle.golden["rows"], dtype=object).to_csv(index=False, sep=mark).encode()
+    for path in ("/predict", "/invocations"):
+        answer = post(client, path, body, "text/csv")
+        assert answer.status_code in (400, 422) and f"separated by {called}" in answer.text
+
+
+@pytest.mark.parametrize("name", ["dataframe_split", "dataframe_records", "instances", "inputs"])
+def test_a_body_of_mlflow_is_told_its_route(name: str, client: httpx.Client, bundle: Bundle) -> None:
+    refused = post(client, "/predict", {name: bundle.golden["rows"][:2]})
+    (wrong,) = refused.json()["detail"]
+    assert (refused.status_code, wrong["type"], wrong["loc"]) == (422, "wrong_route", ["body", name])
+    assert "/invocations" in wrong["msg"]
+
+
+def test_a_column_is_named_once(client: httpx.Client, bundle: Bundle) -> None:
+    wrong = [{**row, "hour": "noon"} for row in bundle.golden["rows"][:2]]
+    for answer in (
+        post(client, "/predict", as_csv(wrong), "text/csv"),
+        post(client, "/predict", as_arrow(wrong), ARROW),
+    ):
+        assert answer.json()["detail"][0]["loc"][:4] == ["body", "columns", "hour", 0]
+    said = post(client, "/invocations", {"dataframe_records": wrong}).json()
+    assert said["detail"][0]["loc"][:4] == ["body", "columns", "hour", 0]
+    assert said["message"].startswith("'hour', row 0")
+
+
+def test_mlflows_version_is_answered(client: httpx.Client) -> None:
+    answer = client.get("/version")
+    assert (answer.status_code, answer.text) == (200, notebook_to_prod.__version__)
+
+
 def test_the_log_tells_what_was_changed_and_how_it_was_asked(bundle: Bundle, tmp_path: Path) -> None:
     full = next(row for row in bundle.golden["rows"] if None not in row.values())
     odd = full | {"seats": 1e6, "origin": "XXX"}
@@ -727,7 +770,7 @@ def test_contributions_add_up_to_what_the_model_says(tmp_path: Path) -> None:
     assert (wrong.status_code, wrong.json()["detail"][0]["loc"][-1]) == (422, "distance")
     many = asked.post("/explain", json=bundle.golden["rows"] * 40)
     assert (many.status_code, many.json()["detail"][0]["type"]) == (422, "too_long")
-    assert asked.post("/explain", content=b"a,b", headers={"content-type": "text/csv"}).status_code == 415
+    assert asked.post("/explain", content=b"a,b", headers={"content-type": "text/plain"}).status_code == 415
 
 
 def test_a_model_that_is_no_sum_has_no_explanation_but_a_reason(tmp_path: Path) -> None:

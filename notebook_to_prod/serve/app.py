@@ -17,6 +17,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field, create_model
 
+import notebook_to_prod
 from ..package.schema import Schema
 from .access.guard import REFUSED, Access, describe_access
 from .access.tls import STRICT
@@ -241,7 +242,7 @@ def _build(service: Service) -> Application:
     def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    @app.post("/explain", operation_id="explain", summary="What each column adds to the answer", responses={404: {"description": "The model has no exact contributions"}, 415: {"description": "Not JSON"}})
+    @app.post("/explain", operation_id="explain", summary="What each column adds to the answer", responses={404: {"description": "The model has no exact contributions"}, 415: {"description": "Neither JSON nor CSV"}}, openapi_extra={"requestBody": {"content": {"text/csv": {"schema": {"type": "string"}}}}})
     def explain(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Explanation:  # type: ignore[valid-type]
         raise NotImplementedError("the function of the service answers")
 
@@ -319,6 +320,10 @@ def _add_mlflow(app: FastAPI, service: Service, schema: Schema, rows: list[dict[
     @app.get("/ping", include_in_schema=False)  # MLflow's answer calls itself JSON and is none, which no document may say
     def ping() -> Response:
         return Response("\n", media_type="application/json")
+
+    @app.get("/version", include_in_schema=False)  # the same of MLflow's
+    def version() -> Response:
+        return Response(notebook_to_prod.__version__, media_type="application/json")
 
     @app.post("/invocations", operation_id="invocations", summary="Predict, as MLflow asks", description="`GET /ping` answers 200 while the process is alive.", tags=["MLflow"], openapi_extra=invocations_document(schema, rows))
     def invocations() -> None:
