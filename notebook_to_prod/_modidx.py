@@ -3854,6 +3854,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                               'notebook_to_prod.serve.batch.answer_encoder': ( 'serve/batch.html#answer_encoder',
                                                                                                'notebook_to_prod/serve/batch.py'),
                                               'notebook_to_prod.serve.batch.rows_at_once': ( 'serve/batch.html#rows_at_once',
+                                                                                             'notebook_to_prod/serve/batch.py'),
+                                              'notebook_to_prod.serve.batch.where_raised': ( 'serve/batch.html#where_raised',
                                                                                              'notebook_to_prod/serve/batch.py')},
             'notebook_to_prod.serve.configure': { 'notebook_to_prod.serve.configure._changed': ( 'serve/configure.html#_changed',
                                                                                                  'notebook_to_prod/serve/configure.py'),

@@ -21,6 +21,10 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from pipelines import fitted
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 from test_scorer import bundle_of
 from test_service import running
 
@@ -529,6 +533,23 @@ def test_a_policy_deals_with_a_value_alike(spelling: str, client: httpx.Client, 
         path, spell, kind = SPELT[spelling]
         table = pd.read_csv(io.BytesIO(post(client, path, spell([full[0], odd]), kind, accept="text/csv").content))
         assert pd.isna(table["warnings"][0]) and "seats: above the maximum, clipped" in table["warnings"][1]
+
+
+def test_the_log_of_the_process_quotes_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame({"who": ["ann", "bob", "cid", "dee"] * 25, "hours": np.arange(100.0)})
+    coded = ColumnTransformer([("who", OneHotEncoder(handle_unknown="error"), ["who"])], remainder="passthrough")
+    pipeline = make_pipeline(coded, LinearRegression()).fit(table, said := table["hours"] * 2)
+    tables = Tables(table, said, table, said, schema=infer_schema(table).edit("who", policy="warn"))
+    bundle = write_bundle(tmp_path, bundle_contents(pipeline, tables, collect_code(pipeline, []), {"seed": 0}))
+    with TestClient(create_app(load_predictor(bundle.path))) as client:
+        for _ in range(2):
+            refused = client.post("/predict", json={"who": "Eve Secret", "hours": 41.5})
+            assert (refused.status_code, refused.json()["detail"][0]["type"]) == (422, "refused")
+    said = [
+        each.getMessage() + str(each.exc_info) for each in caplog.records if "pipeline refused" in each.getMessage()
+    ]
+    assert len(said) == 1 and "ValueError" in said[0] and "_encoders.py" in said[0]
+    assert "Eve" not in caplog.text and "41.5" not in caplog.text
 
 
 def test_an_explanation_is_asked_in_csv_too(client: httpx.Client, bundle: Bundle) -> None:
