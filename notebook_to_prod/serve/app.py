@@ -17,7 +17,6 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field, create_model
 
-import notebook_to_prod
 from ..package.schema import Schema
 from .access.guard import REFUSED, Access, describe_access
 from .access.tls import STRICT
@@ -323,7 +322,7 @@ def _add_mlflow(app: FastAPI, service: Service, schema: Schema, rows: list[dict[
 
     @app.get("/version", include_in_schema=False)  # the same of MLflow's
     def version() -> Response:
-        return Response(notebook_to_prod.__version__, media_type="application/json")
+        return Response(described_server()["version"], media_type="application/json")
 
     @app.post("/invocations", operation_id="invocations", summary="Predict, as MLflow asks", description="`GET /ping` answers 200 while the process is alive.", tags=["MLflow"], openapi_extra=invocations_document(schema, rows))
     def invocations() -> None:
