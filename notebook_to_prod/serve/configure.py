@@ -20,7 +20,7 @@ from .steady.fallback import add_fallback
 from .rollout.follow import add_rollout
 from .observe.journal import add_logging
 from .steady.limits import limit_service
-from .observe.metrics import add_metrics
+from .observe.scrape import add_metrics
 from .log.request_log import LogSettings, add_log, expanded
 from .service import Service
 from .access.tls import secure_transport

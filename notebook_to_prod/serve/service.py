@@ -216,7 +216,7 @@ class Service:
     keeps_previous: bool = False  # Whether there shall be one, when the model is another
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
-    def later(self, wires: Wires = json_only, wire: Wire | None = None, work: Callable[[Call], Prediction | Refusal] | None = None) -> Handler:
+    def later(self, wires: Wires = json_only, wire: Wire | None = None, work: Callable[[Call], Awaitable[Prediction | Refusal]] | None = None) -> Handler:
         "The same function, made with the hooks that are there when the first request comes."
         made: list[Handler] = []
 
@@ -231,7 +231,7 @@ class Service:
         self,
         wires: Wires = json_only,
         wire: Wire | None = None,  # What a refusal is spelt as until the headers have told
-        work: Callable[[Call], Prediction | Refusal] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
+        work: Callable[[Call], Awaitable[Prediction | Refusal]] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
         steps, limit, seconds, plainly = Steps(self), self.body_limit, self.body_seconds, wire is None
@@ -251,7 +251,7 @@ class Service:
                 return body
             if work is not None:
                 call.body, call.read = body, perf_counter()
-                return await asyncio.to_thread(work, call) if len(body) > LARGE else work(call)
+                return await work(call)
             if (refused := steps.arrive(call, body)) is not None:
                 return refused
             spelt, model = call.wire, call.model

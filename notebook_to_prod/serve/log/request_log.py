@@ -25,6 +25,7 @@ from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from ...errors import InputError
+from ...package.policy import Adjusted
 from ...package.schema import Column
 from ...project import refuse_unknown, store_errors
 from ..batch import Model
@@ -78,18 +79,18 @@ _SALT = 16
 class LogSettings:
     "What is written of each prediction, where, and for how long."
 
-    folder: Path | None = None  # Without one there is no log
-    enabled: bool = True
-    sample: float = 1.0
-    redact: tuple[str, ...] = ()
-    hash: tuple[str, ...] = ()
-    salt: str = field(default="", repr=False)
-    columns: Mapping[str, ColumnRule] = field(default_factory=dict)
-    on_error: str = "refuse"
-    segment_size: int = 64 * 2**20  # Bytes
-    segment_age: float = 3600.0  # Seconds
-    to: str = ""
-    retention: timedelta | None = None
+    folder: Path | None = None  # Where the files are; `log` beside this file if there is this table, and no log without it
+    enabled: bool = True  # Whether there is a log, if there is this table
+    sample: float = 1.0  # The share of requests that are kept, by their id
+    redact: tuple[str, ...] = ()  # Columns whose values are not written
+    hash: tuple[str, ...] = ()  # Columns of whose values a keyed hash is written; needs a salt
+    salt: str = field(default="", repr=False)  # The name of a variable with 16 letters or more, the key of these hashes
+    columns: Mapping[str, ColumnRule] = field(default_factory=dict)  # By column how long its values are kept (keep), and of which share of requests (sample)
+    on_error: str = "refuse"  # What cannot be written is not answered, but 503; `answer`: it is answered, and the loss is counted and told
+    segment_size: int = 64 * 2**20  # When a process begins another file
+    segment_age: float = 3600.0  # The same, by its age
+    to: str = ""  # Where compaction puts the files: a folder, a URI of fsspec, or the address of a database; `compacted` in the folder if nothing is said
+    retention: timedelta | None = None  # How long whole days are kept; for ever if nothing is said
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.log]") -> LogSettings:
@@ -209,6 +210,11 @@ def hashed(value: Any, key: bytes) -> str | None:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12, key=key).hexdigest()
 
 
+def _left_out(settings: LogSettings, drawn: float) -> set[str]:
+    "The columns that are not written of a request."
+    return {*settings.redact, *(name for name, rule in settings.columns.items() if drawn >= rule.sample)}
+
+
 def _kept(
     columns: Sequence[Column],
     settings: LogSettings,
@@ -216,7 +222,7 @@ def _kept(
 ) -> tuple[list[dict[str, Any]], Keep | None]:
     "The columns of the log, and what makes its rows of those of a request; None if they are the same."
     key = hashlib.sha256(settings.salt.encode()).digest()
-    out = {*settings.redact, *(name for name, rule in settings.columns.items() if drawn >= rule.sample)}
+    out = _left_out(settings, drawn)
     places = [(place, each.name in settings.hash) for place, each in enumerate(columns) if each.name not in out]
     described = [_described(columns[place], secret) for place, secret in places]
     if len(places) == len(columns) and not any(secret for _, secret in places):
@@ -308,7 +314,11 @@ class RequestLog:
             said, wire = call.said, call.wire
             took = int((perf_counter() - call.began) * 1e6)
             protocol = "predict" if wire is None else wire.name
-            record = self._encode(("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities))  # type: ignore[union-attr]
+            told: tuple[Any, ...] = ("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities)  # type: ignore[union-attr]
+            if type(call.rows) is Adjusted:
+                out = _left_out(self.settings, drawn)
+                told += ([(each.row, each.column, each.what) for each in call.changes if each.column not in out],)
+            record = self._encode(told)
             if self._gathered is not None:
                 self._gathered.append((record, call))
                 return
