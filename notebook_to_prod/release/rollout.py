@@ -167,11 +167,11 @@ def parse_challenger(text: str) -> tuple[int, float]:
     return int(found[1]), float(found[2])
 
 
-def parse_period(text: str) -> float:
+def parse_period(text: str, where: str = "--every") -> float:
     "Seconds of a text such as `10 min`; raises `InputError`."
     found = _PERIOD.fullmatch(text.strip())
     if found is None:
-        raise InputError(f"'{text}' is no time", where="--every", remedy='write "30 s", "10 min", "2 hours" or "1 day"')
+        raise InputError(f"'{text}' is no time", where=where, remedy='write "30 s", "10 min", "2 hours" or "1 day"')
     return float(found[1]) * _UNITS[found[2]]
 
 # %% ../../nbs/release/24_rollout.ipynb #start
