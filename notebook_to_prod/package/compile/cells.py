@@ -111,6 +111,9 @@ def fill_cells(builder: Builder, part: Any, value: Cells, path: str) -> Cells:
     )
 
 # %% ../../../nbs/package/compile/01_cells.ipynb #onehot
+_FEW_ROWS = 64  # Whose cells plain Python places sooner than an array for each column is made
+
+
 @dataclass(eq=False)
 class OneHot(Step):
     "A one at the place of each cell's category."
@@ -134,12 +137,21 @@ class OneHot(Step):
                 elif place == -2:
                     raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
             return matrix
+        ones: list[int] = []  # Of the matrix as one row
         for position, table, unknown in zip(self.columns, self.tables, self.unknown, strict=True):
-            places = np.array(look_up(columns[position], table, unknown))
+            found = look_up(columns[position], table, unknown)
+            if rows <= _FEW_ROWS:
+                if -2 in found:
+                    raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
+                ones += [row * self.width + place for row, place in enumerate(found) if place >= 0]
+                continue
+            places = np.array(found)
             if (places == -2).any():
                 raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
             at = np.flatnonzero(places >= 0)
             matrix[at, places[at]] = 1
+        if ones:
+            matrix.reshape(-1)[ones] = 1
         return matrix
 
 

@@ -202,6 +202,9 @@ def request_cells(schema: Schema) -> Cells:
     )
 
 # %% ../../../nbs/package/compile/00_step.ipynb #gather
+_FEW_ROWS = 64  # That are read at once
+
+
 @dataclass(eq=False)
 class Gather(Step):
     "Columns of numbers as a matrix; None becomes NaN."
@@ -213,6 +216,8 @@ class Gather(Step):
         rows = len(columns[self.columns[0]]) if self.columns else len(columns[0])
         if rows == 1:
             return np.array([[columns[each][0] for each in self.columns]], dtype=self.dtype)
+        if rows <= _FEW_ROWS and self.columns:
+            return np.ascontiguousarray(np.array([columns[each] for each in self.columns], dtype=self.dtype).T)
         matrix = np.empty((rows, len(self.columns)), dtype=self.dtype)
         for position, each in enumerate(self.columns):
             column = columns[each]

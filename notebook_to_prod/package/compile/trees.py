@@ -152,16 +152,16 @@ class LeafSum(Step):
                 added = np.concatenate([self.base[None], added])
             total = np.add.accumulate(added, axis=0)[-1:]
         elif self.values.shape[1] == outputs:
-            total = self._added(self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1), np.tile(self.base, rows))
+            total = self._added(self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1), np.tile(self.base, rows) if self._begins else None)
             total = total.reshape(rows, outputs)
         else:  # the trees take turns
             added = self.values[:, 0].take(leaves.T).reshape(-1, outputs * rows)
-            total = self._added(added, np.repeat(self.base, rows)).reshape(outputs, rows).T
+            total = self._added(added, np.repeat(self.base, rows) if self._begins else None).reshape(outputs, rows).T
         return total if self.divisor is None else total / total.dtype.type(self.divisor)
 
-    def _added(self, added: np.ndarray, base: np.ndarray) -> np.ndarray:
+    def _added(self, added: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         "One row of numbers after the other; there is more than one number in a row, so numpy does not add in pairs."
-        return np.add.reduce(np.concatenate([base[None], added]) if self._begins else added, axis=0)
+        return np.add.reduce(added if base is None else np.concatenate([base[None], added]), axis=0)
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #cast
 @dataclass(eq=False)
