@@ -278,7 +278,7 @@ def _line_ranges(file: Any, rows: int, is_csv: bool) -> Iterator[tuple[int, int,
 
     start = place = len(_head(file)[0]) if is_csv else 0
     file.seek(start)
-    lines, open_quote, quoted, last = 0, 0, False, b"\n"
+    lines, open_quote, quoted = 0, 0, False
     while block := file.read(_BLOCK):
         marks = np.frombuffer(block, dtype=np.uint8)
         ends = np.flatnonzero(marks == 10)
@@ -293,7 +293,7 @@ def _line_ranges(file: Any, rows: int, is_csv: bool) -> Iterator[tuple[int, int,
             yield start, stop, 0, -1, quoted
             start, at, quoted = stop, at + rows, bool(open_quote) or quoted
         lines = (lines + len(ends)) % rows
-        place, last = place + len(block), block[-1:]
+        place += len(block)
     if place > start:
         yield start, place, 0, -1, quoted
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..errors import BundleError, DataError
 from ..package.schema import Schema
-from ..project import store_errors
+from ..project import store_errors, temporary_prefix
 from ..train.data import Format
 from .batch_check import cells_of
 from .batch_read import Rows, Table
@@ -136,7 +136,7 @@ def _cast(array: Any, field: pa.Field) -> pa.Array:
 @contextmanager
 def durable(path: Path) -> Iterator[BinaryIO]:
     "A file that gets its name when it is on the disk, or never; raises `StoreError`."
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f"{temporary_prefix(path)}tmp")  # of this process alone: what a killed one began, the next removes
     with store_errors(path):
         try:
             with temporary.open("wb") as file:
