@@ -162,7 +162,7 @@ def run_batch(
         except DataError:  # of the input, which will be another one, or refused differently: no part of it is of use
             job.work.remove()
             raise
-        totals = _publish(job, to, store, rejects, force)
+        totals = _publish(job, to, store, rejects, force or earlier is not None)
         job.work.remove()
     return BatchResult(to.name, found.name, found.version, found.digest, *(totals[name] for name in _TOTALS), len(parts), resumed, job.work.manifest.engine, kind, round(time.perf_counter() - start, 3))
 

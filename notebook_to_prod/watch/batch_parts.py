@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,7 +95,7 @@ def score_part(
     path = job.work.part(partition, job.suffix)
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    scorer, log = job.scorer(), _log(job, partition)
+    scorer, log, kind = job.scorer(), _log(job, partition), written_kind(job.format)
     with durable(job.work.parts / f"{partition.number:05d}.rejects") as rejects, durable(path) as file:
         writer = PartWriter(file, job.format, job.schema, job.separator, job.header or partition.number == 0)
         for rows in read_partition(job.table, partition):
@@ -103,7 +104,9 @@ def score_part(
             scored = scorer(rows)
             if scored.rejects and job.strict:
                 raise _refused(job, partition, report["rows"], scored)
-            writer.write(output_batch(rows, scored, scorer.predictor.bundle.schema, job.schema) if rows.lines is None or written_kind(job.format) != "jsonl" else _added(scored), rows.lines)
+            as_lines = rows.lines is not None and kind == "jsonl"
+            batch = _added(scored) if as_lines else output_batch(rows, scored, scorer.predictor.bundle.schema, job.schema, kind)
+            writer.write(batch, rows.lines if as_lines else None)
             for each in scored.rejects:
                 rejects.write(json.dumps([each.row + report["rows"], each.column, each.reason], ensure_ascii=False).encode() + b"\n")
             if log is not None:
@@ -285,6 +288,9 @@ def _by_processes(job: Job, partitions: Sequence[Partition], workers: int, tell:
         futures = {pool.submit(score_part, job, each): each for each in partitions}
         processes = [*(pool._processes or {}).values()]
         yield from _finished(futures, tell)
+    except BrokenProcessPool as error:
+        what = "a worker is gone: out of memory, or a script that starts the batch without `if __name__ == '__main__':`"
+        raise UnavailableError(what, where=job.table.name, remedy="go on with --resume and fewer --workers, or --pool threads") from error
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for each in processes:

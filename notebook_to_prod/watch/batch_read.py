@@ -199,7 +199,7 @@ class Partition:
     quoted: bool = False  # Whether a text has quotation marks
 
 
-ROWS = 1_000_000
+ROWS = 500_000
 
 
 def plan_partitions(
@@ -249,7 +249,8 @@ def _grouped(counts: Sequence[int], rows: int, split: bool) -> Iterator[tuple[in
             yield start, place, 0, held
             start, held = place, 0
         if split and count > 2 * rows:
-            yield from ((place, place + 1, skip, min(rows, count - skip)) for skip in range(0, count, rows))
+            size = -(-count // round(count / rows))
+            yield from ((place, place + 1, skip, min(size, count - skip)) for skip in range(0, count, size))
             start = place + 1
         else:
             held += count

@@ -165,6 +165,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def _is_same(path: Path, file: int) -> bool:
+    "Whether an open file still has that name."
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file))
+
+
 @contextlib.contextmanager
 def held(work: Path, name: str) -> Iterator[None]:
     "Hold the folder of a batch; raises `StoreError` if another process does."
@@ -178,12 +183,12 @@ def held(work: Path, name: str) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise busy from error
-            if not (work / "lock").exists() or (work / "lock").stat().st_ino != os.fstat(file).st_ino:
+            if not _is_same(work / "lock", file):
                 raise busy  # which has just ended
         try:
             yield
         finally:
-            if work.is_dir() and not (work / "manifest.json").exists():  # nothing was begun
+            if _is_same(work / "lock", file) and not (work / "manifest.json").exists():  # nothing was begun
                 drop_folder(work)
     finally:
         os.close(file)

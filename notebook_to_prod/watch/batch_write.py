@@ -97,9 +97,11 @@ def output_batch(
     scored: Scored,
     model: Schema,
     schema: pa.Schema,  # Of the output
+    kind: str,  # `csv` keeps empty cells as they are; elsewhere they are missing
 ) -> pa.RecordBatch:
     "Rows as the output has them; raises `DataError` for a column that has another type in another file."
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     places = {column.name: place for place, column in enumerate(model.columns)}
     arrays = []
@@ -111,6 +113,8 @@ def output_batch(
             if field.name in places and (isinstance(array, list) or (field.name in rows.texts and field.type != pa.string())):
                 column = model.columns[places[field.name]]
                 array = cells_of(scored.checked.read[places[field.name]], column.kind == "integer")
+            elif field.name in rows.texts and kind != "csv":
+                array = pc.if_else(pc.equal(array, ""), pa.scalar(None, array.type), array)
         arrays.append(_cast(array, field))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
@@ -179,8 +183,8 @@ class PartWriter:
         self._rows = 0
         self._writer: Any = None
         if self.kind == "parquet":
-            plain = [field.name for field in schema if not pa.types.is_floating(field.type)]
-            self._writer = pq.ParquetWriter(file, schema, compression="zstd", compression_level=1, use_dictionary=plain or False, write_statistics=True)
+            repeated = [field.name for field in schema if not pa.types.is_floating(field.type)]
+            self._writer = pq.ParquetWriter(file, schema, compression="snappy", use_dictionary=repeated or False)
         elif self.kind == "arrow":
             self._writer = pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
         elif self.kind == "csv" and header:
