@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pickle
@@ -10,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardSc
 
 from notebook_to_prod.errors import DataError, InputError, N2PError, StoreError
 from notebook_to_prod.package.bundle import Bundle
+from notebook_to_prod.package.keys import new_key, trust_key
 from notebook_to_prod.package.schema import infer_schema
 from notebook_to_prod.package.session import start
 from notebook_to_prod.project import Store
@@ -38,7 +39,7 @@ from notebook_to_prod.serve.log.compact import read_predictions
 from notebook_to_prod.serve.log.request_log import LogSettings
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.watch.batch import BatchResult, run_batch
-from notebook_to_prod.watch.batch_score import loaded_predictor, score_frames
+from notebook_to_prod.watch.batch_score import score_frames
 from notebook_to_prod.watch.batch_work import held
 
 ROWS = 6_000
@@ -76,9 +77,7 @@ def exported(folder: Path, pipeline: Any, table: pd.DataFrame, target: Any, **ed
         patch.setenv("N2P_HOME", str(folder))
         patch.chdir(folder)
         options = {"schema": schema} if edits else {}
-        return start(seed=7).export(
-            fitted, table[:2000], target[:2000], table[2000:2500], target[2000:2500], **options
-        )
+        return start(seed=7).export(fitted, table[:2000], target[:2000], table[2000:2500], target[2000:2500], **options)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +85,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A classifier with texts for labels that takes every kind of column."""
     table = flights()
     numbers = make_pipeline(SimpleImputer(), StandardScaler())
-    prepare = make_column_transformer((numbers, NUMBERS), (OneHotEncoder(handle_unknown="ignore"), TEXTS), ("passthrough", ["wet"]))
+    prepare = make_column_transformer(
+        (numbers, NUMBERS), (OneHotEncoder(handle_unknown="ignore"), TEXTS), ("passthrough", ["wet"])
+    )
     late = np.where(table["délai"].fillna(0) + table["hour"] > 25, "late", "on time")
     return exported(tmp_path_factory.mktemp("bundle"), make_pipeline(prepare, LogisticRegression()), table[MODEL], late)
 
@@ -100,7 +101,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def score(bundle: Bundle, source: Any, output: Any, **options: Any) -> BatchResult:
     """A batch in small parts."""
-    return run_batch(bundle.path, source, output, **{"partition_rows": 1_000, "workers": 2, "pool": "threads", **options})
+    return run_batch(
+        bundle.path, source, output, **{"partition_rows": 1_000, "workers": 2, "pool": "threads", **options}
+    )
 
 
 def expected(bundle: Bundle, table: pd.DataFrame) -> tuple[list[Any], Any]:
@@ -117,7 +120,9 @@ def as_typed(table: pd.DataFrame, path: Path) -> Path:
         case ".feather":
             feather.write_feather(pa.Table.from_pandas(table, preserve_index=False), str(path), chunksize=900)
         case ".jsonl":
-            table.assign(left=[each.isoformat() for each in table["left"]]).to_json(path, orient="records", lines=True, double_precision=15)
+            table.assign(left=[each.isoformat() for each in table["left"]]).to_json(
+                path, orient="records", lines=True, double_precision=15
+            )
         case _:
             table.assign(left=[each.isoformat() for each in table["left"]]).to_csv(path, index=False)
     return path
@@ -131,10 +136,18 @@ def test_every_format_comes_back_in_order(bundle: Bundle, tmp_path: Path, name: 
     table = flights()
     labels, chances = expected(bundle, table)
     source = as_typed(table, tmp_path / name)
-    for output in ("out.parquet", "out.csv", "out.jsonl", "out.feather", "parts"):
+    for output in (
+        ("out.parquet", "out.csv", "out.jsonl", "out.feather", "parts")
+        if name == "in.parquet"
+        else ("out.parquet", name.removesuffix(".gz").replace("in", "out"))
+    ):
         done = score(bundle, source, tmp_path / output)
         assert (done.rows, done.predicted, done.rejected) == (ROWS, ROWS, 0)
-        read = {".csv": pd.read_csv, ".jsonl": partial(pd.read_json, lines=True, precise_float=True), ".feather": pd.read_feather}
+        read = {
+            ".csv": pd.read_csv,
+            ".jsonl": partial(pd.read_json, lines=True, precise_float=True),
+            ".feather": pd.read_feather,
+        }
         back = read.get(Path(output).suffix, pd.read_parquet)(tmp_path / output)
         assert list(back) == [*table, "prediction", "probability late", "probability on time"]
         assert back["prediction"].tolist() == labels and back["note"].tolist() == table["note"].tolist()
@@ -151,10 +164,16 @@ def test_text_stays_the_text_that_it_was(bundle: Bundle, tmp_path: Path) -> None
     score(bundle, tmp_path / "in.csv", tmp_path / "out.csv", partition_rows=7)
     before, after = (pd.read_csv(tmp_path / name, dtype=str) for name in ("in.csv", "out.csv"))
     pd.testing.assert_frame_equal(after[list(before)], before)
-    lines = ['{"odd": [1, {"a": null}], %s' % line[1:] for line in as_typed(flights(50), tmp_path / "in.jsonl").read_text().splitlines()]
+    lines = [
+        '{"odd": [1, {"a": null}], %s' % line[1:]
+        for line in as_typed(flights(50), tmp_path / "in.jsonl").read_text().splitlines()
+    ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     score(bundle, tmp_path / "in.jsonl", tmp_path / "out.jsonl", partition_rows=7)
-    assert [line.startswith(was[:-1]) for line, was in zip((tmp_path / "out.jsonl").read_text().splitlines(), lines, strict=True)] == [True] * 50
+    assert [
+        line.startswith(was[:-1])
+        for line, was in zip((tmp_path / "out.jsonl").read_text().splitlines(), lines, strict=True)
+    ] == [True] * 50
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -176,9 +195,14 @@ def test_partitioned_folders_and_other_file_systems(bundle: Bundle, tmp_path: Pa
         (tmp_path / f"in/weekday={weekday}").mkdir(parents=True)
         some.drop(columns="weekday").to_parquet(tmp_path / f"in/weekday={weekday}/part.parquet")
     score(bundle, tmp_path / "in", tmp_path / "out")
-    assert {path.parent.name for path in (tmp_path / "out").rglob("*.parquet")} == {f"weekday={day}" for day in ("Mon", "Tue", "Wed")}
+    assert {path.parent.name for path in (tmp_path / "out").rglob("*.parquet")} == {
+        f"weekday={day}" for day in ("Mon", "Tue", "Wed")
+    }
     back = pd.read_parquet(tmp_path / "out").sort_values("note", key=lambda notes: notes.str[5:].astype(int))
-    assert back["prediction"].tolist() == labels and back["weekday"].astype(str).tolist() == table["weekday"].astype(str).tolist()
+    assert (
+        back["prediction"].tolist() == labels
+        and back["weekday"].astype(str).tolist() == table["weekday"].astype(str).tolist()
+    )
 
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/tables/in.parquet", as_typed(table, tmp_path / "in.parquet").read_bytes())
@@ -188,7 +212,7 @@ def test_partitioned_folders_and_other_file_systems(bundle: Bundle, tmp_path: Pa
             score(bundle, "memory://tables/in.parquet", output)
     with memory.open("/tables/out.parquet") as file:
         assert pd.read_parquet(file)["prediction"].tolist() == labels
-    assert len(memory.glob("/tables/parts/part-*.parquet")) == 6 and memory.exists("/tables/parts/_n2p_batch.json")
+    assert len(memory.glob("/tables/parts/part-*.parquet")) == 4 and memory.exists("/tables/parts/_n2p_batch.json")
 
 
 def test_databases(bundle: Bundle, tmp_path: Path) -> None:
@@ -201,7 +225,9 @@ def test_databases(bundle: Bundle, tmp_path: Path) -> None:
         score(bundle, address, address, query="select * from flights order by id", to_table="late")
     score(bundle, address, address, table="flights", to_table="late", force=True)
     back = pd.read_sql("select * from late order by n2p_row", engine)
-    assert back["prediction"].tolist() == expected(bundle, flights())[0] and back["n2p_row"].tolist() == list(range(ROWS))
+    assert back["prediction"].tolist() == expected(bundle, flights())[0] and back["n2p_row"].tolist() == list(
+        range(ROWS)
+    )
     assert sorted(sql.inspect(engine).get_table_names()) == ["flights", "late"]
     engine.dispose()
 
@@ -214,9 +240,15 @@ def test_refused_rows_are_told_by_row_column_and_reason(bundle: Bundle, tmp_path
     labels, _ = expected(bundle, table)
     as_typed(table, tmp_path / "in.csv")
     lines = (tmp_path / "in.csv").read_text().splitlines()
-    wrong = {5: ("hour", "soon"), 1_500: ("hour", ""), 2_700: ("wet", "maybe"), 2_999: ("left", "yesterday"), 42: ("weekday", "Sun")}
+    wrong = {
+        5: ("hour", "soon"),
+        1_500: ("hour", ""),
+        2_700: ("wet", "maybe"),
+        2_999: ("left", "yesterday"),
+        42: ("weekday", "Sun"),
+    }
     for row, (column, value) in wrong.items():
-        cells = next(iter(__import__("csv").reader([lines[row + 1]])))
+        cells = next(csv.reader([lines[row + 1]]))
         cells[list(table).index(column)] = value
         lines[row + 1] = ",".join('"' + cell.replace('"', '""') + '"' for cell in cells)
     lines[1_000 + 1] += ",one more"
@@ -226,7 +258,9 @@ def test_refused_rows_are_told_by_row_column_and_reason(bundle: Bundle, tmp_path
     assert "row 5, 'hour'" in error.value.where and not (tmp_path / "out.csv").exists()
     done = score(bundle, tmp_path / "in.csv", tmp_path / "out.csv", reject=tmp_path / "why.csv")
     why, back = pd.read_csv(tmp_path / "why.csv").fillna(""), pd.read_csv(tmp_path / "out.csv")
-    assert done.rejected == 6 and dict(zip(why["row"], why["column"], strict=True)) == {row: column for row, (column, _) in wrong.items()} | {1_000: ""}
+    assert done.rejected == 6 and dict(zip(why["row"], why["column"], strict=True)) == {
+        row: column for row, (column, _) in wrong.items()
+    } | {1_000: ""}
     assert "9 cells" in why.loc[why["row"] == 1_000, "reason"].item() and why["reason"].str.len().min() > 5
     assert len(back) == 3_000 and back.index[back["prediction"].isna()].tolist() == sorted([*wrong, 1_000])
     kept = back["prediction"].notna()
@@ -235,7 +269,9 @@ def test_refused_rows_are_told_by_row_column_and_reason(bundle: Bundle, tmp_path
 
 def test_policies_are_applied_and_told(tmp_path: Path) -> None:
     table = flights()[["hour", "délai"]].fillna(0.0)
-    clipping = exported(tmp_path, make_pipeline(StandardScaler(), Ridge()), table, table["hour"] * 2.0, hour={"policy": "clip"})
+    clipping = exported(
+        tmp_path, make_pipeline(StandardScaler(), Ridge()), table, table["hour"] * 2.0, hour={"policy": "clip"}
+    )
     given = table[:40].assign(hour=[99, *table["hour"][1:40]])
     given.to_parquet(tmp_path / "in.parquet")
     done = run_batch(clipping.path, tmp_path / "in.parquet", tmp_path / "out.parquet")
@@ -243,7 +279,11 @@ def test_policies_are_applied_and_told(tmp_path: Path) -> None:
     service = load_predictor(clipping.path)
     with pytest.warns(UserWarning, match="clipped"):
         assert back["prediction"].tolist() == service.predict(given.to_dict("records")).predictions
-    assert done.adjusted == 1 and back["warnings"][0] == "hour: above the maximum, clipped" and back["warnings"].isna().sum() == 39
+    assert (
+        done.adjusted == 1
+        and back["warnings"][0] == "hour: above the maximum, clipped"
+        and back["warnings"].isna().sum() == 39
+    )
 
 
 def test_what_is_no_such_table(bundle: Bundle, tmp_path: Path) -> None:
@@ -280,7 +320,13 @@ def test_a_row_that_the_pipeline_refuses_is_found_among_others(tmp_path: Path) -
     given.loc[[7, 300], "délai"] = -4.0  # whose root is no number, and a forest takes that: so infinity
     given.loc[[8, 301], "délai"] = 1e300
     given.to_parquet(tmp_path / "in.parquet")
-    done = run_batch(numbers.path, tmp_path / "in.parquet", tmp_path / "out.parquet", reject=tmp_path / "why.jsonl", engine="pipeline")
+    done = run_batch(
+        numbers.path,
+        tmp_path / "in.parquet",
+        tmp_path / "out.parquet",
+        reject=tmp_path / "why.jsonl",
+        engine="pipeline",
+    )
     refused = [json.loads(line)["row"] for line in (tmp_path / "why.jsonl").read_text().splitlines()]
     service = load_predictor(numbers.path)
     one_by_one = []
@@ -299,38 +345,58 @@ def command(*arguments: Any) -> list[str]:
     return [sys.executable, "-m", "notebook_to_prod", "batch", *map(str, arguments)]
 
 
+def parts_done(folder: Path) -> int:
+    """How many parts of the batch have been written."""
+    return len([*folder.glob(".out.csv.n2p-batch/*/*.json")])
+
+
 def test_killed_at_random_moments_gives_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     kills = int(os.environ.get("N2P_TEST_KILLS", "4"))
     as_typed(flights(60_000), tmp_path / "in.csv")
     options = ("--reject", "why.csv", "--partition-rows", 1_500, "--workers", 2, "--log", "--log-share", 0.02)
-    begun = time.monotonic()
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command(bundle.path, "in.csv", "whole.csv", *options), check=True, capture_output=True)
-    took = time.monotonic() - begun
     why = (tmp_path / "why.csv").read_bytes()
     moments, killed = random.Random(7), 0
     for number in range(kills):
         pool = ("--pool", "processes") if number == 1 else ()
-        process = subprocess.Popen(command(bundle.path, "in.csv", "out.csv", "--resume", *options, *pool), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        time.sleep(took * moments.uniform(0.3, 0.95))
+        process = subprocess.Popen(command(bundle.path, "in.csv", "out.csv", "--resume", *options, *pool), **quiet)
+        before = parts_done(tmp_path)
+        while parts_done(tmp_path) == before and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.1))
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command(bundle.path, "in.csv", "out.csv", "--resume", "--json", *options), check=True, capture_output=True, text=True)
-    assert killed and json.loads(done.stdout)["rows"] == 60_000
+    done = subprocess.run(
+        command(bundle.path, "in.csv", "out.csv", "--resume", "--json", *options),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    told = json.loads(done.stdout)
+    assert killed == kills and told["rows"] == 60_000 and told["resumed"] >= kills
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert (tmp_path / "why.csv").read_bytes() == why
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     logged = read_predictions(LogSettings(folder=tmp_path / "store/predictions/model"))
-    assert len(logged) == 2 * json.loads(done.stdout)["logged"] > 0 and {*logged["protocol"]} == {"batch"}
+    assert len(logged) == 2 * told["logged"] > 0 and {*logged["protocol"]} == {"batch"}
     assert logged["feature.carrier"].isin(flights(60_000)["carrier"]).all()
 
 
 def test_threads_processes_and_dask_write_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:
     as_typed(flights(), tmp_path / "in.parquet")
-    ways: tuple[tuple[Any, ...], ...] = (("--workers", 1), ("--pool", "threads"), ("--pool", "processes"), ("--dask", "local"))
+    ways: tuple[tuple[Any, ...], ...] = (
+        ("--workers", 1),
+        ("--pool", "threads"),
+        ("--pool", "processes"),
+        ("--dask", "local"),
+    )
     for number, way in enumerate(ways):
         arguments = (bundle.path, "in.parquet", f"{number}.parquet", "--partition-rows", 1_000, "--workers", 2, *way)
-        done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, env=os.environ | SETTINGS)
+        done = subprocess.run(
+            command(*arguments), capture_output=True, text=True, check=False, env=os.environ | SETTINGS
+        )
         assert done.returncode == 0, done.stderr
         assert done.stderr.splitlines()[-1].startswith("6,000 rows in ")
     assert len({(tmp_path / f"{number}.parquet").read_bytes() for number in range(len(ways))}) == 1
@@ -340,7 +406,9 @@ def test_what_has_changed_is_refused_by_name(bundle: Bundle, tmp_path: Path, mon
     from notebook_to_prod.watch import batch as module
 
     source = as_typed(flights(), tmp_path / "in.csv")
-    other = exported(tmp_path / "other", make_pipeline(StandardScaler(), Ridge()), flights()[["hour"]], flights()["hour"] * 1.0) if (tmp_path / "other").mkdir() is None else None
+    (tmp_path / "other").mkdir()
+    table = flights()
+    other = exported(tmp_path / "other", make_pipeline(StandardScaler(), Ridge()), table[["hour"]], table["hour"] * 1.0)
 
     def stopped(*arguments: Any) -> Any:
         raise KeyboardInterrupt
@@ -371,7 +439,10 @@ def test_what_has_changed_is_refused_by_name(bundle: Bundle, tmp_path: Path, mon
 
 def test_the_second_writer_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     as_typed(flights(50), tmp_path / "in.csv")
-    with held(tmp_path / ".out.csv.n2p-batch", "out.csv"), pytest.raises(StoreError, match="another process is writing"):
+    with (
+        held(tmp_path / ".out.csv.n2p-batch", "out.csv"),
+        pytest.raises(StoreError, match="another process is writing"),
+    ):
         score(bundle, tmp_path / "in.csv", tmp_path / "out.csv")
     assert score(bundle, tmp_path / "in.csv", tmp_path / "out.csv").rows == 50
 
@@ -389,7 +460,9 @@ main(sys.argv[1:])
 def test_a_full_disk_leaves_nothing_half_written(bundle: Bundle, tmp_path: Path) -> None:
     as_typed(flights(20_000), tmp_path / "in.csv")
     call = ["batch", str(bundle.path), "in.csv", "out.csv", "--partition-rows", "4000"]
-    full = subprocess.run([sys.executable, "-c", FULL, "1_200_000".replace("_", ""), *call], capture_output=True, text=True, check=False)
+    full = subprocess.run(
+        [sys.executable, "-c", FULL, "1_200_000".replace("_", ""), *call], capture_output=True, text=True, check=False
+    )
     assert full.returncode == 3 and "the file system refuses" in full.stderr, full.stderr
     assert not (tmp_path / "out.csv").exists() and [*tmp_path.rglob("*.tmp")] == []
     subprocess.run([sys.executable, "-m", "notebook_to_prod", *call, "--resume"], check=True, capture_output=True)
@@ -410,15 +483,12 @@ def test_frames_are_scored_as_spark_would_have_it(bundle: Bundle) -> None:
         list(score_frames([table[:9].astype({"hour": object}).assign(hour="soon")], bundle.path))
 
 
-def test_an_unsigned_bundle_is_refused_where_keys_are_trusted(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from notebook_to_prod.package.keys import generate_key
-
+def test_an_unsigned_bundle_is_refused_where_keys_are_trusted(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_typed(flights(10), tmp_path / "in.csv")
-    key = generate_key(tmp_path / "key.pem")
-    monkeypatch.setenv("N2P_TRUSTED_KEYS", str(getattr(key, "public", key)))
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    trust_key(Store(tmp_path / "store"), new_key("ada"), "ada")
     with pytest.raises(N2PError, match="sign"):
         score(bundle, tmp_path / "in.csv", tmp_path / "out.csv")
-
-
-def test_stores_need_not_be_written(bundle: Bundle, tmp_path: Path) -> None:
-    assert replace(Store(tmp_path), alias="x").home == tmp_path and loaded_predictor(bundle.path) is loaded_predictor(bundle.path)
+    assert not (tmp_path / "out.csv").exists()

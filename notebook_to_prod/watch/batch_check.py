@@ -73,8 +73,14 @@ def _quick_integer(column: Column, array: pa.Array) -> Quick | None:
 
 
 def _quick_boolean(column: Column, array: pa.Array) -> Quick | None:
+    import pyarrow.compute as pc
     from pyarrow import types
 
+    if types.is_integer(array.type):  # as databases without booleans have them
+        ends = pc.min_max(array).as_py()
+        if ends["min"] not in (0, 1, None) or ends["max"] not in (0, 1, None):
+            return None
+        array = pc.not_equal(array, 0)
     if not types.is_boolean(array.type):
         return None
     if not array.null_count:

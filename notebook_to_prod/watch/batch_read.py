@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +69,7 @@ class Table:
 
     def to_dict(self) -> dict[str, Any]:
         "As a manifest keeps it: what has to be the same when it is read again."
-        files = [{name: value for name, value in asdict(each).items() if name != "address"} for each in self.files]
+        files = [{"name": each.name, "size": each.size, "stamp": each.stamp, "modified": each.modified, "partition": list(map(list, each.partition))} for each in self.files]
         return {"name": self.name, "format": str(self.format), "separator": self.separator, "columns": list(self.columns), "files": files}
 
     def open(self, number: int) -> Any:
