@@ -6466,6 +6466,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts._refused': ( 'watch/batch_parts.html#_refused',
                                                                                                      'notebook_to_prod/watch/batch_parts.py'),
+                                                    'notebook_to_prod.watch.batch_parts._seconds': ( 'watch/batch_parts.html#_seconds',
+                                                                                                     'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts.choose_workers': ( 'watch/batch_parts.html#choose_workers',
                                                                                                            'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts.one_thread_each': ( 'watch/batch_parts.html#one_thread_each',

@@ -165,7 +165,7 @@ def test_text_stays_the_text_that_it_was(bundle: Bundle, tmp_path: Path) -> None
     before, after = (pd.read_csv(tmp_path / name, dtype=str) for name in ("in.csv", "out.csv"))
     pd.testing.assert_frame_equal(after[list(before)], before)
     lines = [
-        '{"odd": [1, {"a": null}], %s' % line[1:]
+        '{"odd": [1, {"a": null}], ' + line[1:]
         for line in as_typed(flights(50), tmp_path / "in.jsonl").read_text().splitlines()
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
@@ -221,7 +221,7 @@ def test_databases(bundle: Bundle, tmp_path: Path) -> None:
     engine = sql.create_engine(address)
     table.astype({"weekday": str}).rename_axis("id").to_sql("flights", engine, dtype={"wet": sql.Boolean()})
     score(bundle, address, address, query="select * from flights order by id", to_table="late")
-    with pytest.raises(DataError, match="a table 'late' already|an output already"):
+    with pytest.raises(DataError, match="an output already"):
         score(bundle, address, address, query="select * from flights order by id", to_table="late")
     score(bundle, address, address, table="flights", to_table="late", force=True)
     back = pd.read_sql("select * from late order by n2p_row", engine)

@@ -24,7 +24,7 @@ from ..project import Store, find_project, open_store, project_settings, store_e
 from ..serve.configure import place_settings
 from ..serve.log.request_log import LogSettings
 from ..train.sql import is_sql, sql_name
-from .batch_parts import PROCESSES, THREADS, Job, choose_workers, run_parts
+from .batch_parts import THREADS, Job, choose_workers, run_parts
 from .batch_read import ROWS, Partition, Table, open_table, plan_partitions, read_partition, require_columns
 from .batch_score import PIPELINE, BatchScorer, choose_engine, loaded_predictor, require_new
 from .batch_sql import drop_staged, keep_query, table_exists, write_parts

@@ -201,16 +201,21 @@ def choose_workers(scorer: BatchScorer, rows: Rows, workers: int, total: int) ->
     if workers == 1:
         return THREADS
     scorer(rows)
-    start = time.perf_counter()
-    scorer(rows)
-    alone = time.perf_counter() - start
+    alone = min(_seconds(lambda: scorer(rows)) for _ in range(2))
     if alone / max(1, rows.count) * total / workers < _WORTH:
         return THREADS
     with ThreadPoolExecutor(workers) as pool:
-        start = time.perf_counter()
-        list(pool.map(scorer, [rows] * workers))
-        together = time.perf_counter() - start
-    return THREADS if together < alone * (1 + 0.5 * (workers - 1)) else PROCESSES
+        together = min(_seconds(lambda: list(pool.map(scorer, [rows] * workers))) for _ in range(2))
+    return THREADS if together < _CROWDED * workers * alone else PROCESSES
+
+
+_CROWDED = 0.85  # Of the time one after the other, from which threads only wait for each other
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 @contextlib.contextmanager
