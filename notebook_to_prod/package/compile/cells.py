@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .coded import Coded
 from .step import Builder, Cells, FiniteCells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
@@ -36,8 +37,10 @@ def code_table(categories: Any, marker: str) -> dict[Any, int]:
     return table
 
 
-def look_up(column: Sequence[Any], table: Mapping[Any, Any], unknown: Any) -> list[Any]:
+def look_up(column: Sequence[Any], table: Mapping[Any, Any], unknown: Any) -> Any:  # A list, or an array of objects or numbers
     "What the table says of each value; `unknown` for those it does not have."
+    if isinstance(column, Coded):
+        return np.array(look_up(column.values, table, unknown)).take(column.codes)
     column = column.tolist() if isinstance(column, np.ndarray) else column
     missing = table.get(None, unknown)
     return [table.get(value, unknown) if value == value else missing for value in column]
@@ -73,14 +76,19 @@ class Fill(Step):
     columns: list[int]
     values: list[Any]  # None leaves the column alone
     indicators: list[int]  # Positions in `columns`
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         filled: list[Sequence[Any]] = []
         for position, value in zip(self.columns, self.values, strict=True):
             column = columns[position]
+            if isinstance(column, Coded):
+                filled.append(column if value is None else column.map(lambda cell, value=value: value if is_missing(cell) else cell))
+                continue
             filled.append(column if value is None else [value if cell is None or cell != cell else cell for cell in column])
         for each in self.indicators:
-            filled.append([cell is None or cell != cell for cell in columns[self.columns[each]]])
+            column = columns[self.columns[each]]
+            filled.append(column.map(is_missing) if isinstance(column, Coded) else [cell is None or cell != cell for cell in column])
         return filled
 
 
@@ -123,6 +131,7 @@ class OneHot(Step):
     unknown: list[int]  # Place of what the table does not have; -1 is none, -2 an error
     width: int
     dtype: str = "float64"
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> np.ndarray:
         rows = len(columns[self.columns[0]])
@@ -198,13 +207,14 @@ class Recode(Step):
     tables: list[dict[Any, float]]
     unknown: list[float | None]  # None is an error
     dtype: str = "float64"
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> np.ndarray:
         rows = len(columns[self.columns[0]])
         matrix = np.empty((rows, len(self.columns)), dtype=self.dtype)
         for place, (position, table, unknown) in enumerate(zip(self.columns, self.tables, self.unknown, strict=True)):
             numbers = look_up(columns[position], table, unknown)
-            if unknown is None and None in numbers:
+            if unknown is None and None in (numbers if isinstance(numbers, list) or numbers.dtype == object else ()):
                 raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
             matrix[:, place] = numbers
         return matrix

@@ -50,6 +50,7 @@ class Step:
     carries_infinity: ClassVar[bool] = False  # Whether an infinite input stays infinite or becomes NaN
     carries_nan: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False  # Whether inputs may be scipy's csr matrices
+    takes_coded: ClassVar[bool] = False  # Whether columns of cells may be `Coded`
 
     def __init_subclass__(cls) -> None:
         _register(STEPS, cls.__name__, cls)
@@ -135,10 +136,12 @@ class FiniteCells(Step):
     "Refuse infinite numbers among cells."
 
     columns: list[int]
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
         for each in self.columns:
-            if any(value is not None and (value - value != 0) and value == value for value in columns[each]):
+            column = columns[each]
+            if (np.isinf(column).any() if isinstance(column, np.ndarray) and column.dtype.kind in "fiub" else any(value is not None and (value - value != 0) and value == value for value in column)):
                 raise Refused("a value is infinite", where=f"column {each}", remedy="send a finite number")
         return columns
 
@@ -211,6 +214,7 @@ class Gather(Step):
 
     columns: list[int]
     dtype: str = "float64"
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> np.ndarray:
         rows = len(columns[self.columns[0]]) if self.columns else len(columns[0])
