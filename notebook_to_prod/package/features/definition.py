@@ -89,13 +89,15 @@ def joined_values(
     import pandas as pd
 
     kinds, dtype = pd.api.types, values.dtype
+    if isinstance(dtype, pd.ArrowDtype):
+        raise DataError(f"a feature cannot be of type {dtype}", where=where, remedy="convert it: .astype('Int64'), .astype('float64') or .astype('str')")
     if kinds.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
         return values.astype("boolean")
     if kinds.is_integer_dtype(dtype):
         return values.astype(str(dtype).replace("uint", "UInt").replace("int", "Int"))
-    if (kinds.is_float_dtype(dtype) and dtype != "float128") or (kinds.is_datetime64_any_dtype(dtype) and not isinstance(dtype, pd.ArrowDtype)):
+    if (kinds.is_float_dtype(dtype) and dtype != "float128") or kinds.is_datetime64_any_dtype(dtype):
         return values
-    if isinstance(dtype, pd.StringDtype) or (dtype == object and all(isinstance(each, str) for each in values.dropna())):
+    if isinstance(dtype, pd.StringDtype) or (kinds.is_object_dtype(dtype) and all(isinstance(each, str) for each in values.dropna())):
         return values.astype("str")
     remedy = "make it text with .astype('str')" if isinstance(dtype, pd.CategoricalDtype) else "make it a number, a truth value, text or a moment"
     raise DataError(f"a feature cannot be of type {dtype}", where=where, remedy=remedy)
@@ -110,9 +112,9 @@ def entity_kind(
 
     if pd.api.types.is_integer_dtype(values.dtype):
         return "integer"
-    if isinstance(values.dtype, pd.StringDtype) or (values.dtype == object and all(isinstance(each, str) for each in values.dropna())):
+    if isinstance(values.dtype, pd.StringDtype) or (pd.api.types.is_object_dtype(values.dtype) and all(isinstance(each, str) for each in values.dropna())):
         return "text"
-    if values.dtype == object and all(isinstance(each, int) and not isinstance(each, bool) for each in values.dropna()):
+    if pd.api.types.is_object_dtype(values.dtype) and all(isinstance(each, int) and not isinstance(each, bool) for each in values.dropna()):
         return "integer"
     raise DataError(f"a column of an entity cannot be of type {values.dtype}", where=where, remedy="make it whole numbers, .astype('Int64'), or text, .astype('str')")
 
