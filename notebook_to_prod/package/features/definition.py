@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['read_span', 'nanoseconds', 'moments_of', 'Feature', 'joined_values', 'entity_kind', 'Freshness', 'FeatureView',
-           'freshness_of', 'shape_of', 'features']
+__all__ = ['read_span', 'shown_span', 'nanoseconds', 'moments_of', 'Feature', 'joined_values', 'entity_kind', 'Freshness',
+           'FeatureView', 'freshness_of', 'shape_of', 'features']
 
 # %% ../../../nbs/package/features/00_definition.ipynb #moments
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
@@ -39,6 +39,13 @@ def read_span(
     if not isinstance(value, timedelta) or value < timedelta(0):
         raise InputError("this is no span of time", where=where, remedy='write it as in "2 days", "90 min" or "1 h 30 min"')
     return value
+
+
+def shown_span(value: timedelta) -> str:
+    "A span as a person would say it, to the second."
+    days, rest = divmod(round(value.total_seconds()), 86_400)
+    parts = [(days, "day" if days == 1 else "days"), (rest // 3600, "h"), (rest // 60 % 60, "min"), (rest % 60, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
 
 
 def nanoseconds(value: datetime | timedelta) -> int:
@@ -223,8 +230,8 @@ class FeatureView:
         return told | spans | {"sources": [*self.sources], "description": self.description}
 
     def _repr_markdown_(self) -> str:
-        held = f"holds {self.ttl}" if self.ttl else "holds until the next"
-        head = f"**{self.name}** of {', '.join(self.entity)} · {self.owner} · known at `{self.time}` + {self.delay} · {held}"
+        held = f"holds {shown_span(self.ttl)}" if self.ttl else "holds until the next"
+        head = f"**{self.name}** of {', '.join(self.entity)} · {self.owner} · known at `{self.time}` + {shown_span(self.delay)} · {held}"
         return f"{head}\n\n{self.description}".strip()
 
 
