@@ -20,12 +20,18 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from notebooks import Project, make_project
+from test_direct import answers, wire
 
 from notebook_to_prod.errors import NotFoundError, StoreError
+from notebook_to_prod.package.bundle import Bundle, open_bundle
+from notebook_to_prod.package.features.collect import load_views
 from notebook_to_prod.package.features.definition import FeatureView, features
 from notebook_to_prod.package.features.feast import write_feast
 from notebook_to_prod.package.features.online import OnlineStore, open_online
 from notebook_to_prod.package.features.point_in_time import point_in_time
+from notebook_to_prod.serve.app import create_app
+from notebook_to_prod.serve.predictor import load_predictor
 
 START = pd.Timestamp("2013-01-01", tz="UTC")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -249,3 +255,135 @@ def test_feast_accepts_the_definitions_and_joins_the_same(tmp_path: Path) -> Non
     for (state, values), number in zip(kept, range(2), strict=True):
         if state == "found":
             assert [said["online"][name][number] for name in NAMES[:4]] == values
+
+
+TRAINING = {
+    "parameters": "seed = 1",
+    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
+    "definitions": """#| export
+import pandas as pd
+
+from notebook_to_prod import features
+
+
+@features(entity="tailnum", time="landed", ttl="3650 days", owner="ann")
+def aircraft(flights):
+    "Mean delay of the aircraft's flights until this one had landed, minutes."
+    ordered = flights.assign(landed=pd.to_datetime(flights["landed"], utc=True)).sort_values("landed", kind="stable")
+    mean = ordered.groupby("tailnum")["delay"].expanding().mean().droplevel(0)
+    return ordered[["tailnum", "landed"]].assign(mean_delay=mean)
+""",
+    "step": """#| export
+import numpy as np
+
+
+def clipped(table):
+    return np.clip(np.nan_to_num(np.asarray(table, dtype=float)), -60, 600)
+""",
+    "join": """flights = n2p.load("flights.csv")
+rows = flights.assign(moment=pd.to_datetime(flights["landed"], utc=True) - pd.Timedelta("2h"))
+table = n2p.point_in_time(rows, aircraft, {"flights": flights})[["hour", "mean_delay"]]""",
+    "fit": """from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+late = flights["delay"] > 15
+model = make_pipeline(FunctionTransformer(clipped), LogisticRegression()).fit(table, late)""",
+    "export": "run.export(model, table, late, table, late)",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Bundle]:
+    """A project whose notebook defines features and trains with them, and the bundle of its run."""
+    project = make_project(tmp_path_factory.mktemp("features") / "project")
+    chance = random.Random(7)
+    landed = [pd.Timestamp.now(tz="UTC").floor("s") - timedelta(hours=3 * number) for number in range(240, 0, -1)]
+    flown = [
+        (f"N{chance.randrange(8)}", moment.isoformat(), chance.randrange(5, 24), chance.gauss(10, 30))
+        for moment in landed
+    ]
+    table = pd.DataFrame(flown, columns=["tailnum", "landed", "hour", "delay"])
+    table.to_csv(project.folder / "flights.csv", index=False)
+    settings_ = (
+        '[tool.n2p.features]\ndefinitions = ["train.ipynb"]\n[tool.n2p.features.sources]\nflights = "flights.csv"\n'
+    )
+    (project.folder / "pyproject.toml").write_text(settings_)
+    project.notebook("train.ipynb", TRAINING)
+    done = project.run("train.ipynb", "--json")
+    assert done.code == 0, done
+    (path,) = (project.home / "bundles").glob("[0-9a-f]*")
+    return project, open_bundle(path)
+
+
+def test_definitions_travel_with_the_bundle_and_no_service_imports_them(trained: tuple[Project, Bundle]) -> None:
+    _, bundle = trained
+    carried = [name for name in bundle.files if name.startswith("code/")]
+    (views,) = (name for name in carried if "feature_views_" in name)
+    (module,) = (name for name in carried if name != views)
+    assert (
+        "def aircraft" in (bundle.path / views).read_text()
+        and "notebook_to_prod" not in (bundle.path / module).read_text()
+    )
+    (view,) = load_views(bundle.path / views)
+    assert view.owner == "ann" and view.sources == ("flights",)
+
+
+def test_the_command_line_stores_and_judges_features(trained: tuple[Project, Bundle]) -> None:
+    project, _ = trained
+    assert project.n2p("features", "materialise", "--json").json["views"][0]["entities"] == 8
+    (view,) = project.n2p("features", "list", "--json").json["views"]
+    (feature,) = view["features"]
+    assert (feature["feature"], feature["owner"], feature["stale"]) == ("mean_delay", "ann", False)
+    assert project.n2p("features", "check", "--json").json["fresh"] is True
+    stale = project.n2p("features", "check", "--json", "--moment", "2049-01-01")
+    assert stale.code == 1 and stale.json["fresh"] is False
+    wrong = project.n2p("features", "materialise", "nothing", "--json")
+    assert wrong.code == 2 and "no view 'nothing'" in wrong.error["what"]
+    written = project.n2p("features", "feast", "repository", "--json")
+    assert written.code == 0 and (project.folder / "repository" / "data" / "aircraft.parquet").is_file()
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_a_service_answers_as_if_the_features_had_been_given(
+    store: str, trained: tuple[Project, Bundle], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    project, bundle = trained
+    (view,) = load_views(project.folder / "train.ipynb")
+    address = request.getfixturevalue("postgres") if store == "postgres" else str(tmp_path / "features.db")
+    online = open_online(address)
+    flights = pd.read_csv(project.folder / "flights.csv")
+    online.materialise(view, {"flights": flights})
+    predictor = load_predictor(bundle.path, name="flights", version="1")
+    asking = {"features": {"store": address, "views": ["aircraft"], "seconds": 20}}
+    rows = pd.DataFrame({"tailnum": [f"N{number}" for number in range(8)]})
+    means = point_in_time(rows.assign(moment=pd.Timestamp.now(tz="UTC")), view, {"flights": flights})["mean_delay"]
+    by_name = [{"hour": 9, "tailnum": name} for name in rows["tailnum"]]
+    by_value = [{"hour": 9, "mean_delay": mean} for mean in means]
+    looked, _ = answers(create_app(predictor, settings=asking), *map(wire, by_name), wire(by_name))
+    given, _ = answers(create_app(predictor, settings={}), *map(wire, by_value), wire(by_value))
+    assert [(status, said) for status, _, said in looked] == [(status, said) for status, _, said in given]
+    assert {status for status, *_ in looked} == {200}
+    unknown, _ = answers(create_app(predictor, settings=asking), wire({"hour": 9, "tailnum": "nobody"}))
+    assert unknown[0][1]["x-features-missing"] == "aircraft;unknown=1"
+
+
+def test_a_model_that_needs_the_feature_refuses_a_row_without(trained: tuple[Project, Bundle], tmp_path: Path) -> None:
+    _, bundle = trained
+    view = features(entity="tailnum", time="known", owner="ann", name="clock")(lambda facts: facts)
+    facts = pd.DataFrame({"tailnum": ["N1"], "known": [START], "hour": [9]})
+    open_online(tmp_path / "features.db").materialise(view, {"facts": facts})
+    predictor = load_predictor(bundle.path, name="flights", version="1")
+    app = create_app(predictor, settings={"features": {"store": str(tmp_path / "features.db"), "views": ["clock"]}})
+    rows = [{"tailnum": name, "mean_delay": 1.5} for name in ("N1", "nobody")]
+    (found, *_), (refused, _, why) = answers(app, *map(wire, rows))[0]
+    assert found == 200 and refused == 422 and "hour" in json.dumps(why)
+
+
+def test_a_store_that_has_gone_leaves_the_service_answering(trained: tuple[Project, Bundle], tmp_path: Path) -> None:
+    _, bundle = trained
+    predictor = load_predictor(bundle.path, name="flights", version="1")
+    for address in (str(tmp_path / "none.db"), "postgresql://127.0.0.1:1/none"):
+        app = create_app(predictor, settings={"features": {"store": address, "views": ["aircraft"], "seconds": 5}})
+        (whole, part), _ = answers(app, wire({"hour": 9, "mean_delay": 1.5}), wire({"hour": 9, "tailnum": "N1"}))
+        assert whole[0] == 200 and part[0] == 422
