@@ -128,9 +128,9 @@ class Application:
 
     @property
     def steps(self) -> Steps | None:
-        "Those of `/predict`, with the hooks as they are when the first request comes; None if other code stands around it."
+        "Those of `/predict`, with the hooks as they are when the first request comes; None if other code stands around it, or waits in between."
         self._handler()
-        return Steps(self.service) if self._directly else None
+        return Steps(self.service) if self._directly and self.service.fill is None else None
 
     def _handler(self) -> Handler:
         if self._predict is None:

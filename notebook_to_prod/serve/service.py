@@ -198,6 +198,7 @@ class Service:
     sent: list[Callable[[Call], None]] = field(default_factory=list)
     ended: list[Callable[[Call], None]] = field(default_factory=list)
     score: Callable[[Call, Model], Awaitable[Prediction | Refusal]] | None = None
+    fill: Callable[[Call], Awaitable[Refusal | None]] | None = None  # After `arrived`; may change `body` of the call before it is read
     start: list[Callable[[], None]] = field(default_factory=list)
     stop: list[Callable[[], None]] = field(default_factory=list)
     guard: Guard | None = None  # Asked by the application, also of routes that are not the service's
@@ -234,7 +235,7 @@ class Service:
         work: Callable[[Call], Awaitable[Prediction | Refusal]] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
-        steps, limit, seconds, plainly = Steps(self), self.body_limit, self.body_seconds, wire is None
+        steps, limit, seconds, plainly, fill = Steps(self), self.body_limit, self.body_seconds, wire is None, self.fill
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
             "What the model says, why not, or None if the client has left; raises what hooks raise."
@@ -254,6 +255,10 @@ class Service:
                 return await work(call)
             if (refused := steps.arrive(call, body)) is not None:
                 return refused
+            if fill is not None:
+                if (refused := await fill(call)) is not None:
+                    return refused
+                body = call.body or b""
             spelt, model = call.wire, call.model
             large = len(body) > (LARGE if spelt is None else spelt.large)
             decode, given = (model.decode, body) if spelt is None else (spelt.decode, call)  # type: ignore[union-attr]
