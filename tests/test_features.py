@@ -164,6 +164,19 @@ def test_another_shape_is_not_read_as_this_one(address: str) -> None:
     assert found[0] == "seven" and pd.isna(found[1])
 
 
+def test_times_without_a_zone_are_compared_among_themselves(address: str) -> None:
+    view = view_of(f"view{next(counted)}", ttl=3)
+    facts = table_of([("N1", 1, hour, hour, 0.5, None, "") for hour in range(9)])
+    bare = facts.assign(known=facts["known"].dt.tz_localize(None))
+    rows = pd.DataFrame({"plane": "N1", "gate": 1, "moment": pd.date_range(START, periods=60, freq="20min")})
+    naive = rows.assign(moment=rows["moment"].dt.tz_localize(None))
+    joined = point_in_time(naive, view, {"facts": bare})["count"]
+    assert joined.equals(point_in_time(rows, view, {"facts": facts})["count"]) and joined.isna().any()
+    store, moment = open_online(address), START + timedelta(hours=5)
+    store.materialise(view, {"facts": bare}, upto=moment)
+    assert store.lookup(view, rows.head(1), moment)["count"].tolist() == [5]
+
+
 def test_a_store_that_is_not_there_says_so(tmp_path: Path) -> None:
     rows = pd.DataFrame({"plane": ["N1"], "gate": [1]})
     for gone in (tmp_path / "none.db", "postgresql://ann:secret@127.0.0.1:1/none"):

@@ -159,6 +159,7 @@ class FeatureView:
     ttl: timedelta | None = None  # None: a value holds until the next one
     delay: timedelta = timedelta(0)  # From its time until it can be used
     owners: Mapping[str, str] = field(default_factory=dict)  # Of features that are not the owner's
+    types: Mapping[str, str] = field(default_factory=dict)  # Of features whose type should not depend on the data
     description: str = ""
 
     def __call__(self, *sources: Any) -> Any:
@@ -195,13 +196,20 @@ class FeatureView:
         for name in self.entity:
             entity_kind(frame[name], f"{where}, column '{name}'")
         known = moments_of(frame[self.time], f"{where}, column '{self.time}'")
-        features = {str(name): joined_values(frame[name], f"{where}, column '{name}'") for name in frame.columns if name not in keys}
-        unknown = [name for name in self.owners if name not in features]
+        unknown = [name for name in (*self.owners, *self.types) if name not in frame.columns or name in keys]
         if unknown:
-            raise InputError(f"owners names '{unknown[0]}', which is no feature", where=where, remedy=f"the features are {', '.join(features)}")
+            raise InputError(f"owners or types name '{unknown[0]}', which is no feature", where=where, remedy="correct the name, or return such a column")
+        features = {str(name): self._value(frame[name], f"{where}, column '{name}'") for name in frame.columns if name not in keys}
         order = known.argsort(kind="stable")
         made = pd.DataFrame({name: frame[name] for name in keys} | features).iloc[order]
         return made.drop_duplicates(keys, keep="last").reset_index(drop=True)
+
+    def _value(self, values: pd.Series, where: str) -> pd.Series:
+        chosen = self.types.get(str(values.name))
+        try:
+            return joined_values(values if chosen is None else values.astype(chosen), where)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the values are no {chosen}: {error}", where=where, remedy="correct them, or types= of the view") from error
 
     def features(
         self,
@@ -226,7 +234,7 @@ class FeatureView:
     def to_dict(self) -> dict[str, Any]:
         "The promise as JSON, spans in seconds."
         spans = {"ttl": self.ttl and self.ttl.total_seconds(), "delay": self.delay.total_seconds()}
-        told = {"name": self.name, "entity": [*self.entity], "time": self.time, "owner": self.owner, "owners": dict(self.owners)}
+        told = {"name": self.name, "entity": [*self.entity], "time": self.time, "owner": self.owner, "owners": dict(self.owners), "types": dict(self.types)}
         return told | spans | {"sources": [*self.sources], "description": self.description}
 
     def _repr_markdown_(self) -> str:
@@ -267,6 +275,7 @@ def features(
     ttl: str | timedelta | None = None,  # How long after its time a value holds
     delay: str | timedelta = timedelta(0),  # How long after its time it can be used
     owners: Mapping[str, str] | None = None,  # Of features that are not the owner's
+    types: Mapping[str, str] | None = None,  # Of features whose type should not depend on the data
     name: str | None = None,  # That of the function, unless it is given
 ) -> Callable[[Callable[..., Any]], FeatureView]:
     "Make a function of DataFrames a `FeatureView`; raises `InputError` for a promise that cannot be kept."
@@ -288,6 +297,6 @@ def features(
         late = read_span(delay, f"{where}, delay={delay!r}")
         if held is not None and held < late:
             raise InputError("no value would ever hold: it can be used only after its ttl is over", where=where, remedy="give a ttl longer than the delay")
-        return FeatureView(called, keys, time, owner, function, held, late, dict(owners or {}), inspect.getdoc(function) or "")
+        return FeatureView(called, keys, time, owner, function, held, late, dict(owners or {}), dict(types or {}), inspect.getdoc(function) or "")
 
     return decorate

@@ -319,8 +319,15 @@ class OnlineStore:
         keys = [json.dumps(each) for each in zip(*(latest[name].astype(object).tolist() for name in view.entity), strict=True)]
         values = zip(*(json_values(latest[each.name]) for each in features), strict=True)
         rows = [(key, at, json.dumps(each)) for key, at, each in zip(keys, known[latest.index].tolist(), values, strict=True)]
+        if frame.empty and any(each.name == view.name and each.shape != stored.shape for each in self._known()):
+            what = "the view has no rows, and other types than what is stored of it"
+            raise DataError(what, where=f"the view '{view.name}'", remedy="see why its sources are empty; give types= to the view")
         self.backend.write(view.name, stored.shape, until, json.dumps(stored.to_dict()), rows)
         return Materialised(stored, len(rows))
+
+    def _known(self) -> tuple[StoredView, ...]:
+        "The views that were materialised, none if nothing ever was."
+        return () if isinstance(self.backend, SQLite) and not self.backend.path.is_file() else self.views()
 
     def views(self) -> tuple[StoredView, ...]:
         "The views that were materialised, by name."
