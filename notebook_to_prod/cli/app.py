@@ -21,6 +21,7 @@ ROOMS = {
     "package": ("bundle", "gate", "compress", "keys"),
     "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
     "serve": ("serve", "export-service", "apikey", "rollout", "predictions"),
+    "watch": ("watch",),
     "project": ("demo",),
 }
 _ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "predictions": "predictions", "rollout": "rollout", "environments": "environments"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
