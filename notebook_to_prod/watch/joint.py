@@ -74,7 +74,7 @@ def joint_drift(
     if min(len(reference), len(current)) < 4:
         raise DataError("too few rows to tell two tables apart", where="joint_drift", remedy="give four rows of each or more")
     drawn = [table.iloc[draw(len(table), rows, seed)] for table in (reference, current)]
-    encoded, categorical = _encoded(*drawn)
+    encoded = _encoded(*drawn)
     if not encoded.shape[1]:
         raise DataError("there is no column to tell two tables apart by", where="joint_drift", remedy="give a column that is no datetime")
     now = np.repeat([0, 1], [len(each) for each in drawn])
@@ -83,11 +83,11 @@ def joint_drift(
         at = np.flatnonzero(now == side)
         half[np.random.default_rng((seed, side)).permutation(at)[: len(at) // 2]] = 1
     with threadpool_limits(1):  # threads of small fits wait for each other more than they work
-        return _measured(drawn, encoded, categorical, now, half, seed, explain)
+        return _measured(drawn, encoded, now, half, seed, explain)
 
 
-def _measured(drawn: list[pd.DataFrame], encoded: np.ndarray, categorical: list[bool], now: np.ndarray, half: np.ndarray, seed: int, explain: float) -> JointDrift:
-    models = [_fitted(encoded[half != fold], now[half != fold], categorical, seed) for fold in (0, 1)]
+def _measured(drawn: list[pd.DataFrame], encoded: np.ndarray, now: np.ndarray, half: np.ndarray, seed: int, explain: float) -> JointDrift:
+    models = [_fitted(encoded[half != fold], now[half != fold], seed) for fold in (0, 1)]
 
     def area_of(matrix: np.ndarray) -> float:
         # The two halves have models, and so scales, of their own.
@@ -109,11 +109,11 @@ def _usable(table: pd.DataFrame) -> list[bool]:
     return [kind_of(table[name], str(name)) != "datetime" for name in table.columns]
 
 
-def _encoded(reference: pd.DataFrame, current: pd.DataFrame) -> tuple[np.ndarray, list[bool]]:
-    "Both tables as numbers, one below the other, and which columns are categories; these by their frequency in both."
+def _encoded(reference: pd.DataFrame, current: pd.DataFrame) -> np.ndarray:
+    "Both tables as numbers, one below the other; categories by the rank of their frequency in both."
     import pandas as pd
 
-    columns, categorical = [], []
+    columns = []
     for name, usable in zip(reference.columns, _usable(reference), strict=True):
         if not usable:
             continue
@@ -126,8 +126,7 @@ def _encoded(reference: pd.DataFrame, current: pd.DataFrame) -> tuple[np.ndarray
             ordered = sorted(both.value_counts().items(), key=lambda pair: (-pair[1], pair[0]))
             known = {value: place if place < _CATEGORIES else _CATEGORIES for place, (value, _) in enumerate(ordered)}
             columns.append(both.map(known).to_numpy("float64"))
-        categorical.append(not numeric)
-    return np.column_stack(columns) if columns else np.zeros((len(reference) + len(current), 0)), categorical
+    return np.column_stack(columns) if columns else np.zeros((len(reference) + len(current), 0))
 
 
 def _ranked(numbers: np.ndarray) -> np.ndarray:
@@ -139,11 +138,11 @@ def _ranked(numbers: np.ndarray) -> np.ndarray:
     return np.where(finite, np.searchsorted(edges, np.where(finite, numbers, 0.0), side="left"), np.nan)
 
 
-def _fitted(matrix: np.ndarray, now: np.ndarray, categorical: list[bool], seed: int) -> Any:
+def _fitted(matrix: np.ndarray, now: np.ndarray, seed: int) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    settings = {"max_iter": 30, "max_leaf_nodes": 8, "learning_rate": 0.2, "min_samples_leaf": 20, "early_stopping": False}
-    return HistGradientBoostingClassifier(**settings, categorical_features=categorical, random_state=seed).fit(matrix, now)
+    settings = {"max_iter": 25, "max_leaf_nodes": 8, "learning_rate": 0.25, "min_samples_leaf": 20, "early_stopping": False}
+    return HistGradientBoostingClassifier(**settings, categorical_features=None, random_state=seed).fit(matrix, now)
 
 
 def _falls(matrix: np.ndarray, area: float, area_of: Any, seed: int) -> np.ndarray:

@@ -32,8 +32,8 @@ class Rules:
     window: str = "1d"  # A span of time or a number of rows
     minimum: int = 100  # Rows of a window or a slice, below which it is not judged
     alpha: float = 0.01  # Share of the fired checks of a window that may be chance
-    persist: int = 3  # Windows in which a check has to fire...
-    of: int = 5  # ...among so many that were judged
+    persist: int = 4  # Windows in which a check has to fire...
+    of: int = 7  # ...among so many that were judged
     wasserstein: float = 0.1  # Standard deviations of the reference that numbers have moved
     jensen_shannon: float = 0.1  # Distance of shares, beyond what chance brings
     missing: float = 0.02  # Difference of the share of missing values
