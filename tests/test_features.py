@@ -107,7 +107,7 @@ FACTS = st.lists(
     st.tuples(
         st.sampled_from(["N1", 'ü\0"', None]),
         st.sampled_from([1, -(2**60), None]),
-        st.integers(0, 30),
+        st.integers(0, 9),
         st.none() | st.integers(-(2**62), 2**62),
         st.none() | st.floats(allow_nan=False),
         st.sampled_from([True, False, None]),
@@ -119,7 +119,7 @@ counted = iter(range(1_000_000))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(found=FACTS, hour=st.integers(0, 40), ttl=st.none() | st.integers(3, 9), delay=st.integers(0, 3))
+@given(found=FACTS, hour=st.integers(0, 14), ttl=st.none() | st.integers(3, 9), delay=st.integers(0, 3))
 def test_what_is_looked_up_is_what_training_joins(
     address: str, found: list[tuple[Any, ...]], hour: int, ttl: int | None, delay: int
 ) -> None:
@@ -162,6 +162,23 @@ def test_another_shape_is_not_read_as_this_one(address: str) -> None:
     store.materialise(view, {"facts": other}, upto=START + timedelta(hours=1))
     found = store.lookup(name, rows, START + timedelta(hours=9))["count"]
     assert found[0] == "seven" and pd.isna(found[1])
+
+
+def test_a_value_holds_from_its_delay_to_its_ttl_both_included(address: str) -> None:
+    view, store = view_of(f"view{next(counted)}", ttl=3, delay=1), open_online(address)
+    facts = {"facts": table_of([("N1", 1, 5, 7, 0.5, True, "x")])}
+    store.materialise(view, facts, upto=START + timedelta(hours=6))
+    jot = timedelta(microseconds=1)
+    ends = {
+        timedelta(hours=6) - jot: False,
+        timedelta(hours=6): True,
+        timedelta(hours=8): True,
+        timedelta(hours=8) + jot: False,
+    }
+    rows = pd.DataFrame({"plane": "N1", "gate": 1, "moment": [START + after for after in ends]})
+    assert point_in_time(rows, view, facts)["count"].notna().tolist() == [*ends.values()]
+    looked = [store.lookup(view, rows.head(1), moment)["count"].notna().item() for moment in rows["moment"]]
+    assert looked == [*ends.values()]
 
 
 def test_times_without_a_zone_are_compared_among_themselves(address: str) -> None:
