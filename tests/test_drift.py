@@ -240,6 +240,24 @@ def test_watch_sees_the_same_once_the_log_is_compacted(watched: Project, project
     assert said(project.n2p("watch", "flights", "--window", "100", "--json")) == before
 
 
+def test_watch_tells_what_is_new_once(watched: Project, project: Project) -> None:
+    watched.copy_to(project)
+    (project.folder / "pyproject.toml").write_text(
+        '[tool.n2p.channels.file]\nkind = "file"\npath = "told.jsonl"\n'
+        '[[tool.n2p.rules]]\nname = "shift"\non = ["drift.*"]\nrepeat = "never"\n'
+        '[[tool.n2p.rules]]\nname = "worse"\non = ["performance.*"]\nseverity = "critical"\nrepeat = "never"\n'
+    )
+    first = said(project.n2p("watch", "flights", "--window", "100", "--alert", "--json"))["alerts"]
+    assert {each["rule"] for each in first["told"]} == {"shift", "worse"} and first["sent"] == 2
+    again = said(project.n2p("watch", "flights", "--window", "100", "--alert", "--json"))["alerts"]
+    assert again["told"] == [] and again["sent"] == 0
+    told = [json.loads(line) for line in (project.folder / "told.jsonl").read_text().splitlines()]
+    shifted = next(each for each in told if each["rule"] == "shift")
+    assert "delay" in {each["subject"] for each in shifted["alerts"]}
+    assert "distance" not in {each["subject"] for each in shifted["alerts"]}
+    assert "shift" in project.n2p("alerts", "list").stdout
+
+
 def test_watch_takes_a_table_and_rules(watched: Project, project: Project) -> None:
     watched.copy_to(project)
     random = np.random.default_rng(6)

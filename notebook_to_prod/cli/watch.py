@@ -9,7 +9,7 @@ __all__ = ['watch']
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,7 @@ from .output import Result, Terminal, command, shown_path
 if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle
     from notebook_to_prod.project import Store
+    from notebook_to_prod.watch.drift import DriftReport
     from notebook_to_prod.watch.monitor import Observed
     from notebook_to_prod.watch.rules import Rules
 
@@ -38,11 +39,13 @@ _FILE = click.Path(path_type=Path, exists=True)
 @click.option("--window", help="A span such as 1d, 6h or 2w, a number of rows such as 1000, or 'all' for one window.")
 @click.option("--slice", "slices", multiple=True, help="A column, COLUMN=VALUE or a condition; can be given again.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as a page, too.")
-def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime | None, data: Path | None, time: str, reference: Path | None, window: str | None, slices: tuple[str, ...], html: Path | None) -> Result:
+@click.option("--alert", is_flag=True, help="Have [[tool.n2p.rules]] tell of it by [tool.n2p.channels].")
+def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime | None, data: Path | None, time: str, reference: Path | None, window: str | None, slices: tuple[str, ...], html: Path | None, alert: bool) -> Result:
     """Compare what a model is asked and answers with what it was trained on.
 
     NAME is a model, as NAME@VERSION or NAME@ALIAS if it is not the live version, the folder of an exported service, or any bundle with
     --data. [tool.n2p.watch] has the rules. Exit code 1 if something has drifted and lasted until the last window.
+    With --alert what is news is told by the channels, and kept for n2p alerts.
 
     Example: n2p watch flights --window 1d --html drift.html
     """
@@ -67,7 +70,10 @@ def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime
         console().print(terminal_table(report))
     lines = [("", ""), ("model", f"{model} {bundle.digest[:19]}"), ("reference", report.reference), ("windows", f"{len(report.whole)} of {cut or 'all rows'}, {sum(each.rows for each in report.whole):,} rows")]
     lines += [("not watched", each) for each in report.notes] + ([("page", shown_path(html))] if html else [])
-    return Result({**report.to_dict(), "html": html and str(html)}, [*lines, ("drift", last_line(report))], exit_code=int(report.drifted))
+    data_of = {**report.to_dict(), "html": html and str(html)}
+    if alert:
+        lines.append(("alerts", _tell(terminal, store, report, seen, data_of)))
+    return Result(data_of, [*lines, ("drift", last_line(report))], exit_code=int(report.drifted))
 
 # %% ../../nbs/cli/04d_watch.ipynb #parts
 def _bundle(store: "Store", name: str) -> "tuple[Bundle, str]":
@@ -107,3 +113,22 @@ def _window(asked: str | None, rules: "Rules", observed: "Observed", data: Path 
     if asked is None and data is not None and observed.times is None and not Length.parse(rules.window).rows:
         return None
     return asked or rules.window
+
+
+def _tell(terminal: Terminal, store: "Store", report: "DriftReport", observed: "Observed", data: dict[str, Any]) -> str:
+    "Observe what was found, and tell who is to be told."
+    from notebook_to_prod.train.record import now
+    from notebook_to_prod.watch.alert_book import deliver, raise_signals
+    from notebook_to_prod.watch.alerts import read_rules
+    from notebook_to_prod.watch.channels import read_channels
+    from notebook_to_prod.watch.signals import drift_signals
+
+    channels = read_channels()
+    moment = now() if observed.times is None else observed.times.max().isoformat()
+    notices = raise_signals(store, drift_signals(report, moment), read_rules(), channels)
+    sent = deliver(store, channels)
+    for problem in sent.problems:
+        terminal.note(f"warning: {problem}")
+    data["alerts"] = {"told": [each.to_dict() for each in notices], "sent": sent.sent, "waiting": sent.waiting, "problems": list(sent.problems)}
+    told = "; ".join(each.title for each in notices) or "nothing new"
+    return f"{told} ({sent.sent} messages sent, {sent.waiting} waiting{'' if channels else '; there are no [tool.n2p.channels]'})"

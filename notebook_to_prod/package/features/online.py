@@ -247,7 +247,7 @@ class Redis:
         try:
             import redis
         except ImportError as error:
-            raise DependencyError("the driver of Redis is not installed", where="redis", remedy="pip install redis") from error
+            raise DependencyError("the driver of Redis is not installed", where="redis", remedy="pip install 'notebook-to-prod[redis]'") from error
         try:
             if self._client is None:
                 self._client = redis.Redis.from_url(self._address, socket_timeout=5, socket_connect_timeout=5, decode_responses=True)
