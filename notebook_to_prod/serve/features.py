@@ -31,7 +31,7 @@ class FeatureSettings:
     "Which features a service looks up, and where."
 
     store: str = field(repr=False)  # An address, which may hold a password
-    views: tuple[str, ...]
+    views: tuple[str, ...]  # Names of those that are looked up
     seconds: float = 0.25  # That a request waits for a store of another machine
     refresh: float = 1.0  # Seconds after which a view's own description is read again
 

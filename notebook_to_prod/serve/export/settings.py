@@ -17,6 +17,7 @@ from ..access.tls import Tls
 from ..configure import PARTS
 from ..log.request_log import LogSettings
 from ..observe.dashboard import DashboardSettings
+from ..features import FeatureSettings
 from ..observe.journal import LoggingSettings
 from ..observe.metrics import MetricsSettings
 from ..observe.traces import TracesSettings
@@ -30,7 +31,7 @@ __all__ = ['KINDS', 'settings_text']
 
 # %% ../../../nbs/serve/export/00b_settings.ipynb #settings-text
 KINDS: dict[str, type] = {
-    **{"security": AccessSettings, "tls": Tls, "limits": Limits, "fallback": Fallback, "cache": Cache, "log": LogSettings, "metrics": MetricsSettings},
+    **{"security": AccessSettings, "tls": Tls, "limits": Limits, "fallback": Fallback, "cache": Cache, "features": FeatureSettings, "log": LogSettings, "metrics": MetricsSettings},
     **{"rollout": RolloutSettings, "dashboard": DashboardSettings, "logging": LoggingSettings, "traces": TracesSettings},
 }
 _NAMES = {("security", "issuer"): "jwt"}  # Where the table calls it otherwise
@@ -54,6 +55,8 @@ _EXAMPLES = {
     ("rollout", "file"): '"layout.json"',
     ("rollout", "reports"): '"reports"',
     ("traces", "endpoint"): '"http://collector:4318"',
+    ("features", "store"): '"sqlite:///features.db"',
+    ("features", "views"): '["aircraft"]',
 }
 _FIELD = re.compile(r"^    (\w+): [^\n]*?(?:  # ([^\n]*))?$", re.MULTILINE)
 
