@@ -6896,6 +6896,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts.Stopped': ( 'watch/batch_parts.html#stopped',
                                                                                                     'notebook_to_prod/watch/batch_parts.py'),
+                                                    'notebook_to_prod.watch.batch_parts._Model': ( 'watch/batch_parts.html#_model',
+                                                                                                   'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts._added': ( 'watch/batch_parts.html#_added',
                                                                                                    'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts._begin_process': ( 'watch/batch_parts.html#_begin_process',

@@ -144,6 +144,13 @@ def _refused(job: Job, partition: Partition, before: int, scored: Scored) -> Dat
 _LOGGED = 500  # Rows of a record
 
 
+@dataclass(eq=False)
+class _Model:
+    "One thing, by which the log knows that it is the same."
+
+    predictor: Any
+
+
 class PartLog:
     "The log of one partition."
 
@@ -152,14 +159,14 @@ class PartLog:
         folder.mkdir(parents=True)
         self._log = RequestLog(replace(settings, sample=1.0, folder=folder, segment_age=1e9), folder)
         self._share, self._key, self._number = share, key, number
-        self._model: Any = None  # One thing, by which the log knows that it is the same
+        self._model: _Model | None = None
 
     def __call__(self, scorer: BatchScorer, scored: Scored, before: int) -> int:
         "Write down rows; returns how many."
         said = scored.answer
         if said is None:
             return 0
-        self._model = self._model or SimpleNamespace(predictor=scorer.predictor)
+        self._model = self._model or _Model(scorer.predictor)
         kept = np.ones(len(said.labels), dtype=bool)
         kept[[*said.refused]] = False
         if self._share < 1:
