@@ -151,11 +151,12 @@ class WindowFairness:
     rows: Mapping[str, tuple[int, int]]  # Of each group: answers, and labels
     disparities: tuple[Disparity, ...] = ()
     small: Mapping[str, int] = field(default_factory=dict)  # Rows of the groups that are too small
+    ended: str = ""  # The last moment of it: ISO 8601, UTC; empty if no times are known
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
         rates = {name: [None if math.isnan(each) else each for each in some] for name, some in self.rates.items()}
-        return {"window": self.window, "attribute": self.attribute, "rates": rates, "rows": {name: [*some] for name, some in self.rows.items()}, "small": dict(self.small), "disparities": [each.to_dict() for each in self.disparities]}
+        return {"window": self.window, "ended": self.ended, "attribute": self.attribute, "rates": rates, "rows": {name: [*some] for name, some in self.rows.items()}, "small": dict(self.small), "disparities": [each.to_dict() for each in self.disparities]}
 
 
 def fairness_window(
@@ -257,7 +258,7 @@ def fairness_of(
         raise InputError(f"the model has no class {positive!r}", where="policy, fairness, positive", remedy=f"name one of {', '.join(map(str, ledger.classes))}")
     number, length = ledger.classes.index(positive), None if window is None else Length.parse(window or rules.window)
     cuts = cut(len(ledger), length, ledger.times)
-    mature = {each.window: each.mature for each in label_windows(ledger, cuts, rules.label_delay, rules.label_share, now)}
+    known_of = {each.window: each for each in label_windows(ledger, cuts, rules.label_delay, rules.label_share, now)}
     notes, windows, groups = [], [], {}
     for name in settings.attributes:
         values = _attribute(ledger, name, sensitive)
@@ -266,9 +267,10 @@ def fairness_of(
         else:
             groups[name] = group_names(values, None if held_out is None else _attribute(held_out, name, None))
     for piece in cuts:
-        at, known = piece.at, ledger.labelled[piece.at] & mature[piece.name]
+        at, known = piece.at, ledger.labelled[piece.at] & known_of[piece.name].mature
         given, truth = ledger.answers.predictions[at] == number, ledger.truth[at] == number
-        windows += _judged([fairness_window(piece.name, name, group[at], given, truth, known, policy) for name, group in groups.items()], rules.alpha)
+        found = [fairness_window(piece.name, name, group[at], given, truth, known, policy) for name, group in groups.items()]
+        windows += _judged([replace(each, ended=known_of[piece.name].ended) for each in found], rules.alpha)
     used = rules if window in ("", None) else replace(rules, window=window)
     return FairnessReport(model, tuple(windows), find(_checks(windows), used, length is None), str(positive), bundle, tuple(notes))
 

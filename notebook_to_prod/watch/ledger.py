@@ -273,6 +273,7 @@ class WindowLabels:
     delay: tuple[float, float] | None = None  # Seconds that half, and nine tenths, of its labels took
     why: str = ""  # It is not judged
     selection: str = ""  # In what the labelled rows differ from the others
+    ended: str = ""  # The last moment of it: ISO 8601, UTC; empty if no times are known
 
     @property
     def share(self) -> float:
@@ -313,7 +314,7 @@ def label_windows(
             arrived = float(arrival.share(ages[at]).mean())
             mature = arrived >= share
             why = "" if mature else f"{arrived:.0%} of its labels have come"
-        found.append(WindowLabels(window.name, len(at), int(ledger.labelled[at].sum()), mature, arrived, typical, why, _selection(ledger, at)))
+        found.append(WindowLabels(window.name, len(at), int(ledger.labelled[at].sum()), mature, arrived, typical, why, _selection(ledger, at), "" if ledger.times is None else ledger.times.iloc[at].max().isoformat()))
     return found
 
 

@@ -68,7 +68,7 @@ def interval_text(number: float, interval: Sequence[float] | None) -> str:
 
 # %% ../../nbs/watch/32b_quality_page.ipynb #plot
 _GREY, _BLUE, _ORANGE = COLORS
-_LEFT, _RIGHT, _TALL, _TOP = 60, 720, 150, 26
+_LEFT, _RIGHT, _TALL, _TOP = 60, 690, 150, 26
 
 
 def metric_plot(
@@ -135,7 +135,7 @@ def _points(points: Sequence[tuple[float, float]]) -> str:
 
 def reliability_plot(found: Calibration, title: str) -> str:
     "What was promised against what has happened, as SVG."
-    size, left, top = 200, 60, 26
+    size, left, top = 200, 80, 26
     parts = [f'<rect x="{left}" y="{top}" width="{size}" height="{size}" fill="none" stroke="#ddd"/><line x1="{left}" y1="{top + size}" x2="{left + size}" y2="{top}" stroke="{_GREY}" stroke-dasharray="4 3"/>']
     for each in found.bins:
         x, (low, high) = left + size * each.promised, (top + size * (1 - end) for end in each.interval)

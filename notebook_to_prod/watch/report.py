@@ -174,7 +174,7 @@ def report_page(
     rules = tuple((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in report.rules.items() if value not in ([], {}, ""))
     sections.append(Section("The rules", tables=(Table(("rule", "value"), rules),), sources=tuple(filter(None, (report.reference, report.bundle)))))
     lead = f"{len(report.active)} active: {'; '.join(map(str, report.active))}" if report.active else "Nothing has drifted."
-    return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*said, lead)))
+    return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*(f"{each[:1].upper()}{each[1:]}." for each in said), lead)))
 
 
 def write_report(
