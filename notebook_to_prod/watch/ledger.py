@@ -5,6 +5,7 @@
 # %% ../../nbs/watch/30_ledger.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,9 +40,22 @@ def class_numbers(
     def number(value: Any) -> int:
         if is_missing(value) or (value == "" and "" not in by_text):
             return -1
-        return by_value.get(value, by_text.get(str(value), len(classes)))
+        found = by_value.get(value, by_text.get(str(value), -1))
+        return found if found >= 0 else _as_written(str(value), classes)
 
     return np.array([known[value] if value in known else known.setdefault(value, number(value)) for value in map(_plain, values)], dtype="int64")
+
+
+def _as_written(text: str, classes: Sequence[Any]) -> int:
+    "The class that a file means by `1.0` or `true`."
+    for number, each in enumerate(classes):
+        if isinstance(each, bool) and text.lower() == str(each).lower():
+            return number
+        if isinstance(each, int | float) and not isinstance(each, bool):
+            with contextlib.suppress(ValueError):
+                if float(text) == each:
+                    return number
+    return len(classes)
 
 
 def _plain(value: Any) -> Any:
@@ -111,11 +125,15 @@ def open_ledger(
     "The answers of a bundle with their labels; raises `DataError` if there are none, or a column is missing."
     named = predictions.set_axis(predictions.columns.map(str), axis="columns")
     found, notes = _of_bundle(named, bundle)
+    labels = None if labels is None else labels.assign(id=labels["id"].astype(str)) if "id" in labels.columns else labels
     exported = features(found)
     table = exported if len(exported.columns) else found[[each for each in bundle.schema.names if each in found]]
     if "prediction" not in found.columns or not len(found):
         raise DataError("there are no answers of this bundle" if len(found.columns) else "the table is empty", where=bundle.digest, remedy="give a table with the column prediction, or name the version that has answered")
     true = _labels(found, labels)
+    if labels is not None:  # joined, so that both have ids
+        missed = len(labels) - len(labels.merge(found[["id"]].astype(str).drop_duplicates(), on="id"))
+        notes += (f"{missed:,} labels have no answer of this bundle",) if missed else ()
     classes = bundle.metadata.get("classes")
     asked, came = (_moments(found, name) for name in ("time", "label_time"))
     if labels is not None:

@@ -235,11 +235,12 @@ def quality_of_ledger(
     trained: dict[str, Any] = dict(evaluation.get("metrics") or {})
     names = [*trained] or _usual(ledger)
     notes = [*ledger.notes] + ([] if trained else ["the bundle has no figures of held-out rows, so nothing is judged"])
+    whole_limit = _calibration_limit(asked, held_out)
     slices, windows = _slices(ledger, rules, held_out, names, policy, notes), []
     cuts = cut(len(ledger), length, ledger.times)
     for piece, labels in zip(cuts, label_windows(ledger, cuts, rules.label_delay, rules.label_share, now), strict=True):
         some = ledger.at(piece.at)
-        span = [_measured(some, labels, names, trained, rules, policy, _calibration_limit(asked, held_out))]
+        span = [_measured(some, labels, names, trained, rules, policy, whole_limit)]
         for name, (rows, figures, limit) in slices.items():
             at = np.flatnonzero(rows[piece.at])
             part = some.at(at)
