@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['read_label_file', 'open_held_out', 'between', 'LiveQuality', 'live_quality', 'only_mature', 'labels_are_known']
+__all__ = ['read_label_file', 'read_group_file', 'open_held_out', 'between', 'LiveQuality', 'live_quality', 'only_mature',
+           'labels_are_known']
 
 # %% ../../nbs/watch/32c_live_quality.ipynb #files
 def read_label_file(path: Path) -> pd.DataFrame:
@@ -52,6 +53,16 @@ def read_label_file(path: Path) -> pd.DataFrame:
         if rows.isna().any() or (rows != rows.round()).any():
             raise DataError("a row is no whole number", where=f"{path}, column 'row'", remedy="number the rows of a request from 0 on")
         found = found.assign(row=rows.astype(int))
+    return found
+
+
+def read_group_file(path: Path) -> pd.DataFrame:
+    "A table of sensitive attributes, with id; raises `DataError`."
+    import pandas as pd
+
+    found = pd.read_csv(path, dtype={"id": str}, encoding="utf-8-sig") if ".csv" in path.suffixes else read_file(path)
+    if "id" not in found.columns:
+        raise DataError("the file has no column 'id'", where=str(path), remedy="the columns are id, the attributes and, if you like, row")
     return found
 
 # %% ../../nbs/watch/32c_live_quality.ipynb #held-out
