@@ -292,7 +292,7 @@ def test_watch_says_what_is_wrong(watched: Project, tmp_path: Path) -> None:
         (("flights", "--window", "soon"), "no length"),
         (("flights", "--slice", "dist > 2"), "slice"),
         (("flights", "--since", "2001-01-01", "--until", "2001-01-02"), ""),
-        (("flights", "--time", "when"), "times of its own"),
+        (("flights", "--time", "when"), "no column 'when'"),
         (("flights", "--data", tmp_path / "gone.csv"), "does not exist"),
     ):
         done = watched.n2p("watch", *arguments, "--json")

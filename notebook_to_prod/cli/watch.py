@@ -7,7 +7,7 @@ __all__ = ['watch']
 
 # %% ../../nbs/cli/04d_watch.ipynb #imports
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,12 @@ from .gate import console
 from .output import Result, Terminal, command, shown_path
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from notebook_to_prod.package.bundle import Bundle
     from notebook_to_prod.project import Store
     from notebook_to_prod.watch.drift import DriftReport
+    from notebook_to_prod.watch.live_quality import LiveQuality
     from notebook_to_prod.watch.monitor import Observed
     from notebook_to_prod.watch.rules import Rules
 
@@ -34,46 +37,52 @@ _FILE = click.Path(path_type=Path, exists=True)
 @click.option("--since", type=_TIME, help="From this day or time on, in UTC.")
 @click.option("--until", type=_TIME, help="Up to the end of this day, or to this time, in UTC.")
 @click.option("--data", type=_FILE, help="A table to look at instead of the request log: Parquet, CSV, JSON lines or Excel.")
-@click.option("--time", default="", help="The column of --data that has the times.")
+@click.option("--labels", type=_FILE, help="A table of what was true: id and label, and row if a request had several.")
+@click.option("--groups", type=_FILE, help="A table of the sensitive attributes of the policy: id, and row if a request had several.")
+@click.option("--time", default="", help="The column that has the times; of the log, a column of the model instead of when it was asked.")
 @click.option("--reference", type=_FILE, help="A table to compare with instead of what the bundle was trained on.")
 @click.option("--window", help="A span such as 1d, 6h or 2w, a number of rows such as 1000, or 'all' for one window.")
 @click.option("--slice", "slices", multiple=True, help="A column, COLUMN=VALUE or a condition; can be given again.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as a page, too.")
 @click.option("--alert", is_flag=True, help="Have [[tool.n2p.rules]] tell of it by [tool.n2p.channels].")
-def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime | None, data: Path | None, time: str, reference: Path | None, window: str | None, slices: tuple[str, ...], html: Path | None, alert: bool) -> Result:
-    """Compare what a model is asked and answers with what it was trained on.
+def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime | None, data: Path | None, labels: Path | None, groups: Path | None, time: str, reference: Path | None, window: str | None, slices: tuple[str, ...], html: Path | None, alert: bool) -> Result:
+    """Compare what a model is asked and answers with what it was trained on, and what was true with how good it was.
 
     NAME is a model, as NAME@VERSION or NAME@ALIAS if it is not the live version, the folder of an exported service, or any bundle with
-    --data. [tool.n2p.watch] has the rules. Exit code 1 if something has drifted and lasted until the last window.
+    --data. [tool.n2p.watch] has the rules. Exit code 1 if something has drifted, quality has dropped or a group is worse off, and
+    that has lasted until the last window that could be judged. Labels are those of n2p predictions feedback, of --labels, or a column
+    label beside prediction in --data.
     With --alert what is news is told by the channels, and kept for n2p alerts.
 
     Example: n2p watch flights --window 1d --html drift.html
     """
     from notebook_to_prod.project import open_store
     from notebook_to_prod.watch.live import open_baseline, read_file, within
+    from notebook_to_prod.watch.live_quality import only_mature
     from notebook_to_prod.watch.monitor import Monitor
-    from notebook_to_prod.watch.report import last_line, terminal_table, write_report
+    from notebook_to_prod.watch.report import last_line, write_report
     from notebook_to_prod.watch.rules import project_rules
 
     store, rules = open_store(), project_rules()
-    rules = replace(rules, slices=(*rules.slices, *slices))
+    rules = replace(rules, slices=(*rules.slices, *slices), time=time or rules.time)
     bundle, model = _bundle(store, name)
     end = until + timedelta(days=1) if until and (until.hour, until.minute, until.second) == (0, 0, 0) else until
-    observed, rules, ignored = _observed(store, bundle, model, data, time, since, end, rules)
+    asked, observed, rules, ignored = _observed(store, bundle, model, data, bool(time), since, end, rules)
     baseline, notes = open_baseline(bundle, store, None if reference is None else read_file(reference))
     seen = within(observed, since, end)
     cut = _window(window, rules, seen, data)
-    report = Monitor(baseline, rules).report(seen, cut, model, bundle.digest, (*ignored, *notes))
+    live = _live(store, bundle, model, asked, data, labels, groups, rules, since, end, cut)
+    report = Monitor(baseline, rules).report(only_mature(seen, live.quality, cut), cut, model, bundle.digest, (*ignored, *notes))
     if html:
-        write_report(report, html)
+        write_report(report, html, live.sections, tuple(sentence for _, sentence in live.said))
     if not terminal.json:
-        console().print(terminal_table(report))
+        _print(report, live)
     lines = [("", ""), ("model", f"{model} {bundle.digest[:19]}"), ("reference", report.reference), ("windows", f"{len(report.whole)} of {cut or 'all rows'}, {sum(each.rows for each in report.whole):,} rows")]
-    lines += [("not watched", each) for each in report.notes] + ([("page", shown_path(html))] if html else [])
-    data_of = {**report.to_dict(), "html": html and str(html)}
+    lines += [("not watched", each) for each in report.notes] + [("labels", each) for each in live.notes] + ([("page", shown_path(html))] if html else [])
+    data_of = {**report.to_dict(), **live.to_dict(), "html": html and str(html)}
     if alert:
-        lines.append(("alerts", _tell(terminal, store, report, seen, data_of)))
-    return Result(data_of, [*lines, ("drift", last_line(report))], exit_code=int(report.drifted))
+        lines.append(("alerts", _tell(terminal, store, report, live, seen, data_of)))
+    return Result(data_of, [*lines, ("drift", last_line(report)), *live.said], exit_code=int(report.drifted or live.failed))
 
 # %% ../../nbs/cli/04d_watch.ipynb #parts
 def _bundle(store: "Store", name: str) -> "tuple[Bundle, str]":
@@ -85,23 +94,47 @@ def _bundle(store: "Store", name: str) -> "tuple[Bundle, str]":
     return found.bundle, name if folder.is_dir() else found.model
 
 
-def _observed(store: "Store", bundle: "Bundle", model: str, data: Path | None, time: str, since: datetime | None, end: datetime | None, rules: "Rules") -> "tuple[Observed, Rules, tuple[str, ...]]":
-    "What is looked at, and the rules for it."
+def _observed(store: "Store", bundle: "Bundle", model: str, data: Path | None, named: bool, since: datetime | None, end: datetime | None, rules: "Rules") -> "tuple[pd.DataFrame, Observed, Rules, tuple[str, ...]]":
+    "The table that is looked at, what is in it, and the rules for it."
     from notebook_to_prod.errors import InputError
     from notebook_to_prod.serve.log.compact import read_predictions
     from notebook_to_prod.watch.live import observed_of_log, observed_of_table, open_log, read_file, watchable
 
     if data is not None:
-        return observed_of_table(bundle, read_file(data), time), rules, ()
+        table = read_file(data)
+        rules = rules if named or rules.time in map(str, table.columns) else replace(rules, time="")  # a setting may be about the log alone
+        return table, observed_of_table(bundle, table, rules.time), rules, ()
     served = (Path(model) / "app.py").is_file()
     if Path(model).is_dir() and not served:
         raise InputError("a bundle alone has no request log", where=model, remedy="give a table with --data FILE, or name a model or an exported service")
-    if time:
-        raise InputError("the log has times of its own", where="--time", remedy="give it with --data only")
     settings, hashed = open_log(store, model)
-    logged = read_predictions(settings, since and since.date(), end and end.date(), None if served else model)
-    observed = observed_of_log(bundle, logged)
-    return observed, *watchable(rules, bundle, observed, hashed)
+    days = (None, None) if rules.time else (since and since.date(), end and end.date())  # of the answers
+    logged = read_predictions(settings, *days, None if served else model)
+    observed = observed_of_log(bundle, logged, rules.time)
+    return logged, observed, *watchable(rules, bundle, observed, hashed)
+
+
+def _live(store: "Store", bundle: "Bundle", model: str, asked: "pd.DataFrame", data: Path | None, labels: Path | None, groups: Path | None, rules: "Rules", since: datetime | None, end: datetime | None, cut: str | None) -> "LiveQuality":
+    "What labels say, if there may be any."
+    from notebook_to_prod.package.gates.policy import find_policy
+    from notebook_to_prod.project import find_project
+    from notebook_to_prod.watch.live_quality import LiveQuality, labels_are_known, live_quality, read_group_file, read_label_file
+
+    if not labels_are_known(asked, data is None) and labels is None:
+        return LiveQuality()
+    true, sensitive = labels and read_label_file(labels), groups and read_group_file(groups)
+    now = datetime.now(UTC) if data is None and not rules.time else None
+    return live_quality(bundle, asked, rules, find_policy(find_project()), store=store, window=cut, since=since, until=end, labels=true, groups=sensitive, model=model, now=now)
+
+
+def _print(report: "DriftReport", live: "LiveQuality") -> None:
+    from notebook_to_prod.watch.quality_page import quality_table
+    from notebook_to_prod.watch.report import terminal_table
+
+    console().print(terminal_table(report))
+    if live.quality is not None and (table := quality_table(live.quality)).row_count:
+        console().print("")
+        console().print(table)
 
 
 def _window(asked: str | None, rules: "Rules", observed: "Observed", data: Path | None) -> str | None:
@@ -115,17 +148,20 @@ def _window(asked: str | None, rules: "Rules", observed: "Observed", data: Path 
     return asked or rules.window
 
 
-def _tell(terminal: Terminal, store: "Store", report: "DriftReport", observed: "Observed", data: dict[str, Any]) -> str:
+def _tell(terminal: Terminal, store: "Store", report: "DriftReport", live: "LiveQuality", observed: "Observed", data: dict[str, Any]) -> str:
     "Observe what was found, and tell who is to be told."
     from notebook_to_prod.train.record import now
     from notebook_to_prod.watch.alert_book import deliver, raise_signals
     from notebook_to_prod.watch.alerts import read_rules
     from notebook_to_prod.watch.channels import read_channels
-    from notebook_to_prod.watch.signals import drift_signals
+    from notebook_to_prod.watch.signals import drift_signals, fairness_signals, quality_signals
 
     channels = read_channels()
     moment = now() if observed.times is None else observed.times.max().isoformat()
-    notices = raise_signals(store, drift_signals(report, moment), read_rules(), channels)
+    told_by_quality = live.quality is not None and live.quality.latest is not None
+    signals = drift_signals(report, moment, errors=not told_by_quality)
+    signals += [*(quality_signals(live.quality, moment) if live.quality else ()), *(fairness_signals(live.fairness, moment) if live.fairness else ())]
+    notices = raise_signals(store, signals, read_rules(), channels)
     sent = deliver(store, channels)
     for problem in sent.problems:
         terminal.note(f"warning: {problem}")

@@ -98,8 +98,9 @@ def chosen(schema: Schema, table: pd.DataFrame, where: str) -> pd.DataFrame:
 def observed_of_log(
     bundle: Bundle,
     predictions: pd.DataFrame,  # As `serve.log.compact.read_predictions` gives it
+    time: str = "",  # A column of the model that has the times, instead of those of the answers
 ) -> Observed:
-    "The answers of one bundle; raises `DataError` if there are none."
+    "The answers of one bundle; raises `DataError` if there are none, or the column has no times."
     table = predictions[(predictions["bundle"] == bundle.digest) & ~predictions["fallback"].fillna("").astype(bool)] if len(predictions) else predictions
     if not len(table):
         others = sorted(set(predictions["version"])) if len(predictions) else []
@@ -108,7 +109,7 @@ def observed_of_log(
     table = table.reset_index(drop=True)
     rows = features(table)
     rows = rows[[name for name in bundle.schema.names if name in rows]]  # the settings may keep some out of the log
-    return Observed(rows, said_by(bundle, table["prediction"], table["probabilities"]), errors_of(bundle, table["prediction"], table["label"]), table["time"])
+    return Observed(rows, said_by(bundle, table["prediction"], table["probabilities"]), errors_of(bundle, table["prediction"], table["label"]), table["time"] if not time else _times(features(table), time, "the log"))
 
 
 def observed_of_table(
@@ -117,22 +118,30 @@ def observed_of_table(
     time: str = "",  # The column of the times
 ) -> Observed:
     "A table with the columns of the model; raises `DataError` if one is missing, or the times are none."
-    import pandas as pd
-
     named = table.set_axis(table.columns.map(str), axis="columns")
     exported = features(named)
     rows = chosen(bundle.schema, exported if len(exported.columns) else named, "the table of --data").reset_index(drop=True)
     time = time or ("time" if len(exported.columns) else "")
-    if time and time not in named.columns:
-        raise DataError(f"the table has no column '{time}'", where="--time", remedy=f"name one of {', '.join(named.columns)}")
-    times = None
-    if time:
-        times = pd.to_datetime(named[time].reset_index(drop=True), errors="coerce", utc=True)
-        if times.isna().any():
-            raise DataError(f"{int(times.isna().sum())} rows have no time", where=f"column '{time}'", remedy="give times as ISO 8601, such as 2026-01-31T10:00:00Z")
+    times = _times(named if time in named.columns else exported, time, "the table") if time else None
     parts = {name: named[name].reset_index(drop=True) for name in ("prediction", "probabilities", "label") if name in named.columns and name not in bundle.schema.names}
     said = parts.get("prediction")
     return Observed(rows, None if said is None else said_by(bundle, said, parts.get("probabilities")), None if said is None or "label" not in parts else errors_of(bundle, said, parts["label"]), times)
+
+
+def _times(table: pd.DataFrame, time: str, what: str) -> pd.Series:
+    "A column of times, in UTC."
+    import pandas as pd
+
+    if time not in table.columns:
+        near = nearest(time, table.columns)
+        raise DataError(f"{what} has no column '{time}'", where="--time", remedy=f"name '{near}'" if near else f"name one of {', '.join(map(str, table.columns))}")
+    values = table[time].reset_index(drop=True)
+    if pd.api.types.is_numeric_dtype(values):
+        raise DataError("its values are numbers, not times", where=f"column '{time}'", remedy="name a column of dates or times")
+    found = pd.to_datetime(values, errors="coerce", utc=True)
+    if found.isna().any():
+        raise DataError(f"{int(found.isna().sum())} rows have no time", where=f"column '{time}'", remedy="give times as ISO 8601, such as 2026-01-31T10:00:00Z")
+    return found
 
 
 def said_by(bundle: Bundle, predictions: pd.Series, probabilities: pd.Series | None) -> pd.DataFrame:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 # %% auto #0
-__all__ = ['terminal_table', 'drift_map', 'share_bars', 'report_page', 'write_report', 'last_line']
+__all__ = ['terminal_table', 'picture', 'drift_map', 'share_bars', 'report_page', 'write_report', 'last_line']
 
 # %% ../../nbs/watch/09_report.ipynb #terminal
 _DOTS = 14  # Windows that are shown
@@ -66,7 +66,12 @@ _LEFT, _WIDTH, _CELL = 230, 730, 16
 _FONT = 'font-family="system-ui, sans-serif" font-size="11" fill="#222"'
 
 
-def _svg(height: float, title: str, parts: Iterable[str]) -> str:
+def picture(
+    height: float,
+    title: str,
+    parts: Iterable[str],  # SVG elements
+) -> str:
+    "A picture as wide as the page, as SVG."
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(title)}" {_FONT}><text x="0" y="14" font-weight="600">{escape(title)}</text>{"".join(parts)}</svg>'
 
 
@@ -88,7 +93,7 @@ def drift_map(report: DriftReport) -> str:
         parts += [_square(found.get(window), window, _LEFT + at * width, top, width) for at, window in enumerate(windows)]
     bottom = 24 + len(keys) * _CELL
     parts += [f'<text x="{_LEFT}" y="{bottom + 14}" fill="#555">{escape(windows[0])}</text>', f'<text x="{_LEFT + len(windows) * width:.1f}" y="{bottom + 14}" text-anchor="end" fill="#555">{escape(windows[-1])}</text>']
-    return _svg(bottom + 22, "every column in every window", parts if len(windows) * width > 160 else parts[:-2])
+    return picture(bottom + 22, "every column in every window", parts if len(windows) * width > 160 else parts[:-2])
 
 
 def _square(column: ColumnDrift | None, window: str, left: float, top: float, width: float) -> str:
@@ -124,7 +129,7 @@ def share_bars(title: str, bars: Bars) -> str:
         if len(pairs) <= 30 and (at % max(1, len(pairs) // 12) == 0):
             shown = label if len(label) <= 12 else f"{label[:11]}…"
             parts.append(f'<text x="{at * step + step / 2:.1f}" y="{24 + _TALL + 14}" text-anchor="middle" fill="#555">{escape(shown)}</text>')
-    return _svg(24 + _TALL + 20, title, parts)
+    return picture(24 + _TALL + 20, title, parts)
 
 # %% ../../nbs/watch/09_report.ipynb #page
 def _number(value: float) -> str:
@@ -155,22 +160,31 @@ def _distributions(window: WindowDrift) -> Section:
     return Section("How they are spread", pictures=tuple(share_bars(f"{each.column} ({each.part})", each.bars) for each in drawn if each.bars))
 
 
-def report_page(report: DriftReport) -> str:
+def report_page(
+    report: DriftReport,
+    more: Sequence[Section] = (),  # What else there is to tell of the model, before the drift
+    said: Sequence[str] = (),  # Of that in one sentence each
+) -> str:
     "The report as one HTML page that needs nothing else."
-    sections = [_findings(report)]
-    if picture := drift_map(report):
-        sections.append(Section("Through time", (f"{len(report.whole)} windows; orange has fired, blue is the nearer to its limit the darker it is, grey was not judged.",), pictures=(picture,)))
+    sections = [*more, _findings(report)]
+    if drawn := drift_map(report):
+        sections.append(Section("Through time", (f"{len(report.whole)} windows; orange has fired, blue is the nearer to its limit the darker it is, grey was not judged.",), pictures=(drawn,)))
     if report.latest is not None:
         sections += [_distributions(report.latest), _window(report.latest)]
-    rules = tuple((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in report.rules.items() if value not in ([], {}))
+    rules = tuple((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in report.rules.items() if value not in ([], {}, ""))
     sections.append(Section("The rules", tables=(Table(("rule", "value"), rules),), sources=tuple(filter(None, (report.reference, report.bundle)))))
     lead = f"{len(report.active)} active: {'; '.join(map(str, report.active))}" if report.active else "Nothing has drifted."
-    return html_page(f"Drift of {report.model}", [each for each in sections if not each.is_empty or each.missing], lead)
+    return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*(f"{each[:1].upper()}{each[1:]}." for each in said), lead)))
 
 
-def write_report(report: DriftReport, path: Path) -> Path:
+def write_report(
+    report: DriftReport,
+    path: Path,
+    more: Sequence[Section] = (),
+    said: Sequence[str] = (),
+) -> Path:
     "Write the page, whole or not at all; raises `StoreError`."
-    return write_atomic(path, report_page(report))
+    return write_atomic(path, report_page(report, more, said))
 
 
 def last_line(report: DriftReport) -> str:

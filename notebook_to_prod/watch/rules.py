@@ -48,10 +48,27 @@ class Rules:
     slices: tuple[str, ...] = ()  # Columns, COLUMN=VALUE or conditions
     ignore: tuple[str, ...] = ()  # Columns that may be what they like
     columns: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # Other limits of single columns
+    time: str = ""  # The column that cuts windows, instead of the time of the answers
+    drop: float = 0.02  # Fall of a metric, of which more is better, that is put up with
+    rise: float = 0.1  # Rise of one of which less is better, as a share of what it was
+    metrics: Mapping[str, float] = field(default_factory=dict)  # Other falls, or shares of rises, by metric
+    label_delay: str = ""  # A span such as 14d, after which an answer has its label if it gets one; learned if empty
+    label_share: float = 0.9  # Of the labels that will come, below which a window is not judged
 
     def limit(self, measure: str, column: str) -> float:
         "The limit of a measure of a column."
         return float(self.columns.get(column, {}).get(measure, getattr(self, measure)))
+
+    def tolerance(
+        self,
+        metric: str,
+        greater_is_better: bool,
+        trained: float,  # What it was
+    ) -> float:  # In the unit of the metric
+        "How much worse a metric may be than it was."
+        if greater_is_better:
+            return self.metrics.get(metric, self.drop)
+        return self.metrics.get(metric, self.rise) * abs(trained)
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints them."
@@ -64,7 +81,7 @@ class Rules:
         defaults, found = cls(), {}
         for name, (least, most) in {"minimum": (1, 1e9), "persist": (1, 1_000), "of": (1, 1_000), "sample": (4, 100_000), "seed": (0, 2**31)}.items():
             found[name] = read_number(table, name, getattr(defaults, name), where, least, most, whole=True)
-        for name in ("alpha", *_LIMITS):
+        for name in ("alpha", *_LIMITS, "drop", "rise", "label_share"):
             found[name] = float(read_number(table, name, getattr(defaults, name), where, 0, 1e9))
         found |= {name: _texts(table, name, where) for name in ("slices", "ignore")}
         joint, window, columns = (table.get(name, getattr(defaults, name)) for name in ("joint", "window", "columns"))
@@ -72,9 +89,26 @@ class Rules:
             raise InputError(f"'joint' is {joint!r}", where=where, remedy="write true or false")
         window = str(window) if isinstance(window, int) and not isinstance(window, bool) else window
         Length.parse(window if isinstance(window, str) else "", f"{where}, window")
+        found |= {name: _text(table, name, where) for name in ("time", "label_delay")}
+        if found["label_delay"] and not Length.parse(found["label_delay"], f"{where}, label_delay").seconds:
+            raise InputError(f"'{found['label_delay']}' is no span of time", where=f"{where}, label_delay", remedy="write one such as 6h, 14d or 8w")
+        found["metrics"] = _numbers(table.get("metrics", {}), f"{where[:-1]}.metrics]")
         if found["persist"] > found["of"]:
             raise InputError(f"{found['persist']} of {found['of']} windows can never be", where=f"{where}, persist", remedy="let persist be at most of")
         return cls(**found, joint=joint, window=window, columns=_columns(columns, f"{where[:-1]}.columns"))
+
+
+def _text(table: Mapping[str, Any], name: str, where: str) -> str:
+    found = table.get(name, "")
+    if not isinstance(found, str):
+        raise InputError(f"'{name}' is {found!r}", where=where, remedy=f'write {name} = "…", a text')
+    return found
+
+
+def _numbers(table: Any, where: str) -> dict[str, float]:
+    if not isinstance(table, Mapping):
+        raise InputError("tolerances of metrics are a table", where=where, remedy="write accuracy = 0.03 below [tool.n2p.watch.metrics]")
+    return {str(name): float(read_number(table, name, 0.0, where, 0, 1e9)) for name in table}
 
 
 def _texts(table: Mapping[str, Any], name: str, where: str) -> tuple[str, ...]:

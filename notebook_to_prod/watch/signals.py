@@ -9,14 +9,17 @@ import math
 
 from .alerts import Signal
 from .drift import DriftReport
+from .fairness import FairnessReport
+from .quality import QualityReport
 
 # %% auto #0
-__all__ = ['drift_signals']
+__all__ = ['drift_signals', 'quality_signals', 'fairness_signals']
 
 # %% ../../nbs/watch/54_signals.ipynb #drift-signals
 def drift_signals(
     report: DriftReport,
     moment: str,  # When the last window ended: ISO 8601, UTC
+    errors: bool = True,  # Whether the check of errors is told; not where `quality_signals` tells of performance
 ) -> list[Signal]:
     "What the last window of a report says of each column and check."
     lasting = {each.identity: str(each) for each in report.active}
@@ -24,10 +27,44 @@ def drift_signals(
     found = []
     for slice, window in latest.items():
         for column in window.columns:
-            for check in column.checks:
+            for check in column.checks if errors or column.part != "concept" else ():
                 told = lasting.get((column.part, slice, column.column, check.name))
                 about = "performance" if check.name == "error" else "drift"
                 subject = f"{column.column} where {slice}" if slice else column.column
                 value = check.effect if math.isfinite(check.effect) else None
                 found.append(Signal(report.model, about, check.name, subject, moment, value, told is not None, told or ""))
     return found
+
+# %% ../../nbs/watch/54_signals.ipynb #quality-signals
+def quality_signals(
+    report: QualityReport,
+    moment: str,  # Of windows that know no times: ISO 8601, UTC
+) -> list[Signal]:
+    "What the last judged window of each metric and slice says, and of calibration."
+    lasting = {(each.slice, each.column): str(each) for each in report.active}
+    found: dict[tuple[str, str], Signal] = {}
+    for window in report.windows:  # in order of time, so that the last one stays
+        when = window.labels.ended or moment
+        for figure in window.figures:
+            if figure.judged:
+                told = lasting.get((window.slice, figure.metric), "")
+                found[window.slice, figure.metric] = Signal(report.model, "performance", figure.metric, window.slice, when, figure.number, bool(told), told)
+        if window.calibration is not None and math.isfinite(window.calibration_limit):
+            told = lasting.get((window.slice, "calibration"), "")
+            found[window.slice, "calibration"] = Signal(report.model, "performance", "calibration", window.slice, when, window.calibration.excess, bool(told), told)
+    return [*found.values()]
+
+
+def fairness_signals(
+    report: FairnessReport,
+    moment: str,  # Of windows that know no times: ISO 8601, UTC
+) -> list[Signal]:
+    "What the last window says of each attribute and measure."
+    lasting = {(each.column, each.check) for each in report.active}
+    found = {}
+    for window in report.windows:
+        for each in window.disparities:
+            fired = (window.attribute, each.measure) in lasting
+            measure = each.measure.replace(" ", "_")
+            found[window.attribute, measure] = Signal(report.model, "fairness", measure, window.attribute, window.ended or moment, each.number, fired, f"{window.attribute}: {each}" if fired else "")
+    return [*found.values()]

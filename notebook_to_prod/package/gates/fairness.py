@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['group_of_rows', 'require_attributes', 'GroupRates', 'group_rates', 'groups']
+__all__ = ['group_of_rows', 'require_attributes', 'GroupRates', 'group_rates', 'rates_of', 'groups']
 
 # %% ../../../nbs/package/gates/11_fairness.ipynb #groups
 def group_of_rows(case: Case, rows: Rows, attribute: str) -> np.ndarray:  # Texts, (rows,)
@@ -95,7 +95,10 @@ def group_rates(
     return GroupRates(tuple(large), counts, rates, small)
 
 
-def _rates_of(counts: np.ndarray) -> np.ndarray:  # (…, groups, 3)
+def rates_of(
+    counts: np.ndarray,  # As `GroupRates.counts`, (…, groups, 4)
+) -> np.ndarray:  # (…, groups, 3)
+    "The rates of some counts, in the order of `GroupRates.rates`; NaN where a group has no such rows."
     import numpy as np
 
     hit, miss, wrong, rest = np.moveaxis(counts.astype("float64"), -1, 0)
@@ -155,7 +158,7 @@ def _judge_rates(name: str, attribute: str, found: GroupRates, positive: str, ro
     sizes = found.counts.sum(axis=1)
     drawn = np.stack([random.multinomial(size, count / size, policy.resamples) for size, count in zip(sizes, found.counts, strict=True)], axis=1)
     levels = [(1 - policy.confidence) / 2, (1 + policy.confidence) / 2]
-    (difference, ratio), (differences, ratios) = _spread(found.rates), _spread(_rates_of(drawn))
+    (difference, ratio), (differences, ratios) = _spread(found.rates), _spread(rates_of(drawn))
     table = {each: {"rows": int(size), **dict(zip(_RATES, map(float, rate), strict=True))} for each, size, rate in zip(found.groups, sizes, found.rates, strict=True)}
     evidence: dict[str, Any] = {"groups": table, "small": found.small, "positive": positive, **rows.evidence}
     for position, rate in enumerate(_RATES):

@@ -222,11 +222,11 @@ def by_day(entries: list[Any]) -> Iterator[tuple[date, list[Any]]]:
     yield from days.items()
 
 # %% ../../../nbs/serve/log/03_predictions.ipynb #joined
-_BASE = ("id", "row", "time", "model", "version", "bundle", "protocol", "route", "fallback", "latency_us", "prediction", "probabilities", "changes", "label")
+_BASE = ("id", "row", "time", "model", "version", "bundle", "protocol", "route", "fallback", "latency_us", "prediction", "probabilities", "changes", "label", "label_time")
 
 
 def joined(answers: list[pa.Table], labels: list[pa.Table]) -> pd.DataFrame:
-    "All answers in the order of their time, each with its label."
+    "All answers in the order of their time, each with its label and when that came."
     import pandas as pd
 
     frames = [table.to_pandas() for table in _alike(answers)]
@@ -240,6 +240,8 @@ def joined(answers: list[pa.Table], labels: list[pa.Table]) -> pd.DataFrame:
     true = true.sort_values(["time", "segment", "place"], kind="stable").drop_duplicates(["id", "row"], keep="last")
     found = {(id, row): json.loads(label) for id, row, label in zip(true["id"], true["row"], true["label"], strict=True)}
     told["label"] = pd.Series([found.get(each) for each in zip(told["id"], told["row"], strict=True)], dtype=object).infer_objects()
+    came = dict(zip(zip(true["id"], true["row"], strict=True), true["time"], strict=True))
+    told["label_time"] = pd.to_datetime(pd.Series([came.get(each) for each in zip(told["id"], told["row"], strict=True)], dtype=object), utc=True)
     features = [name for name in told if name.startswith(_FEATURE)]
     return told[[*_BASE, *features, "segment", "place"]]
 
