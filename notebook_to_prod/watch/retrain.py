@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ..release.registry import Registry, share_event
 from ..release.rollout import abort_rollout, read_rollout
 from ..train.record import now
 from .retrain_data import Ingested
-from .retrain_settings import RetrainSettings, check_triggers, read_retrain, retrain_settings
+from .retrain_settings import check_triggers, read_retrain, retrain_settings
 from .retrain_stages import Job, go_on, question_key
 from .retrain_state import ABORTED, FAILED, REJECTED, WAITING, Retraining, find_state, keep_state, note, only_one, read_states, refusal, retrain_key, unfinished
 from .retrain_triggers import Question, Trigger, ask_triggers, make_question
@@ -144,8 +144,8 @@ def abort_retraining(registry: Registry, name: str, reason: str = "") -> Retrain
         return keep_state(registry.store, current.became(ABORTED, why))
 
 # %% ../../nbs/watch/45_retrain.ipynb #watch
-def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | None = None) -> list[Outcome]:
-    "Go on with what is unfinished, and ask the triggers of all models; raises `RunInterruptedError` alone."
+def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | None = None, only: Sequence[str] = ()) -> list[Outcome]:
+    "Go on with what is unfinished, and ask the triggers of all models, or of some only; raises `RunInterruptedError` alone."
     found: list[Outcome] = []
     try:
         models = read_retrain(project)
@@ -153,6 +153,8 @@ def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | 
         tell(str(error))
         return found
     for name, settings in models.items():
+        if only and name not in only:
+            continue
         try:
             if unfinished(registry.store, name) is not None or settings.when:
                 found.append(retrain(registry, name, settings.when, progress=tell, project=project))
@@ -163,12 +165,12 @@ def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | 
     return found
 
 
-def watch_models(registry: Registry, every: float, tell: Callable[[str], None], stop: threading.Event | None = None, project: Path | None = None) -> int:  # Rounds
-    "Look after all models until `stop` is set or this process is asked to end."
+def watch_models(registry: Registry, every: float, tell: Callable[[str], None], stop: threading.Event | None = None, project: Path | None = None, only: Sequence[str] = ()) -> int:  # Rounds
+    "Look after models until `stop` is set or this process is asked to end."
     stop, rounds, said = stop or threading.Event(), 0, dict[str, str]()
     try:
         while not stop.is_set():
-            for each in watch_once(registry, tell, project):
+            for each in watch_once(registry, tell, project, only):
                 line = f"{each.what}, {each.told}"
                 if each.what == RAN or said.get(each.name, "").partition(",")[0] != each.what:  # not the same each round
                     tell(f"{each.name}: {line}")
