@@ -1,0 +1,438 @@
+"""A model that is retrained: once however often it is asked for, gone on with wherever it was killed, and released only if it is no worse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+import retrain_worker
+from notebooks import FORKS, SCRIPTS, Project, make_project, once, start_forks
+
+from notebook_to_prod.errors import CellError, InputError, NotFoundError, VerdictError
+from notebook_to_prod.project import open_store
+from notebook_to_prod.release.audit import read_events, verify_log
+from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.release.rollout import read_rollout
+from notebook_to_prod.serve.log.segments import SegmentWriter
+from notebook_to_prod.watch import retrain as pipeline
+from notebook_to_prod.watch.retrain import Outcome, abort_retraining, retrain, watch_models, watch_once
+from notebook_to_prod.watch.retrain_data import ingest
+from notebook_to_prod.watch.retrain_settings import TRIGGERS, retrain_settings
+from notebook_to_prod.watch.retrain_state import keep_state, only_one, read_notes, read_states, unfinished
+from notebook_to_prod.watch.retrain_triggers import ask_triggers, make_question
+
+FIRED = int(os.environ.get("N2P_TEST_RETRAIN", "12"))  # Processes at once
+NAME = "flights"
+CELLS = {
+    "parameters": "data = ''\nseed = 3",
+    "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)\nflights = n2p.load(data)",
+    "fit": (
+        "from sklearn.linear_model import LogisticRegression\n\n"
+        "X, y = flights[['dep_delay', 'distance']], flights['late']\n"
+        "model = LogisticRegression(max_iter=500).fit(X[:-300], y[:-300])"
+    ),
+    "export": "run.export(model, X[:-300], y[:-300], X[-300:], y[-300:])",
+}
+GATES = """
+[tool.n2p.gates]
+resamples = 60
+skip = ["robustness", "fairness", "quality.found_slices"]
+"""
+SETTINGS = """
+notebook = "train.ipynb"
+ingest = "flights.parquet"
+label = "late"
+time = "departed"
+"""
+FREE = 'cooldown = "0 s"\nbudget = 50\n'
+
+
+def flights(rows: int = 2_000, limit: float = 20, seed: int = 7, later: float = 0) -> pd.DataFrame:
+    random = np.random.default_rng(seed)
+    delay = random.exponential(20, rows) + later
+    table = pd.DataFrame({"dep_delay": delay, "distance": random.gamma(3, 400, rows)})
+    departed = pd.date_range("2013-01-01", periods=rows, freq="h", tz="UTC")
+    return table.assign(late=(delay + random.normal(0, 8, rows) > limit).astype(int), departed=departed)
+
+
+def configure(project: Project, settings: str = FREE, more: str = "") -> None:
+    text = f"{GATES}{more}\n[tool.n2p.retrain.{NAME}]{SETTINGS}{settings}"
+    (project.folder / "pyproject.toml").write_text(text)
+
+
+def first(project: Project) -> None:
+    """Retrain for the first time: nothing is live yet."""
+    project.notebook("train.ipynb", CELLS)
+    configure(project)
+    flights().to_parquet(project.folder / "flights.parquet")
+    done = project.n2p("retrain", NAME, "--json")
+    assert (done.code, done.json["state"]["state"]) == (0, "promoted"), done
+
+
+@pytest.fixture(scope="session")
+def retrained(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return once(tmp_path_factory, "retrained", first)
+
+
+@pytest.fixture
+def project(retrained: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A project of one's own whose version 1 is live, and which has newer rows."""
+    made = retrained.copy_to(make_project(tmp_path / "project"))
+    monkeypatch.chdir(made.folder)
+    flights(2_600, seed=7).assign(seen=1).to_parquet(made.folder / "flights.parquet")
+    return made
+
+
+@pytest.fixture
+def registry(project: Project) -> Registry:
+    return Registry(open_store())
+
+
+def counted(registry: Registry) -> Counter[str]:
+    """Events since version 1 was promoted, by what they did."""
+    return Counter(each.action for each in [*read_events(registry.store, NAME)][2:])
+
+
+def test_the_first_retraining_promotes_a_version(retrained: Project) -> None:
+    done = retrained.n2p("retrain", NAME, "--json")
+    assert (done.code, done.json["what"], done.json["state"]["state"]) == (0, "done", "promoted")
+    stages = done.json["state"]["stages"]
+    assert [*stages] == ["ingest", "features", "train", "gate", "register", "canary", "promote"]
+    assert stages["gate"]["passed"] and stages["gate"]["rows"] == stages["features"]["fresh_rows"] == 400
+    assert (retrained.home / stages["gate"]["report"]).is_file()
+    status = retrained.n2p("retrain", NAME, "--status", "--json")
+    assert [(each["stage"], each["version"]) for each in status.json["retrainings"]] == [("promote", 1)]
+    record = retrained.record(stages["train"]["run"])
+    assert str(retrained.folder) not in json.dumps(record["parameters"]), "no path of this machine is recorded"
+
+
+def test_fired_many_times_at_once_it_is_one_run(project: Project, registry: Registry) -> None:
+    fired = project.together(*[("retrain", NAME, "--if", "new-data", "--if", "stale", "--json")] * FIRED)
+    assert {each.code for each in fired} == {0}, [each.stderr for each in fired if each.code]
+    said = Counter(each.json["what"] for each in fired)
+    assert said["ran"] == 1 and said.keys() <= {"ran", "running", "done", "not triggered"}, said
+    assert counted(registry) == {"register": 1, "promote": 1}
+    assert len(project.run_folders) == 2 and len(read_states(registry.store, NAME)) == 2
+    assert registry.aliased(NAME, "production") == 2 and not verify_log(registry.store)
+    with ThreadPoolExecutor(8) as pool:
+        again = [*pool.map(lambda _: retrain(registry, NAME), range(8))]
+    assert {each.what for each in again} <= {"running", "done"} and len(project.run_folders) == 2
+
+
+def test_killed_at_every_stage_it_ends_the_same(project: Project, registry: Registry) -> None:
+    start_forks()
+    for stage in ("cell", "ingest", "features", "train", "gate", "register", "canary", "promote"):
+        variables = project.environment({})
+        process = FORKS.Process(target=retrain_worker.killed_at, args=(stage, project.folder, variables, NAME))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL, stage
+    reached = read_states(registry.store, NAME)[-1]
+    assert (reached.stage, registry.aliased(NAME, "production")) == ("canary", 2), "it was promoted as it was killed"
+    done = project.n2p("retrain", NAME, "--json")
+    assert (done.code, done.json["what"], done.json["state"]["state"]) == (0, "ran", "promoted"), done
+    assert counted(registry) == {"register": 1, "promote": 1}
+    statuses = Counter(project.record(each.name)["status"] for each in project.run_folders)
+    assert statuses == {"finished": 2, "failed": 1}, "the one that was killed in a cell is closed"
+    assert len(registry.versions(NAME)) == 2 and len(read_states(registry.store, NAME)) == 2
+    assert [*project.home.rglob("*.tmp")] == [] and not verify_log(registry.store)
+    assert retrain(registry, NAME).what == "done"
+
+
+def test_a_bad_retraining_is_stopped(project: Project, registry: Registry) -> None:
+    table = flights(2_600)
+    random = np.random.default_rng(0)
+    table.loc[:2_100, "late"] = random.permutation(table.loc[:2_100, "late"])
+    table.to_parquet(project.folder / "flights.parquet")
+    before = registry.history(NAME)
+    done = project.n2p("retrain", NAME, "--json")
+    state = done.json["state"]
+    assert (done.code, state["state"], registry.aliased(NAME, "production")) == (1, "rejected", 1), done
+    assert registry.history(NAME) == before and len(registry.versions(NAME)) == 1, "nothing is registered"
+    assert "quality.champion" in {each["gate"] for each in state["stages"]["gate"]["failed"]}
+    (event,) = [each for each in read_events(registry.store, NAME) if each.action == "gate-failed"]
+    assert (event.verdicts, event.bundle) == (state["stages"]["gate"]["verdicts"], state["stages"]["train"]["bundle"])
+    assert (project.home / state["stages"]["gate"]["report"]).is_file()
+    shown = project.n2p("retrain", NAME)
+    assert (shown.code, "was done" in shown.stdout and "rejected" in shown.stdout) == (0, True)
+    state = read_states(registry.store, NAME)[-1]
+    again = pipeline.go_on(  # as who was killed after the audit log was written
+        pipeline.Job(registry, retrain_settings(NAME), project.folder),
+        replace(state, state="running", stages={each: state.stages[each] for each in ("ingest", "features", "train")}),
+    )
+    assert again.state == "rejected" and counted(registry)["gate-failed"] == 1
+
+
+def test_limits_refuse_and_force_is_audited(
+    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(project, "", "[tool.n2p.stages.production]\napprovals = 1\ngates = false\n")
+    cooling = project.n2p("retrain", NAME, "--if", "new-data", "--json")
+    assert (cooling.code, cooling.json["what"], cooling.json["told"][:8]) == (0, "refused", "cooldown")
+    by_hand = project.n2p("retrain", NAME, "--json")
+    assert (by_hand.code, by_hand.json["what"]) == (1, "refused")
+    configure(project, 'cooldown = "0 s"\nbudget = 1\n')
+    assert retrain(registry, NAME, ["new-data"]).told.startswith("budget: 1 in 30 days, of 1")
+    configure(project, FREE + "minimum_labels = 5000\n")
+    assert [retrain(registry, NAME, when).exit_code for when in ((), ("new-data",))] == [1, 0]
+    assert read_notes(registry.store, NAME)[-1]["why"] == "labels: 2600 labelled rows, of 5000"
+    assert not counted(registry) and len(read_states(registry.store, NAME)) == 1
+
+    configure(project, "", "[tool.n2p.stages.production]\napprovals = 1\ngates = false\n")
+    forced = retrain(registry, NAME, force=True, reason="a holiday")
+    assert forced.state is not None and (forced.state.state, forced.exit_code) == ("waiting", 1)
+    (event,) = [each for each in read_events(registry.store, NAME) if each.action == "override"]
+    assert "cooldown" in event.why and "a holiday" in event.why
+    waiting = project.n2p("retrain", NAME, "--json")
+    assert (waiting.code, waiting.json["state"]["state"], registry.aliased(NAME, "production")) == (1, "waiting", 1)
+    with monkeypatch.context() as patch:
+        patch.setenv("LOGNAME", "somebody-else")
+        registry.approve(NAME, 2, "production")
+    done = project.n2p("retrain", NAME, "--json")
+    assert (done.code, done.json["state"]["state"], registry.aliased(NAME, "production")) == (0, "promoted", 2), done
+    assert done.json["state"]["stages"]["promote"]["approvals"].startswith("1 of 1")
+
+
+def test_what_fails_or_waits_does_not_block(project: Project, registry: Registry) -> None:
+    broken = CELLS | {"fit": CELLS["fit"] + "\nraise RuntimeError('the fit is broken')"}
+    project.notebook("train.ipynb", broken)
+    done = project.n2p("retrain", NAME, "--json")
+    assert (done.code, done.error["type"]) == (2, "CellError")
+    state = read_states(registry.store, NAME)[-1]
+    assert (state.state, state.stage) == ("failed", "features") and "the fit is broken" in state.why
+    assert registry.aliased(NAME, "production") == 1 and unfinished(registry.store, NAME) is None
+    with pytest.raises(CellError):
+        retrain(registry, NAME)
+    assert read_states(registry.store, NAME)[-1].attempt == 2, "what has failed is tried again"
+    with pytest.raises(NotFoundError):
+        abort_retraining(registry, NAME)
+    keep_state(registry.store, replace(state, state="waiting"))
+    with only_one(registry.store, NAME), pytest.raises(VerdictError):
+        abort_retraining(registry, NAME)
+    given_up = project.n2p("retrain", NAME, "--abort", "--reason", "nobody approves", "--json")
+    assert (given_up.code, given_up.json["state"]) == (0, "aborted") and "nobody approves" in given_up.json["why"]
+    told: list[str] = []
+    configure(project, FREE + 'if = ["new-data"]\n')
+    (project.folder / "flights.parquet").write_bytes(b"no table")
+    assert watch_once(registry, told.append) == [] and "cannot be read" in told[0]
+    (project.folder / "pyproject.toml").write_text("[tool.n2p.retrain.flights]\nnotebok = 'x'\n")
+    assert watch_once(registry, told.append) == [] and "did you mean 'notebook'" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ((), "which model"),
+        (("fares",), "nothing says how"),
+        ((NAME, "--if", "drfit"), "Invalid value"),
+        ((NAME, "--status", "--force"), "stand alone"),
+        ((NAME, "--watch", "--every", "soon"), "is no time"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(retrained: Project, arguments: tuple[str, ...], what: str) -> None:
+    done = retrained.n2p("retrain", *arguments, "--json")
+    assert done.code == 2 and what in done.error["what"]
+
+
+def log_days(registry: Registry, later: float, limit: float) -> None:
+    """Write six days of requests to version 1 and what was true of them, the delays of the last four longer."""
+    version = registry.read(NAME, 1)
+    bundle = registry.bundle(version)
+    folder = registry.store.predictions(NAME)
+    folder.mkdir(parents=True)
+    columns = [
+        {"name": each.name, "dtype": each.dtype, "kind": each.kind, "missing": each.missing}
+        for each in bundle.schema.columns
+    ]
+    who = {"model": NAME, "version": "1", "bundle": bundle.digest, "classes": [0, 1], "columns": columns}
+    from notebook_to_prod.package.gates.case import load_apart
+
+    model, writer = load_apart(bundle), SegmentWriter(folder)
+    writer.begin()
+    writer.append(json.dumps(("m", who)).encode())
+    for day in range(6):
+        table = flights(200, limit if day > 1 else 20, seed=day, later=later if day > 1 else 0)
+        rows = table[["dep_delay", "distance"]]
+        moment = int(datetime(2026, 3, 1 + day, tzinfo=UTC).timestamp() * 1e6)
+        said, odds = model.predict(rows).tolist(), model.predict_proba(rows).tolist()
+        for number, row in enumerate(rows.to_numpy().tolist()):
+            told = (
+                "p",
+                moment + number,
+                f"{day}-{number}",
+                0,
+                "predict",
+                "",
+                "",
+                900,
+                [row],
+                [said[number]],
+                [odds[number]],
+            )
+            writer.append(json.dumps(told).encode())
+        labels = [[f"{day}-{number}", 0, each] for number, each in enumerate(table["late"].tolist())]
+        writer.append(json.dumps(("l", moment + 10**9, labels)).encode())
+    writer.end()
+
+
+def test_triggers_fire_on_what_they_are_about(project: Project, registry: Registry) -> None:
+    def fires(*names: str, **changes: Any) -> dict[str, bool]:
+        settings = replace(retrain_settings(NAME), **changes)
+        asked = make_question(registry, settings, read_states(registry.store, NAME), project=project.folder)
+        return {each.name: each.fired for each in ask_triggers(asked, names or TRIGGERS)}
+
+    served = {"drift": False, "performance": False}
+    assert fires() == {**served, "stale": True, "new-data": True, "schedule": False}, "nothing was served"
+    assert fires("stale", stale=timedelta(days=10_000)) == {"stale": False}
+    assert fires("new-data", new_labels=601) == {"new-data": False}
+    assert fires("schedule", every=timedelta(0)) == {"schedule": True}
+    log_days(registry, later=25, limit=70)
+    configure(project, FREE, "[tool.n2p.watch]\nminimum = 50\n")
+    assert fires("drift", "performance") == {"drift": True, "performance": True}
+    quiet = project.n2p("retrain", NAME, "--if", "schedule", "--json")
+    assert (quiet.code, quiet.json["what"], quiet.json["triggers"][0]["fired"]) == (0, "not triggered", False)
+    assert read_notes(registry.store, NAME)[-1]["what"] == "not triggered"
+
+    logged = replace(retrain_settings(NAME), ingest="log", time="", window=timedelta(days=3))
+    rows = ingest(registry.store, logged, project.folder, datetime(2026, 3, 20))
+    assert (rows.rows, rows.unlabelled, rows.start[:10], rows.end[:10]) == (600, 0, "2026-03-04", "2026-03-06")
+    some = ingest(registry.store, logged, project.folder, datetime(2026, 3, 5))
+    assert some.rows == 600 and some.end[:10] == "2026-03-04", "rows from `until` on are left out"
+
+
+def until(true: Callable[[], Any], seconds: float = 30) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "it does not come true"
+        time.sleep(0.1)
+    return found
+
+
+CANARY = FREE + 'canary = { weight = "50%", period = "0.1 s", minimum = 10, labels = 20 }\n'
+ROLLOUT = "[tool.n2p.serve.rollout]\nseconds = 0.1\nlatency = 1000\nshift = 100\n"
+
+
+@pytest.fixture
+def client(project: Project) -> Iterator[httpx.Client]:
+    """A client of a service that follows the live version."""
+    configure(project, CANARY, ROLLOUT)
+    command = [SCRIPTS / "n2p", "serve", f"{NAME}@production", "--port", "0", "--json"]
+    with (project.folder / "errors").open("w") as errors:
+        process = subprocess.Popen(
+            command, cwd=project.folder, env=project.environment({}), stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    try:
+        assert process.stdout
+        with httpx.Client(base_url=json.loads(process.stdout.readline())["url"], trust_env=False) as made:
+            yield made
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def serve(client: httpx.Client, canary: str, right: bool, about: str) -> None:
+    """Ask until both versions have answered, and tell what was true: the canary is right or wrong, the other half and half."""
+    until(lambda: client.get("/rollout").json()["arms"])
+    labels = []
+    for number in range(120):
+        row, id = {"dep_delay": float(number % 60), "distance": 500.0}, f"{about}-{number}"
+        said = client.post("/predict", json=row, headers={"x-request-id": id}).json()
+        good = right if said["version"] == canary else number % 4 < 2
+        labels.append({"id": id, "label": said["predictions"][0] if good else 1 - said["predictions"][0]})
+    assert client.post("/feedback", json=labels).json() == {"accepted": 120, "pending": 0}
+
+
+def test_a_canary_is_promoted_and_another_aborted(
+    project: Project, registry: Registry, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    class Killed(BaseException):
+        """As a process that dies here would leave it."""
+
+    def keep(store: Any, found: Any) -> Any:
+        if found.stage == "canary" and not started:
+            started.append(found.stages["canary"]["rollout"])
+            raise Killed
+        return keep_state(store, found)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("notebook_to_prod.watch.retrain_stages.keep_state", keep)
+        retrain(registry, NAME)
+    held = retrain(registry, NAME)
+    assert held.state is not None and (held.state.state, held.exit_code) == ("canary", 0)
+    rollout = read_rollout(registry, NAME)
+    assert rollout is not None and [rollout.id] == started, "the one that was started is gone on with"
+    assert (registry.aliased(NAME, "production"), registry.aliased(NAME, "canary")) == (1, 2)
+    serve(client, "2", True, "good")
+    ended = until(lambda: ended_of(retrain(registry, NAME)))
+    assert (ended.state, registry.aliased(NAME, "production"), registry.aliased(NAME, "canary")) == (
+        "promoted",
+        2,
+        None,
+    )
+    moves = [(each.action, each.alias) for each in registry.history(NAME) if each.action == "promote"]
+    assert moves == [("promote", "production"), ("promote", "canary"), ("promote", "production")]
+
+    until(lambda: client.post("/predict", json={"dep_delay": 3.0, "distance": 500.0}).json()["version"] == "2")
+    flights(3_000, seed=8).to_parquet(project.folder / "flights.parquet")
+    begun = project.n2p("retrain", NAME, "--json")
+    assert (begun.code, begun.json["state"]["state"]) == (0, "canary"), begun
+    serve(client, "3", False, "bad")
+    (project.folder / "pyproject.toml").write_text((project.folder / "pyproject.toml").read_text())
+    ended = until(lambda: ended_of(retrain(registry, NAME)))
+    assert (ended.state, registry.aliased(NAME, "production"), registry.aliased(NAME, "canary")) == ("aborted", 2, None)
+    assert "quality" in ended.why and not verify_log(registry.store)
+    shown = project.n2p("retrain", NAME, "--status")
+    assert shown.code == 0 and "aborted as version 3" in shown.stdout and "promoted as version 2" in shown.stdout
+
+
+def ended_of(done: Outcome) -> Any:
+    return done.state if done.state is not None and not done.state.goes_on else None
+
+
+def test_the_watcher_goes_on_with_what_was_begun_and_stops_when_told(project: Project, registry: Registry) -> None:
+    configure(project, FREE + 'if = ["new-data"]\n')
+    process = project.start("n2p", "retrain", "--watch", "--every", "0.2 s", "--json")
+    try:
+        until(lambda: registry.aliased(NAME, "production") == 2, 90)
+        until(lambda: any(each["what"] == "not triggered" for each in read_notes(registry.store, NAME)))
+    finally:
+        process.send_signal(signal.SIGTERM)
+    said, told = process.communicate(timeout=60)
+    assert (process.returncode, json.loads(said)["models"]) == (0, [NAME]), told
+    assert "promoted as version 2" in told and "Traceback" not in told
+    assert len(read_states(registry.store, NAME)) == 2
+
+
+def test_two_models_do_not_wait_for_each_other(project: Project, registry: Registry) -> None:
+    with (project.folder / "pyproject.toml").open("a") as file:
+        file.write(f"\n[tool.n2p.retrain.fares]{SETTINGS}")
+    with only_one(registry.store, NAME):
+        assert retrain(registry, NAME).what == "running"
+        assert retrain(registry, "fares", ["drift"]).what == "not triggered"
+    with pytest.raises(InputError):
+        retrain(registry, "fares", ["drfit"])
+    assert watch_models(registry, 0, print, _ended()) == 0
+
+
+def _ended() -> Any:
+    import threading
+
+    found = threading.Event()
+    found.set()
+    return found
