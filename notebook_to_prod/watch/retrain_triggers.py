@@ -16,19 +16,24 @@ from ..errors import DataError, NotFoundError
 from ..package.features.definition import shown_span
 from ..project import Store, find_project
 from ..release.audit import MOVES
+from ..package.bundle import Bundle
+from ..package.gates.policy import find_policy
 from .live import observed_of_log, open_baseline, open_log, watchable
+from .live_quality import LiveQuality, live_quality
 from .monitor import Monitor
 from .retrain_data import Ingested, ingest, read_rows, row_times
 from .retrain_settings import RetrainSettings
 from .retrain_state import Retraining
-from .rules import project_rules
+from .rules import Rules, project_rules
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.watch.drift import DriftReport
 
 # %% auto #0
-__all__ = ['Trigger', 'live_report', 'performance_drop', 'Question', 'ask_triggers', 'make_question']
+__all__ = ['Trigger', 'Live', 'open_live', 'performance_drop', 'Question', 'ask_triggers', 'make_question']
 
 # %% ../../nbs/watch/44_retrain_triggers.ipynb #trigger
 @dataclass(frozen=True)
@@ -52,22 +57,45 @@ class Trigger:
 _TOLD = 3  # Findings of a report
 
 
-def live_report(registry: Registry, name: str, alias: str) -> DriftReport:
-    "What has drifted of what the live version was asked; raises `NotFoundError` or `DataError` if nothing is live or nothing was asked."
-    bundle = registry.bundle(registry.resolve(f"{name}@{alias}"))
+@dataclass(frozen=True, eq=False)
+class Live:
+    "The version that is live, and what it was asked; what is said of it is worked out when it is asked for."
+
+    store: Store
+    name: str
+    bundle: Bundle
+    predictions: pd.DataFrame
+    rules: Rules
+    hashed: tuple[str, ...]
+    project: Path
+
+    @cached_property
+    def drift(self) -> DriftReport:
+        "What has moved."
+        observed = observed_of_log(self.bundle, self.predictions, self.rules.time)
+        rules, ignored = watchable(self.rules, self.bundle, observed, self.hashed)
+        baseline, notes = open_baseline(self.bundle, self.store)
+        return Monitor(baseline, rules).report(observed, model=self.name, bundle=self.bundle.digest, notes=(*ignored, *notes))
+
+    @cached_property
+    def quality(self) -> LiveQuality:
+        "What labels say."
+        now = None if self.rules.time else datetime.now(UTC)
+        return live_quality(self.bundle, self.predictions, self.rules, find_policy(self.project), store=self.store, window=self.rules.window, model=self.name, now=now)
+
+
+def open_live(registry: Registry, name: str, alias: str, project: Path) -> Live:
+    "The live version and its log; raises `NotFoundError` or `DataError` if nothing is live or nothing was asked."
     from notebook_to_prod.serve.log.compact import read_predictions
 
+    bundle = registry.bundle(registry.resolve(f"{name}@{alias}"))
     log, hashed = open_log(registry.store, name)
-    observed = observed_of_log(bundle, read_predictions(log, model=name))
-    rules, ignored = watchable(project_rules(), bundle, observed, hashed)
-    baseline, notes = open_baseline(bundle, registry.store)
-    return Monitor(baseline, rules).report(observed, model=name, bundle=bundle.digest, notes=(*ignored, *notes))
+    return Live(registry.store, name, bundle, read_predictions(log, model=name), project_rules(project), hashed, project)
 
 
-def performance_drop(report: DriftReport) -> tuple[bool, str]:  # Whether there is one, and in what
-    "Whether the live version does worse than it did when it was released."
-    found = [each for each in report.active if each.part == "concept"]
-    return bool(found), _listed(found) or "the error is what it was on held-out rows, as far as labels tell"
+def performance_drop(quality: LiveQuality) -> tuple[bool, str]:  # Whether there is one, and in what
+    "Whether the live version does worse than it did on held-out rows, or a group is worse off."
+    return quality.failed, "; ".join(sentence for _, sentence in quality.said) or "; ".join(quality.notes) or "there are no labels"
 
 
 def _listed(found: Sequence[Any]) -> str:
@@ -102,9 +130,9 @@ class Question:
         return self.registry.aliased(self.settings.name, self.alias)
 
     @cached_property
-    def report(self) -> DriftReport:
-        "Of the request log."
-        return live_report(self.registry, self.settings.name, self.alias)
+    def answers(self) -> Live:
+        "Of the live version."
+        return open_live(self.registry, self.settings.name, self.alias, self.project)
 
     @cached_property
     def ingested(self) -> Ingested:
@@ -113,11 +141,11 @@ class Question:
 
 
 def _drift(asked: Question) -> Trigger:
-    return Trigger("drift", asked.report.drifted, _listed(asked.report.active) or "nothing has drifted")
+    return Trigger("drift", asked.answers.drift.drifted, _listed(asked.answers.drift.active) or "nothing has drifted")
 
 
 def _performance(asked: Question) -> Trigger:
-    return Trigger("performance", *performance_drop(asked.report))
+    return Trigger("performance", *performance_drop(asked.answers.quality))
 
 
 def _stale(asked: Question) -> Trigger:
