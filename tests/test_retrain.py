@@ -30,7 +30,7 @@ from notebook_to_prod.release.rollout import read_rollout
 from notebook_to_prod.serve.log.segments import SegmentWriter
 from notebook_to_prod.watch import retrain as pipeline
 from notebook_to_prod.watch.retrain import Outcome, abort_retraining, retrain, watch_models, watch_once
-from notebook_to_prod.watch.retrain_data import ingest
+from notebook_to_prod.watch.retrain_data import ingest, join_features, read_rows
 from notebook_to_prod.watch.retrain_settings import TRIGGERS, retrain_settings
 from notebook_to_prod.watch.retrain_state import keep_state, only_one, read_notes, read_states, unfinished
 from notebook_to_prod.watch.retrain_triggers import ask_triggers, make_question
@@ -343,6 +343,46 @@ def test_triggers_fire_on_what_they_are_about(project: Project, registry: Regist
     assert (rows.rows, rows.unlabelled, rows.start[:10], rows.end[:10]) == (600, 0, "2026-03-04", "2026-03-06")
     some = ingest(registry.store, logged, project.folder, datetime(2026, 3, 5))
     assert some.rows == 600 and some.end[:10] == "2026-03-04", "rows from `until` on are left out"
+
+
+def test_another_live_version_is_held_against_too(project: Project, registry: Registry) -> None:
+    died(project, "canary")
+    state = read_states(registry.store, NAME)[-1]
+    assert (state.stage, state.version, state.stages["gate"]["champion_version"]) == ("register", 2, 1)
+    registry.retire(NAME, "production", "it was a mistake", override=True)
+    done = retrain(registry, NAME)
+    assert done.state is not None and done.state.stages["gate"]["champion"] == ""
+    assert (done.state.state, registry.aliased(NAME, "production")) == ("promoted", 2)
+    flights(2_600).to_parquet(project.folder / "flights.parquet")
+    assert retrain(registry, NAME).what == "done"
+    forced = project.n2p("retrain", NAME, "--force", "--json").json["state"]
+    assert (forced["state"], forced["attempt"]) == ("unchanged", 2), "its bundle is the live one"
+
+
+FEATURES = """
+import notebook_to_prod as n2p
+
+@n2p.features(entity="tail", time="known", ttl="2 days")
+def aircraft(maintenance):
+    return maintenance
+"""
+
+
+def test_features_are_joined_as_they_were_known(project: Project, registry: Registry) -> None:
+    days = pd.date_range("2013-01-01", periods=4, freq="D", tz="UTC")
+    maintenance = pd.DataFrame({"tail": "N1", "known": days, "repairs": [0.0, 1.0, 2.0, 3.0]})
+    maintenance.to_parquet(project.folder / "maintenance.parquet")
+    (project.folder / "views.py").write_text(FEATURES)
+    more = '[tool.n2p.features]\ndefinitions = ["views.py"]\n[tool.n2p.features.sources]\nmaintenance = "maintenance.parquet"\n'
+    configure(project, FREE + 'features = ["aircraft"]\nwindow = "30 rows"\n', more)
+    flights(60).assign(tail="N1").to_parquet(project.folder / "flights.parquet")
+    settings = retrain_settings(NAME)
+    rows = ingest(registry.store, settings, project.folder)
+    joined = join_features(registry.store, settings, rows.digest, project.folder)
+    assert joined == join_features(registry.store, settings, rows.digest, project.folder)
+    table = read_rows(registry.store, NAME, joined)
+    assert rows.rows == 30 and table["departed"].iloc[0] == pd.Timestamp("2013-01-02T06:00Z")
+    assert table["repairs"].tolist() == [1.0] * 18 + [2.0] * 12
 
 
 CANARY = FREE + 'canary = { weight = "50%", period = "0.1 s", minimum = 10, labels = 20 }\n'
