@@ -362,7 +362,7 @@ def test_another_live_version_is_held_against_too(project: Project, registry: Re
 FEATURES = """
 import notebook_to_prod as n2p
 
-@n2p.features(entity="tail", time="known", ttl="2 days")
+@n2p.features(entity="tail", time="known", ttl="2 days", owner="ann")
 def aircraft(maintenance):
     return maintenance
 """
