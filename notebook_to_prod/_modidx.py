@@ -7788,8 +7788,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'notebook_to_prod/watch/retrain_gate.py'),
                                                      'notebook_to_prod.watch.retrain_gate.model_rows': ( 'watch/retrain_gate.html#model_rows',
                                                                                                          'notebook_to_prod/watch/retrain_gate.py'),
-                                                     'notebook_to_prod.watch.retrain_gate.report_file': ( 'watch/retrain_gate.html#report_file',
-                                                                                                          'notebook_to_prod/watch/retrain_gate.py'),
                                                      'notebook_to_prod.watch.retrain_gate.retrain_policy': ( 'watch/retrain_gate.html#retrain_policy',
                                                                                                              'notebook_to_prod/watch/retrain_gate.py'),
                                                      'notebook_to_prod.watch.retrain_gate.seen_before': ( 'watch/retrain_gate.html#seen_before',

@@ -104,8 +104,12 @@ def _logged(store: Store, settings: RetrainSettings) -> pd.DataFrame:
         raise DataError(f"the log keeps a hash of {', '.join(hashed)}", where=f"[tool.n2p.retrain.{settings.name}] ingest", remedy="name a table or a function that has the values")
     found = read_predictions(log, model=settings.name).reset_index(drop=True)
     taken = found[found["label"].notna()].reset_index(drop=True)
-    rows = features(taken)
-    return rows.assign(**{settings.label: _column(taken["label"].tolist()), settings.time or "time": taken["time"]})
+    rows, time = features(taken), settings.time or "time"
+    for name in (settings.label, *(() if settings.time else ("time",))):
+        if name in rows.columns:
+            raise DataError(f"the model takes a column '{name}'", where=f"[tool.n2p.retrain.{settings.name}]", remedy="name another label, or the column of the times")
+    known = {} if time in rows.columns else {time: taken["time"]}
+    return rows.assign(**{settings.label: _column(taken["label"].tolist())}, **known)
 
 
 def _column(values: list[Any]) -> Any:

@@ -5,6 +5,7 @@
 # %% ../../nbs/watch/43_retrain_gate.ipynb #imports
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from ..errors import DataError, N2PError
 from ..package.bundle import Bundle
 from ..package.gates.case import Case, as_frame, open_case, open_tables
 from ..package.schema import Schema, columns_to_table, jsonable
-from ..project import Store, find_project, write_json
+from ..project import Store, digest_json, find_project, write_json
 from ..release.gated import stage_policy
 from .live import chosen
+from .retrain_data import read_rows
 from .retrain_settings import RetrainSettings
 from .retrain_state import retrain_folder
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['model_rows', 'true_values', 'fresh_case', 'seen_before', 'retrain_policy', 'gate_fresh', 'report_file']
+__all__ = ['model_rows', 'true_values', 'fresh_case', 'seen_before', 'retrain_policy', 'gate_fresh']
 
 # %% ../../nbs/watch/43_retrain_gate.ipynb #rows
 def model_rows(schema: Schema, table: pd.DataFrame, where: str) -> Any:  # In the container that the model was fitted on
@@ -96,21 +98,21 @@ def gate_fresh(
     settings: RetrainSettings,
     bundle: Bundle,
     champion: Bundle | None,
-    fresh: pd.DataFrame,
+    fresh: str,  # Digest of the fresh rows
     stage: str,
     progress: Callable[[str], None] | None = None,
-) -> Report:
-    "Ask the gates about a retrained model, and keep what they say; raises what `fresh_case` raises."
+) -> tuple[Report, Path]:  # And where it is
+    "Ask the gates about a retrained model and keep what they say, or find what they have said; raises what `fresh_case` and `read_rows` raise."
     from notebook_to_prod.package.gates.run import choose_gates, run_gates
+    from notebook_to_prod.package.gates.verdict import Report
 
-    policy = retrain_policy(stage)
+    policy, against = retrain_policy(stage), champion.digest if champion else ""
+    question = digest_json([bundle.digest, against, policy.digest, fresh, settings.label])
+    path = retrain_folder(store, settings.name) / "verdicts" / f"{question.removeprefix('sha256:')[:32]}.json"
+    if path.exists():
+        return Report.from_dict(json.loads(path.read_text(encoding="utf-8"))), path
     asked = [each.name for each in choose_gates(policy) if each.name.startswith(tuple(f"{family}." for family in _FAMILIES))]
     told = progress and (lambda position, total, name: progress(f"gate {position + 1} of {total}: {name}") if name else None)
-    report = run_gates(fresh_case(store, bundle, champion, fresh, settings.label), policy, asked, told)
-    write_json(report_file(store, settings.name, report), report.to_dict())
-    return report
-
-
-def report_file(store: Store, name: str, report: Report) -> Path:
-    "Where the verdicts on fresh rows are."
-    return retrain_folder(store, name) / "verdicts" / f"{report.digest.removeprefix('sha256:')[:32]}.json"
+    report = run_gates(fresh_case(store, bundle, champion, read_rows(store, settings.name, fresh), settings.label), policy, asked, told)
+    write_json(path, report.to_dict())
+    return report, path

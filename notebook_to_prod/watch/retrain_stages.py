@@ -25,7 +25,7 @@ from ..train.question import ask
 from ..train.record import find_run
 from .outcomes import LoggedOutcomes
 from .retrain_data import join_features, read_rows, rows_path, split_rows
-from .retrain_gate import gate_fresh, report_file, retrain_policy, seen_before
+from .retrain_gate import gate_fresh, retrain_policy, seen_before
 from .retrain_settings import RetrainSettings
 from .retrain_state import ABORTED, CANARY, FAILED, PROMOTED, REJECTED, RUNNING, STAGES, UNCHANGED, WAITING, Retraining, keep_state
 from .rollout import act, look
@@ -114,11 +114,11 @@ def _gate(job: Job, state: Retraining) -> Retraining:
         return state.became(UNCHANGED, f"the bundle is that of version {version}, which is live")
     fresh = read_rows(job.store, job.settings.name, state.stages["features"]["fresh"])
     bundle = open_bundle(str(record.bundle_path), str(record.bundle))
-    report = gate_fresh(job.store, job.settings, bundle, champion, fresh, job.alias, job.progress)
+    report, path = gate_fresh(job.store, job.settings, bundle, champion, state.stages["features"]["fresh"], job.alias, job.progress)
     said = [{"gate": each.gate, "of": each.subject, "why": each.why, "number": each.to_dict()["number"], "threshold": each.to_dict()["threshold"]} for each in report.failed]
     evidence = {"passed": report.passed, "counts": report.counts, "failed": said, "verdicts": report.digest, "policy": report.policy}
     against = {"champion": champion.digest if champion else "", "champion_version": version, "seen_by_champion": champion and seen_before(job.store, champion, fresh)}
-    found = state.did("gate", rows=len(fresh), report=str(report_file(job.store, state.name, report).relative_to(job.store.home)), **evidence, **against)
+    found = state.did("gate", rows=len(fresh), report=str(path.relative_to(job.store.home)), **evidence, **against)
     if report.passed:
         return found
     why = f"{job.alias}, on {len(fresh)} fresh rows: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
