@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'Arrival', 'WindowLabels', 'label_windows']
+__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'Arrival', 'WindowLabels', 'label_windows',
+           'in_utc']
 
 # %% ../../nbs/watch/30_ledger.ipynb #classes
 def class_numbers(
@@ -336,13 +337,21 @@ def label_windows(
     return found
 
 
+def in_utc(moment: datetime) -> pd.Timestamp:
+    "A moment in UTC, which it is in if it has no zone."
+    import pandas as pd
+
+    found = pd.Timestamp(moment)
+    return found.tz_localize("UTC") if found.tz is None else found.tz_convert("UTC")
+
+
 def _last_moment(ledger: Ledger, now: datetime | None, by_event: bool) -> pd.Timestamp | None:
     import pandas as pd
 
     if by_event and ledger.replayed:
         return None if ledger.times is None else ledger.times.max()
     if now is not None:
-        return pd.Timestamp(now, tz=None if now.tzinfo else "UTC")
+        return in_utc(now)
     ends = [each.max() for each in (ledger.asked, ledger.came) if each is not None]
     return max((each for each in ends if each is not pd.NaT), default=None)
 

@@ -153,8 +153,9 @@ class QualityReport:
         "What matters in one line."
         if self.latest is None:
             return f"no window has enough labels yet: {self.labelled:,} of {self.answers:,} answers have one"
-        drops = [each for each in self.active if each.check == "drop"]
-        finding = next((each for each in drops if each.column == self.primary and not each.slice), drops[0] if drops else None)
+        order = self.metrics_shown()
+        drops = sorted((each for each in self.active if each.check == "drop"), key=lambda each: (bool(each.slice), order.index(each.column)))
+        finding = next(iter(drops), None)
         said = self._figure_said(finding.column, finding.slice) if finding else ""
         if finding:
             others = len(self.active) - 1
