@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as some
 from notebooks import Project, once
-from sklearn.metrics import log_loss
 
 from notebook_to_prod.errors import DataError
 from notebook_to_prod.package.bundle import Bundle
@@ -23,12 +20,12 @@ from notebook_to_prod.package.gates.policy import FairnessPolicy, Policy
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.serve.app import create_app
-from notebook_to_prod.serve.log.compact import compact, read_predictions
+from notebook_to_prod.serve.log.compact import read_predictions
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.watch.calibration import calibrated
 from notebook_to_prod.watch.fairness import fairness_of
 from notebook_to_prod.watch.figures import compare, estimate
-from notebook_to_prod.watch.ledger import Arrival, Ledger, class_numbers, label_windows, ledger_of, open_ledger
+from notebook_to_prod.watch.ledger import Arrival, Ledger, class_numbers, ledger_of, open_ledger
 from notebook_to_prod.watch.live import open_log
 from notebook_to_prod.watch.quality import QualityReport, quality_of, quality_of_ledger
 from notebook_to_prod.watch.rules import Rules
@@ -339,3 +336,150 @@ def test_selection_needs_no_labels_and_errors_do() -> None:
     assert missing and not missing.windows and "neither the log" in missing.sentence
     with pytest.raises(DataError, match="id"):
         fairness_of(ledger, FAIR, sensitive=pd.DataFrame({"sex": ["a"]}))
+
+
+# A real log
+
+
+def served(project: Project) -> None:
+    """A model of delays that is live, and eight days of the past replayed into its log; from the fifth on truth has changed."""
+    project.notebook(
+        "train.ipynb",
+        {
+            "parameters": "seed = 1",
+            "start": "import notebook_to_prod as n2p\n\nrun = n2p.start(seed=seed)",
+            "data": (
+                "import numpy as np\nimport pandas as pd\n\nrandom = np.random.default_rng(seed)\n"
+                "X = pd.DataFrame({'delay': random.normal(0, 1, 3000), 'carrier': random.choice(['AA', 'UA'], 3000)})\n"
+                "X['when'] = pd.date_range('2025-01-01', periods=3000, freq='h')\n"
+                "y = np.where(random.random(3000) < 1 / (1 + np.exp(-2 * X['delay'])), 'pozdě', 'včas')"
+            ),
+            "fit": (
+                "from sklearn.compose import make_column_transformer\nfrom sklearn.linear_model import LogisticRegression\n"
+                "from sklearn.pipeline import make_pipeline\n\n"
+                "model = make_pipeline(make_column_transformer(('passthrough', ['delay'])), LogisticRegression()).fit(X[:1500], y[:1500])"
+            ),
+            "export": "run.export(model, X[:1500], y[:1500], X[1500:], y[1500:])",
+        },
+    )
+    for arguments in (("run", "train.ipynb"), ("register", "latest", "--name", "flights")):
+        done = project.n2p(*arguments)
+        assert done.code == 0, done
+    registry = Registry(Store(project.home))
+    registry.promote("flights", 1)
+    bundle = registry.bundle(registry.resolve("flights"))
+    predictor = load_predictor(bundle.path, bundle.digest, "flights", "1")
+    settings = {"log": {"folder": str(project.home / "predictions/flights")}}
+    random, kept = np.random.default_rng(2), []
+    with TestClient(create_app(predictor, settings=settings)) as client:
+        for day in range(8):
+            waits, carriers = random.normal(0, 1, 150), random.choice(["AA", "UA"], 150)
+            when = [
+                (pd.Timestamp("2026-03-01") + pd.Timedelta(days=day, minutes=minute)).isoformat()
+                for minute in range(150)
+            ]
+            rows = [
+                {"delay": float(wait), "carrier": str(carrier), "when": moment}
+                for wait, carrier, moment in zip(waits, carriers, when, strict=True)
+            ]
+            answer = client.post("/predict", json=rows, headers={"x-request-id": f"{day:03}"})
+            assert answer.status_code == 200, answer.text
+            odds = 2 * waits * (-1 if day >= 4 else 1)
+            true = np.where(random.random(150) < 1 / (1 + np.exp(-odds)), "pozdě", "včas")
+            kept += [(f"{day:03}", row, str(label)) for row, label in enumerate(true)]
+            if day < 7:  # the labels of the last day are still to come
+                some = [{"id": id, "row": row, "label": label} for id, row, label in kept[-150:] if row < 120]
+                assert client.post("/feedback", json=some).status_code == 200
+    pd.DataFrame(kept, columns=["id", "row", "label"]).to_csv(project.folder / "labels.csv", index=False)
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose model has been asked and told; who changes it copies it."""
+    return once(tmp_path_factory, "live-quality", served)
+
+
+def log_of(project: Project) -> tuple[Bundle, pd.DataFrame]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.folder)
+        registry = Registry(Store(project.home))
+        return registry.bundle(registry.resolve("flights")), read_predictions(
+            open_log(Store(project.home), "flights")[0]
+        )
+
+
+def test_a_log_knows_when_labels_came(live: Project) -> None:
+    bundle, predictions = log_of(live)
+    ledger = open_ledger(bundle, predictions)
+    assert (len(ledger), ledger.labelled.sum()) == (1_200, 7 * 120)
+    assert np.isnan(ledger.delays[~ledger.labelled]).all() and (ledger.delays[ledger.labelled] >= 0).all()
+    again = pd.concat([predictions, predictions.tail(150)], ignore_index=True)
+    assert len(open_ledger(bundle, again)) == 1_200
+    stood = predictions.assign(fallback=["static" if each < 300 else "" for each in range(1_200)])
+    assert len(open_ledger(bundle, stood)) == 900 and "stood in" in open_ledger(bundle, stood).notes[0]
+    other = predictions.assign(bundle=["sha256:other" if each < 300 else bundle.digest for each in range(1_200)])
+    assert len(open_ledger(bundle, other)) == 900
+    with pytest.raises(DataError):
+        open_ledger(bundle, predictions.assign(bundle="sha256:other"))
+    report = quality_of(bundle, predictions, Rules(time="when", minimum=50, persist=2, of=3))
+    assert report.dropped and [each.window for each in report.whole] == [f"2026-03-0{day}" for day in range(1, 9)]
+    assert "UTC" in str(ledger.asked.dtype) if ledger.asked is not None else False
+
+
+def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    settings = project.folder / "pyproject.toml"
+    rules = '[tool.n2p.watch]\ntime = "when"\nminimum = 50\njoint = false\nignore = ["when", "delay"]\npersist = 2\nof = 3\n'
+    settings.write_text(rules)
+    page = project.folder / "watch.html"
+    done = project.n2p("watch", "flights", "--html", page, "--json")
+    found = json.loads(done.stdout)
+    assert done.code == 1, done
+    assert [each["window"] for each in found["windows"]] == [f"2026-03-0{day}" for day in range(1, 9)]
+    quality = found["quality"]
+    assert quality["dropped"] and (quality["answers"], quality["labelled"]) == (1_200, 840)
+    assert {each["column"] for each in quality["findings"]} >= {"accuracy", "roc_auc", "log_loss"}
+    assert {each["began"] for each in quality["findings"]} == {"2026-03-05"}
+    assert quality["windows"][-1]["labelled"] == 0 and not quality["windows"][-1]["judged"]
+    assert "Labels by window" in page.read_text(encoding="utf-8")
+    text = project.n2p("watch", "flights").stdout.splitlines()[-1]
+    assert text.startswith("quality") and "at training: dropped for 3 windows" in text, text
+    calm = project.n2p("watch", "flights", "--until", "2026-03-04", "--json")
+    assert calm.code == 0 and "no drop in 4 windows" in json.loads(calm.stdout)["quality"]["said"], calm
+    settings.write_text(rules + 'label_delay = "30d"\n')
+    waiting = project.n2p("watch", "flights", "--json")
+    assert waiting.code == 0, waiting
+    assert json.loads(waiting.stdout)["quality"]["said"].startswith("no window has enough labels yet: 840 of 1,200")
+
+
+def test_watch_takes_labels_and_groups_from_files(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    rules = '[tool.n2p.watch]\ntime = "when"\nminimum = 50\njoint = false\npersist = 2\nof = 3\n'
+    gates = '[tool.n2p.gates.fairness]\nattributes = ["carrier", "sex"]\nmin_group = 40\n'
+    (project.folder / "pyproject.toml").write_text(rules + gates, encoding="utf-8")
+    sex = ["žena" if row % 2 else "muž" for _ in range(8) for row in range(150)]
+    ids = pd.read_csv(project.folder / "labels.csv", dtype={"id": str})[["id", "row"]]
+    ids.assign(sex=sex).to_csv(project.folder / "groups.csv", index=False)
+    done = project.n2p("watch", "flights", "--labels", "labels.csv", "--groups", "groups.csv", "--json")
+    found = json.loads(done.stdout)
+    assert done.code == 1 and found["quality"]["labelled"] == 1_200, done
+    assert {each["attribute"] for each in found["fairness"]["windows"]} == {"carrier", "sex"}
+    assert not found["fairness"]["unfair"]
+    _, predictions = log_of(project)
+    predictions[predictions["time"].notna()].drop(columns=["label", "label_time"]).to_parquet(
+        project.folder / "answers.parquet"
+    )
+    table = project.n2p(
+        "watch", "flights", "--data", "answers.parquet", "--labels", "labels.csv", "--time", "when", "--json"
+    )
+    assert table.code == 1 and json.loads(table.stdout)["quality"]["dropped"], table
+    plain = project.n2p("watch", "flights", "--data", "answers.parquet", "--time", "when", "--json")
+    assert json.loads(plain.stdout)["quality"] is None
+    (project.folder / "wrong.csv").write_text("id,truth\n1,2\n")
+    for arguments, what in (
+        (("--labels", "wrong.csv"), "no column 'label'"),
+        (("--time", "wen"), "no column 'wen'"),
+        (("--time", "delay"), "numbers, not times"),
+    ):
+        wrong = project.n2p("watch", "flights", *arguments, "--json")
+        assert wrong.code == 2 and what in json.loads(wrong.stdout)["error"]["what"], wrong
