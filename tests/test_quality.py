@@ -411,7 +411,7 @@ def log_of(project: Project) -> tuple[Bundle, pd.DataFrame]:
 def test_a_log_knows_when_labels_came(live: Project) -> None:
     bundle, predictions = log_of(live)
     ledger = open_ledger(bundle, predictions)
-    assert (len(ledger), ledger.labelled.sum()) == (1_200, 7 * 120)
+    assert (len(ledger), int(ledger.labelled.sum())) == (1_200, 7 * 120)
     assert np.isnan(ledger.delays[~ledger.labelled]).all() and (ledger.delays[ledger.labelled] >= 0).all()
     again = pd.concat([predictions, predictions.tail(150)], ignore_index=True)
     assert len(open_ledger(bundle, again)) == 1_200
@@ -444,6 +444,7 @@ def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) 
     assert "Labels by window" in page.read_text(encoding="utf-8")
     text = project.n2p("watch", "flights").stdout.splitlines()[-1]
     assert text.startswith("quality") and "at training: dropped for 3 windows" in text, text
+    assert any("label_delay" in each for each in quality["notes"])
     calm = project.n2p("watch", "flights", "--until", "2026-03-04", "--json")
     assert calm.code == 0 and "no drop in 4 windows" in json.loads(calm.stdout)["quality"]["said"], calm
     settings.write_text(rules + 'label_delay = "30d"\n')

@@ -318,7 +318,7 @@ def label_windows(
     moment = _last_moment(ledger, now, bool(delay))
     ages = None if clock is None or moment is None else (moment - clock).dt.total_seconds().to_numpy(dtype="float64")
     taken = ledger.delays
-    arrival = None if delay or ages is None else Arrival.learn(taken, ages)
+    arrival = None if delay or ages is None or ledger.replayed else Arrival.learn(taken, ages)
     needed = Length.parse(delay, "label_delay").seconds if delay else 0
     found = []
     for window in windows:
@@ -367,7 +367,7 @@ def _selection(ledger: Ledger, at: np.ndarray) -> str:
     if ledger.classes is None:
         one, other = (each[np.isfinite(each)] for each in (said[known], said[~known]))
         away = (one.mean() - other.mean()) / (np.concatenate([one, other]).std() or 1.0) if len(one) and len(other) else 0.0
-        if abs(away) < _APART or ttest_ind(one, other, equal_var=False).pvalue > _CHANCE:
+        if abs(away) < _APART or not one.std() + other.std() or ttest_ind(one, other, equal_var=False).pvalue > _CHANCE:
             return ""
         return f"rows with a label were predicted {abs(away):.2f} standard deviations {'higher' if away > 0 else 'lower'} than those without"
     counts = np.array([np.bincount(said[rows & (said >= 0)], minlength=len(ledger.classes)) for rows in (known, ~known)])

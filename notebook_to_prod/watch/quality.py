@@ -235,7 +235,8 @@ def quality_of_ledger(
     length = None if window is None else Length.parse(window or rules.window)
     trained: dict[str, Any] = dict(evaluation.get("metrics") or {})
     names = [*trained] or _usual(ledger)
-    notes = [*ledger.notes] + ([] if trained else ["the bundle has no figures of held-out rows, so nothing is judged"])
+    notes = [*ledger.notes] + (["windows are cut by a column, so how long labels take is not learned: every window is judged, unless label_delay is set"] if ledger.replayed and not rules.label_delay else [])
+    notes += ([] if trained else ["the bundle has no figures of held-out rows, so nothing is judged"])
     whole_limit = _calibration_limit(asked, held_out)
     slices, windows = _slices(ledger, rules, held_out, names, policy, notes), []
     cuts = cut(len(ledger), length, ledger.times)
