@@ -48,7 +48,16 @@ def estimate(
         found = find_metric(metric).estimate(answers, truth, policy, correct=False) if loss is None else _mean(loss, policy.confidence, root=metric == "root_mean_squared_error")
     except (ValueError, TypeError, IndexError) as error:  # of one class alone, or a class that the model does not know
         return Estimate(math.nan, None, f"it has no value: {str(error).splitlines()[0][:120]}")
-    return found if math.isfinite(found.number) else Estimate(math.nan, None, "it has no value of these labels")
+    if not math.isfinite(found.number):
+        return Estimate(math.nan, None, "it has no value of these labels")
+    return replace(found, interval=found.interval and _within(metric, found.interval))
+
+
+def _within(metric: str, interval: tuple[float, float]) -> tuple[float, float]:
+    "A bootstrap knows nothing of the range of a metric."
+    share = metric in ("accuracy", "balanced_accuracy", "f1_macro", "roc_auc", "average_precision", "brier_score_loss")
+    most = 1.0 if share or metric == "r2" else math.inf
+    return (max(interval[0], 0.0) if share else interval[0]), min(interval[1], most)
 
 
 def _losses(metric: str, answers: Answers, truth: np.ndarray) -> np.ndarray | None:

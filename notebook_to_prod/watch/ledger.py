@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'Arrival', 'WindowLabels', 'label_windows']
+__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'Arrival', 'WindowLabels', 'label_windows',
+           'in_utc']
 
 # %% ../../nbs/watch/30_ledger.ipynb #classes
 def class_numbers(
@@ -317,7 +318,7 @@ def label_windows(
     moment = _last_moment(ledger, now, bool(delay))
     ages = None if clock is None or moment is None else (moment - clock).dt.total_seconds().to_numpy(dtype="float64")
     taken = ledger.delays
-    arrival = None if delay or ages is None else Arrival.learn(taken, ages)
+    arrival = None if delay or ages is None or ledger.replayed else Arrival.learn(taken, ages)
     needed = Length.parse(delay, "label_delay").seconds if delay else 0
     found = []
     for window in windows:
@@ -336,13 +337,21 @@ def label_windows(
     return found
 
 
+def in_utc(moment: datetime) -> pd.Timestamp:
+    "A moment in UTC, which it is in if it has no zone."
+    import pandas as pd
+
+    found = pd.Timestamp(moment)
+    return found.tz_localize("UTC") if found.tz is None else found.tz_convert("UTC")
+
+
 def _last_moment(ledger: Ledger, now: datetime | None, by_event: bool) -> pd.Timestamp | None:
     import pandas as pd
 
     if by_event and ledger.replayed:
         return None if ledger.times is None else ledger.times.max()
     if now is not None:
-        return pd.Timestamp(now, tz=None if now.tzinfo else "UTC")
+        return in_utc(now)
     ends = [each.max() for each in (ledger.asked, ledger.came) if each is not None]
     return max((each for each in ends if each is not pd.NaT), default=None)
 
@@ -358,7 +367,7 @@ def _selection(ledger: Ledger, at: np.ndarray) -> str:
     if ledger.classes is None:
         one, other = (each[np.isfinite(each)] for each in (said[known], said[~known]))
         away = (one.mean() - other.mean()) / (np.concatenate([one, other]).std() or 1.0) if len(one) and len(other) else 0.0
-        if abs(away) < _APART or ttest_ind(one, other, equal_var=False).pvalue > _CHANCE:
+        if abs(away) < _APART or not one.std() + other.std() or ttest_ind(one, other, equal_var=False).pvalue > _CHANCE:
             return ""
         return f"rows with a label were predicted {abs(away):.2f} standard deviations {'higher' if away > 0 else 'lower'} than those without"
     counts = np.array([np.bincount(said[rows & (said >= 0)], minlength=len(ledger.classes)) for rows in (known, ~known)])

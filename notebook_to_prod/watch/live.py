@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +188,7 @@ def within(
         return observed
     if observed.times is None:
         raise DataError("the times of the rows are not known", where="--since, --until", remedy="name the column of the times with --time")
-    ends = [None if each is None else pd.Timestamp(each, tz=None if each.tzinfo else "UTC") for each in (since, until)]
+    ends = [None if each is None else pd.Timestamp(each if each.tzinfo else each.replace(tzinfo=UTC)) for each in (since, until)]
     kept = pd.Series(True, index=observed.times.index)
     kept &= True if ends[0] is None else observed.times >= ends[0]
     kept &= True if ends[1] is None else observed.times < ends[1]

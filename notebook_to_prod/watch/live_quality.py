@@ -17,7 +17,7 @@ from ..package.gates.policy import Policy
 from ..project import Store
 from ..release.page import Section
 from .fairness import FairnessReport, fairness_of
-from .ledger import Ledger, ledger_of, open_ledger
+from .ledger import Ledger, in_utc, ledger_of, open_ledger
 from .live import read_file
 from .monitor import Observed
 from .quality import QualityReport, quality_of_ledger
@@ -94,11 +94,10 @@ def between(
 ) -> Ledger:
     "The rows of some time, times without a zone in UTC."
     import numpy as np
-    import pandas as pd
 
     if ledger.times is None or (since is None and until is None):
         return ledger
-    ends = [None if each is None else pd.Timestamp(each, tz=None if each.tzinfo else "UTC") for each in (since, until)]
+    ends = [None if each is None else in_utc(each) for each in (since, until)]
     kept = np.ones(len(ledger), dtype=bool)
     kept &= True if ends[0] is None else (ledger.times >= ends[0]).to_numpy()
     kept &= True if ends[1] is None else (ledger.times < ends[1]).to_numpy()

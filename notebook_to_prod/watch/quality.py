@@ -153,8 +153,9 @@ class QualityReport:
         "What matters in one line."
         if self.latest is None:
             return f"no window has enough labels yet: {self.labelled:,} of {self.answers:,} answers have one"
-        drops = [each for each in self.active if each.check == "drop"]
-        finding = next((each for each in drops if each.column == self.primary and not each.slice), drops[0] if drops else None)
+        order = self.metrics_shown()
+        drops = sorted((each for each in self.active if each.check == "drop"), key=lambda each: (bool(each.slice), order.index(each.column)))
+        finding = next(iter(drops), None)
         said = self._figure_said(finding.column, finding.slice) if finding else ""
         if finding:
             others = len(self.active) - 1
@@ -234,7 +235,8 @@ def quality_of_ledger(
     length = None if window is None else Length.parse(window or rules.window)
     trained: dict[str, Any] = dict(evaluation.get("metrics") or {})
     names = [*trained] or _usual(ledger)
-    notes = [*ledger.notes] + ([] if trained else ["the bundle has no figures of held-out rows, so nothing is judged"])
+    notes = [*ledger.notes] + (["windows are cut by a column, so how long labels take is not learned: every window is judged, unless label_delay is set"] if ledger.replayed and not rules.label_delay else [])
+    notes += ([] if trained else ["the bundle has no figures of held-out rows, so nothing is judged"])
     whole_limit = _calibration_limit(asked, held_out)
     slices, windows = _slices(ledger, rules, held_out, names, policy, notes), []
     cuts = cut(len(ledger), length, ledger.times)
