@@ -107,7 +107,7 @@ def test_a_real_log_is_reported_by_n2p_run_and_a_table_by_papermill(project: Pro
         {"name": each.name, "dtype": each.dtype, "kind": each.kind, "missing": each.missing}
         for each in bundle.schema.columns
     ]
-    serve(project, digest, 6, 150, columns)
+    serve(project, digest, 6, 300, columns)
     report = project.folder / "report.ipynb"
     done = project.run(
         NOTEBOOK,
@@ -127,8 +127,8 @@ def test_a_real_log_is_reported_by_n2p_run_and_a_table_by_papermill(project: Pro
     )
     assert done.code == 0, done
     found = outputs(report)
-    assert "600" in told(found["read"]) and "4 of 1d" in told(found["read"]), told(found["read"])
-    assert "Nothing to look at" in told(found["verdict"]) and "75 of 150" in told(found["quality"])
+    assert "1,200" in told(found["read"]) and "4 of 1d" in told(found["read"]), told(found["read"])
+    assert "Nothing to look at" in told(found["verdict"]) and "150 of 300" in told(found["quality"])
     assert "0.90 ms" in told(found["versions"]) and pictures(report) == pictures(NOTEBOOK)
 
     (project.folder / "table.csv").write_text(
