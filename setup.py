@@ -27,7 +27,7 @@ setup(
     package_dir=HOMES,
     package_data={
         "notebook_to_prod": ["py.typed", "*/templates/**"],
-        "notebook_to_prod.examples": ["*/*.ipynb"],
+        "notebook_to_prod.examples": ["*.ipynb", "*/*.ipynb"],
         "notebook_to_prod.environments": ["serve.Dockerfile"],
     },
     install_requires=lines("requirements"),

@@ -172,7 +172,7 @@ _HTML = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 p { white-space: pre-line; margin: .5rem 0; } .lead { color: #555; } .sources { color: #777; font-size: .85em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .92em; } th { text-align: left; border-bottom: 2px solid #ccc; padding: .25rem .5rem; }
 td { vertical-align: top; border-bottom: 1px solid #eee; padding: .25rem .5rem; overflow-wrap: break-word; } td:nth-child(n+4):last-child { min-width: 8rem; }

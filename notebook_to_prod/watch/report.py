@@ -126,7 +126,7 @@ def share_bars(title: str, bars: Bars) -> str:
         for side, (share, color) in enumerate(((before, _BLUE), (now, _ORANGE))):
             tall = _TALL * share / most
             parts.append(f'<rect x="{at * step + step * (0.08 + 0.42 * side):.1f}" y="{24 + _TALL - tall:.1f}" width="{step * 0.4:.1f}" height="{tall:.1f}" fill="{color}"><title>{escape(label)}: {share:.2%}</title></rect>')
-        if len(pairs) <= 30 and (at % max(1, len(pairs) // 12) == 0):
+        if len(pairs) <= 30 and at % -(-len(pairs) // 10) == 0:
             shown = label if len(label) <= 12 else f"{label[:11]}…"
             parts.append(f'<text x="{at * step + step / 2:.1f}" y="{24 + _TALL + 14}" text-anchor="middle" fill="#555">{escape(shown)}</text>')
     return picture(24 + _TALL + 20, title, parts)
@@ -143,7 +143,7 @@ def _findings(report: DriftReport) -> Section:
     return Section("What has lasted", text, (Table(header, tuple(rows)),), missing=report.notes)
 
 
-def _window(window: WindowDrift) -> Section:
+def _window(window: WindowDrift, later: int) -> Section:
     header = ("column", "of", "test", "effect", "limit", "p", "q", "psi", "missing", "mean", "resolution", "")
     rows = []
     for column in window.columns:
@@ -152,12 +152,13 @@ def _window(window: WindowDrift) -> Section:
         means = "" if column.means is None else f"{column.means[0]:.4g} → {column.means[1]:.4g}"
         psi = "" if column.psi != column.psi else f"{column.psi:.3f}"
         rows.append((column.column, column.part, *numbers, psi, f"{column.missing[0]:.1%} → {column.missing[1]:.1%}", means, column.resolution, ", ".join(each.name for each in column.fired) or column.note))
-    return Section(f"The last window: {window.window}", (f"{window.rows:,} rows.",), (Table(header, tuple(rows)),))
+    after = f" {later} later {'windows have' if later > 1 else 'window has'} too few rows to be judged." if later else ""
+    return Section(f"The last window that was judged: {window.window}", (f"{window.rows:,} rows.{after}",), (Table(header, tuple(rows)),))
 
 
 def _distributions(window: WindowDrift) -> Section:
     drawn = sorted((each for each in window.columns if each.bars and each.worst), key=lambda each: -each.worst.strength if each.worst else 0.0)[:_BARS]
-    return Section("How they are spread", pictures=tuple(share_bars(f"{each.column} ({each.part})", each.bars) for each in drawn if each.bars))
+    return Section("How they are spread", (f"Now is the last window that was judged, {window.window}.",), pictures=tuple(share_bars(f"{each.column} ({each.part})", each.bars) for each in drawn if each.bars))
 
 
 def report_page(
@@ -170,7 +171,7 @@ def report_page(
     if drawn := drift_map(report):
         sections.append(Section("Through time", (f"{len(report.whole)} windows; orange has fired, blue is the nearer to its limit the darker it is, grey was not judged.",), pictures=(drawn,)))
     if report.latest is not None:
-        sections += [_distributions(report.latest), _window(report.latest)]
+        sections += [_distributions(report.latest), _window(report.latest, len(report.whole) - report.whole.index(report.latest) - 1)]
     rules = tuple((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in report.rules.items() if value not in ([], {}, ""))
     sections.append(Section("The rules", tables=(Table(("rule", "value"), rules),), sources=tuple(filter(None, (report.reference, report.bundle)))))
     lead = f"{len(report.active)} active: {'; '.join(map(str, report.active))}" if report.active else "Nothing has drifted."
