@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['GREATER', 'LEAST_HELD', 'Said', 'codes_of', 'complete', 'class_figures', 'Calibration', 'Estimator', 'Chances',
-           'Losses', 'row_losses', 'Trial', 'Tried', 'tilted', 'try_estimator', 'held_out']
+__all__ = ['GREATER', 'WAYS', 'LEAST_HELD', 'Said', 'codes_of', 'complete', 'class_figures', 'Matrix', 'Calibration', 'Estimator',
+           'Chances', 'Losses', 'row_losses', 'Trial', 'Tried', 'tilted', 'try_estimator', 'held_out']
 
 # %% ../../nbs/watch/33_estimate.ipynb #said
 @dataclass(frozen=True, eq=False)
@@ -116,8 +116,47 @@ def _area(positive: np.ndarray, scores: np.ndarray, order: np.ndarray | None) ->
     below = np.cumsum(of_negative) - of_negative
     return float((of_positive * (below + 0.5 * of_negative)).sum() / pairs) if pairs > 0 else math.nan
 
+# %% ../../nbs/watch/33_estimate.ipynb #matrix
+@dataclass(frozen=True)
+class Matrix:
+    "How rows and answers become numbers."
+
+    columns: Mapping[str, Mapping[str, int] | None]  # Codes of the values of a column; None of numbers
+
+    @classmethod
+    def of(cls, held: Said) -> Matrix:
+        "Of held-out rows."
+        return cls({str(name): _codes(held.table[name]) for name in held.table.columns if kind_of(held.table[name], str(name)) != "datetime"})
+
+    def __call__(self, said: Said) -> np.ndarray:  # (rows, columns and outputs)
+        import pandas as pd
+
+        table, answers = said.table.set_axis(said.table.columns.map(str), axis="columns"), said.answers
+        found = [pd.to_numeric(table[name], errors="coerce").to_numpy("float64", na_value=np.nan) if codes is None else table[name].map(str, na_action="ignore").map(codes).to_numpy("float64", na_value=np.nan) for name, codes in self.columns.items()]
+        found.append(answers.predictions.astype("float64") if answers.classes is None else codes_of(answers.predictions, answers.classes).astype(float))
+        found += [] if answers.probabilities is None else [*answers.probabilities.T[1:]]
+        matrix = np.column_stack(found)
+        return np.where(np.isfinite(matrix), matrix, np.nan)
+
+
+def _codes(values: pd.Series) -> dict[str, int] | None:
+    "Of values that are no numbers, by how frequent they are."
+    if kind_of(values, str(values.name)) in NUMERIC:
+        return None
+    counts = values.map(str, na_action="ignore").value_counts()
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return {str(value): min(place, 100) for place, (value, _) in enumerate(ordered)}
+
+
+def _boosted(kind: Any, matrix: np.ndarray, target: np.ndarray, seed: int) -> Any:
+    from threadpoolctl import threadpool_limits
+
+    settings = {"max_iter": 60, "max_leaf_nodes": 8, "learning_rate": 0.08, "min_samples_leaf": min(20, max(2, len(target) // 10)), "early_stopping": False}
+    with threadpool_limits(1):
+        return kind(**settings, categorical_features=None, random_state=seed).fit(matrix, target)
+
 # %% ../../nbs/watch/33_estimate.ipynb #calibrate
-_WAYS = ("as they are", "Platt", "isotonic")
+WAYS = ("as they are", "Platt", "isotonic", "by the columns")
 
 
 def _fit_way(way: str, chances: np.ndarray, true: np.ndarray) -> Any:
@@ -143,21 +182,29 @@ class Calibration:
     "How the chances of a model become chances that hold."
 
     way: str
-    maps: tuple[Any, ...]  # Of each class; for two classes of the second alone
-    scores: Mapping[str, float] = field(default_factory=dict)  # Brier score by way, of rows that it was not fitted on
+    maps: tuple[Any, ...]  # Of each class, of two the second alone; or the trees and the classes that they know
+    matrix: Matrix | None = None
 
     @classmethod
-    def fit(cls, chances: np.ndarray, codes: np.ndarray, way: str = "", seed: int = 0) -> Calibration:
-        "Fit the best way, or the one named."
-        if not way:
-            fold = np.random.default_rng(seed).permutation(len(codes)) % 5
-            scores = {each: _brier_apart(each, chances, codes, fold) for each in _WAYS}
-            return replace(cls.fit(chances, codes, min(scores, key=lambda each: scores[each])), scores=scores)
-        of = (1,) if chances.shape[1] == 2 else range(chances.shape[1])
-        return cls(way, tuple(_fit_way(way, chances[:, code], (codes == code).astype(float)) for code in of))
+    def fit(cls, held: Said, way: str, seed: int = 0) -> Calibration:
+        "Of held-out rows, by one of `WAYS`."
+        from sklearn.ensemble import HistGradientBoostingClassifier
 
-    def weights(self, chances: np.ndarray) -> np.ndarray:  # (rows, classes), each row sums to one
+        chances, codes = held.answers.probabilities, codes_of(held.labels, held.answers.classes)  # type: ignore[arg-type]
+        if way == WAYS[-1] and codes.min() < codes.max():
+            matrix = Matrix.of(held)
+            fitted = _boosted(HistGradientBoostingClassifier, matrix(held), codes, seed)
+            return cls(way, (fitted,), matrix)
+        of = (1,) if chances.shape[1] == 2 else range(chances.shape[1])  # type: ignore[union-attr]
+        return cls(way, tuple(_fit_way("as they are" if way == WAYS[-1] else way, chances[:, code], (codes == code).astype(float)) for code in of))  # type: ignore[index]
+
+    def weights(self, said: Said) -> np.ndarray:  # (rows, classes), each row sums to one
         "How much of each class every row is."
+        chances: Any = said.answers.probabilities
+        if self.matrix is not None:
+            found = np.zeros_like(chances, dtype="float64")
+            found[:, self.maps[0].classes_] = _apart(self.maps[0].predict_proba, self.matrix(said))
+            return found
         if chances.shape[1] == 2:
             second = chances[:, 1] if self.maps[0] is None else self.maps[0](chances[:, 1])
             return np.column_stack([1 - second, second])
@@ -166,11 +213,11 @@ class Calibration:
         return np.where(total > 0, found / np.where(total > 0, total, 1), chances)
 
 
-def _brier_apart(way: str, chances: np.ndarray, codes: np.ndarray, fold: np.ndarray) -> float:
-    found = np.empty_like(chances)
-    for at in range(5):
-        found[fold == at] = Calibration.fit(chances[fold != at], codes[fold != at], way).weights(chances[fold == at])
-    return float(((found - np.eye(chances.shape[1])[codes]) ** 2).sum(axis=1).mean())
+def _apart(ask: Any, matrix: np.ndarray) -> np.ndarray:
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return ask(matrix)
 
 # %% ../../nbs/watch/33_estimate.ipynb #estimators
 _DRAWS, _DRAWN = 60, 2_000
@@ -184,8 +231,12 @@ class Estimator(Protocol):
         "In a few words."
         ...
 
-    def expected(self, said: Said) -> tuple[dict[str, float], dict[str, float]]:
-        "Each metric, and the standard deviation that chance gives it."
+    def expected(self, said: Said) -> dict[str, float]:
+        "Each metric."
+        ...
+
+    def chance(self, said: Said) -> dict[str, float]:
+        "The standard deviation that chance gives each."
         ...
 
     def realised(self, said: Said) -> dict[str, float]:
@@ -201,24 +252,26 @@ class Chances:
     seed: int = 0
 
     @classmethod
-    def fit(cls, held: Said, seed: int = 0) -> Chances:
+    def fit(cls, held: Said, seed: int = 0, way: str = "isotonic") -> Chances:
         "Of held-out rows."
-        return cls(Calibration.fit(held.answers.probabilities, codes_of(held.labels, held.answers.classes), seed=seed), seed)  # type: ignore[arg-type]
+        return cls(Calibration.fit(held, way, seed), seed)
 
     @property
     def method(self) -> str:
-        return f"confidence (CBPE), chances {'as they are' if self.calibration.way == 'as they are' else f'calibrated ({self.calibration.way})'}"
+        return f"confidence (CBPE), chances {'as they are' if self.calibration.way == WAYS[0] else f'mended ({self.calibration.way})'}"
 
-    def expected(self, said: Said) -> tuple[dict[str, float], dict[str, float]]:
-        chances, codes = said.answers.probabilities, codes_of(said.answers.predictions, said.answers.classes)  # type: ignore[arg-type]
-        weights = self.calibration.weights(chances)  # type: ignore[arg-type]
-        random, size = np.random.default_rng(self.seed), len(weights)
-        some = np.arange(size) if size <= _DRAWN else random.choice(size, _DRAWN, replace=False)
-        orders = [np.argsort(each, kind="stable") for each in chances[some].T]  # type: ignore[index]
-        upto, all_classes = weights[some].cumsum(axis=1)[:, :-1], np.eye(weights.shape[1])
-        drawn = [class_figures(all_classes[(random.random((len(some), 1)) > upto).sum(axis=1)], codes[some], chances[some], orders) for _ in range(_DRAWS)]  # type: ignore[index]
-        found = class_figures(weights, codes, chances)  # type: ignore[arg-type]
-        return found, {name: _spread([each[name] for each in drawn]) * math.sqrt(len(some) / size) for name in found}
+    def expected(self, said: Said) -> dict[str, float]:
+        return class_figures(self.calibration.weights(said), codes_of(said.answers.predictions, said.answers.classes), said.answers.probabilities)  # type: ignore[arg-type]
+
+    def chance(self, said: Said) -> dict[str, float]:
+        random, size = np.random.default_rng(self.seed), said.rows
+        some = said if size <= _DRAWN else said.at(random.choice(size, _DRAWN, replace=False))
+        chances, codes = some.answers.probabilities, codes_of(some.answers.predictions, some.answers.classes)  # type: ignore[arg-type]
+        orders = [np.argsort(each, kind="stable") for each in chances.T]  # type: ignore[union-attr]
+        upto = self.calibration.weights(some).cumsum(axis=1)[:, :-1]
+        every = np.eye(upto.shape[1] + 1)
+        drawn = [class_figures(every[(random.random((some.rows, 1)) > upto).sum(axis=1)], codes, chances, orders) for _ in range(_DRAWS)]  # type: ignore[arg-type]
+        return {name: _spread([each[name] for each in drawn]) * math.sqrt(some.rows / size) for name in drawn[0]}
 
     def realised(self, said: Said) -> dict[str, float]:
         classes = said.answers.classes
@@ -234,7 +287,7 @@ def _spread(values: Sequence[float]) -> float:
 class Losses:
     "Estimates from what the model's errors were on rows like these."
 
-    columns: Mapping[str, Mapping[str, int] | None]  # Codes of the values of a column; None of numbers
+    matrix: Matrix
     models: tuple[Any, Any]  # Of the error and of its square
     kurtosis: float  # Of an error, about what the second model says
 
@@ -242,44 +295,35 @@ class Losses:
     def fit(cls, held: Said, seed: int = 0) -> Losses:
         "Of held-out rows."
         from sklearn.ensemble import HistGradientBoostingRegressor
-        from threadpoolctl import threadpool_limits
 
-        columns = {str(name): _codes(held.table[name]) for name in held.table.columns if kind_of(held.table[name], str(name)) != "datetime"}
-        found, error = cls(columns, (None, None), 0.0), row_losses(held)
-        matrix = found._matrix(held)
-        settings = {"max_iter": 80, "max_leaf_nodes": 8, "learning_rate": 0.08, "min_samples_leaf": min(20, max(2, len(error) // 10)), "early_stopping": False}
-        with threadpool_limits(1):
-            models = tuple(HistGradientBoostingRegressor(**settings, categorical_features=None, random_state=seed).fit(matrix, loss) for loss in (error, error**2))
-            squares = np.maximum(models[1].predict(matrix), 1e-3 * float((error**2).mean()) or 1e-12)
-        return replace(found, models=models, kurtosis=float((error**4 / squares**2).mean()))
+        matrix, error = Matrix.of(held), row_losses(held)
+        numbers = matrix(held)
+        models = [_boosted(HistGradientBoostingRegressor, numbers, loss, seed) for loss in (error, error**2)]
+        squares = np.maximum(_apart(models[1].predict, numbers), 1e-3 * float((error**2).mean()) or 1e-12)
+        return cls(matrix, (models[0], models[1]), float((error**4 / squares**2).mean()))
 
     @property
     def method(self) -> str:
         return "losses learnt from the held-out rows (DLE)"
 
-    def _matrix(self, said: Said) -> np.ndarray:
-        import pandas as pd
+    def _forecast(self, said: Said) -> tuple[np.ndarray, np.ndarray]:
+        numbers = self.matrix(said)
+        error, square = (np.maximum(_apart(each.predict, numbers), 0) for each in self.models)
+        return (error, square) if said.answers.classes is None else (np.minimum(error, 1), square)
 
-        table = said.table.set_axis(said.table.columns.map(str), axis="columns")
-        found = [pd.to_numeric(table[name], errors="coerce").to_numpy("float64", na_value=np.nan) if codes is None else table[name].map(str, na_action="ignore").map(codes).to_numpy("float64", na_value=np.nan) for name, codes in self.columns.items()]
-        classes = said.answers.classes
-        found.append(said.answers.predictions.astype("float64") if classes is None else codes_of(said.answers.predictions, classes).astype(float))
-        matrix = np.column_stack(found)
-        return np.where(np.isfinite(matrix), matrix, np.nan)
-
-    def expected(self, said: Said) -> tuple[dict[str, float], dict[str, float]]:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1):
-            error, square = (np.maximum(each.predict(matrix), 0) for matrix in (self._matrix(said),) for each in self.models)
-        rows, mean = len(error), float(square.mean())
+    def expected(self, said: Said) -> dict[str, float]:
+        error, square = self._forecast(said)
         if said.answers.classes is not None:
-            wrong = np.minimum(error, 1)
-            return {"accuracy": float(1 - wrong.mean())}, {"accuracy": math.sqrt(float((wrong * (1 - wrong)).sum())) / rows}
-        of_error = math.sqrt(float(np.maximum(square - error**2, 0).sum())) / rows
+            return {"accuracy": float(1 - error.mean())}
+        return {"mean_absolute_error": float(error.mean()), "root_mean_squared_error": math.sqrt(float(square.mean()))}
+
+    def chance(self, said: Said) -> dict[str, float]:
+        error, square = self._forecast(said)
+        rows, root = len(error), math.sqrt(float(square.mean()))
+        if said.answers.classes is not None:
+            return {"accuracy": math.sqrt(float((error * (1 - error)).sum())) / rows}
         of_square = math.sqrt(max(self.kurtosis - 1, 0) * float((square**2).sum())) / rows
-        root = math.sqrt(mean)
-        return {"mean_absolute_error": float(error.mean()), "root_mean_squared_error": root}, {"mean_absolute_error": of_error, "root_mean_squared_error": of_square / (2 * root) if root else 0.0}
+        return {"mean_absolute_error": math.sqrt(float(np.maximum(square - error**2, 0).sum())) / rows, "root_mean_squared_error": of_square / (2 * root) if root else 0.0}
 
     def realised(self, said: Said) -> dict[str, float]:
         error = row_losses(said)
@@ -294,15 +338,6 @@ def row_losses(said: Said) -> np.ndarray:  # (rows,)
     if classes is None:
         return np.abs(said.answers.predictions.astype("float64") - np.asarray(said.labels, dtype="float64"))
     return (codes_of(said.answers.predictions, classes) != codes_of(said.labels, classes)).astype("float64")  # type: ignore[arg-type]
-
-
-def _codes(values: pd.Series) -> dict[str, int] | None:
-    "Of values that are no numbers, by how frequent they are."
-    if kind_of(values, str(values.name)) in NUMERIC:
-        return None
-    counts = values.map(str, na_action="ignore").value_counts()
-    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return {str(value): min(place, 100) for place, (value, _) in enumerate(ordered)}
 
 # %% ../../nbs/watch/33_estimate.ipynb #trial
 LEAST_HELD = 100  # Labelled rows, below which nothing is estimated
@@ -337,7 +372,7 @@ class Tried:
         from scipy.stats import norm
 
         wide = float(norm.ppf((1 + confidence) / 2))
-        numbers, chance = self.estimator.expected(said)
+        numbers, chance = self.estimator.expected(said), self.estimator.chance(said)
         halves = {name: wide * math.hypot(chance[name], each.own) for name, each in self.trials.items()}
         return {name: (numbers[name], *_bounded(name, numbers[name] - halves[name], numbers[name] + halves[name])) for name in self.trials}
 
@@ -347,14 +382,14 @@ def _bounded(name: str, low: float, high: float) -> tuple[float, float]:
 
 
 def tilted(said: Said, rows: int, random: np.random.Generator) -> np.ndarray:  # Positions, (rows,)
-    "Rows that prefer one end of a column or of the answers, by up to e³ to one."
+    "Rows that prefer one end of a column or of the answers, by up to e⁵ to one."
     import pandas as pd
 
     answers = said.answers
     by = int(random.integers(-1, said.table.shape[1]))
     values = said.table.iloc[:, by] if by >= 0 else pd.Series(answers.predictions if answers.probabilities is None else answers.probabilities[:, -1])
     places = pd.Series(pd.factorize(values, sort=False)[0]).rank(pct=True) if kind_of(values, "column") not in NUMERIC else values.rank(pct=True)
-    weight = np.exp(random.uniform(-3, 3) * np.nan_to_num(places.to_numpy("float64"), nan=0.5))
+    weight = np.exp(random.uniform(-5, 5) * np.nan_to_num(places.to_numpy("float64"), nan=0.5))
     return random.choice(said.rows, rows, replace=False, p=weight / weight.sum())
 
 
@@ -369,24 +404,40 @@ def try_estimator(
     held = complete(held)
     if held.rows < LEAST_HELD:
         raise DataError(f"{held.rows} labelled rows are too few to learn from", where="the held-out rows of the bundle", remedy=f"export the model with {LEAST_HELD} test rows or more")
-    kind: Any = Losses if held.answers.probabilities is None else Chances
-    random, found = np.random.default_rng(seed), []
-    size = min(held.rows // 4, 500)
+    random, size = np.random.default_rng(seed), min(held.rows // 8, 400)
+    parts = []
     for halving in range(halvings):
         side = random.permutation(held.rows) % 2
         for half in (0, 1):
-            learnt, rest = kind.fit(held.at((side == half).nonzero()[0]), seed), held.at((side != half).nonzero()[0])
-            found += [_one_window(halving, learnt, rest.at(tilted(rest, size, random))) for _ in range(windows)]
-    whole = kind.fit(held, seed)
+            rest = held.at((side != half).nonzero()[0])
+            parts.append((halving, held.at((side == half).nonzero()[0]), [rest.at(tilted(rest, size, random)) for _ in range(windows)]))
+    fits = [lambda some: Losses.fit(some, seed)] if held.answers.probabilities is None else [_fit_chances(way, seed) for way in WAYS]
+    tried = [[(halving, fit(learnt), each) for halving, learnt, each in parts] for fit in fits]
+    best = min(range(len(tried)), key=lambda at: _away(tried[at]))
+    found = [_one_window(halving, learnt, window) for halving, learnt, each in tried[best] for window in each]
+    whole = fits[best](held)
     reference = whole.realised(held)
     trials = {name: _trial(name, found, size, confidence, reference[name]) for name in reference if math.isfinite(reference[name])}
     return Tried(whole, trials, held.rows, tuple(map(str, held.table.columns)), held.answers.classes)
 
 
+def _fit_chances(way: str, seed: int) -> Callable[[Said], Estimator]:
+    return lambda held: Chances.fit(held, seed, way)
+
+
+def _away(tried: Sequence[tuple[int, Estimator, Sequence[Said]]]) -> float:
+    "Root mean square of what the estimates of accuracy and Brier score were off by."
+    found = []
+    for _, learnt, windows in tried:
+        for window in windows:
+            expected, realised = learnt.expected(window), learnt.realised(window)
+            found += [(expected[name] - realised[name]) ** 2 for name in ("accuracy", "brier_score_loss") if name in expected]
+    return math.sqrt(float(np.mean(found))) if found else 0.0
+
+
 def _one_window(halving: int, learnt: Estimator, window: Said) -> tuple[int, dict[str, tuple[float, float]]]:
-    numbers, chance = learnt.expected(window)
-    realised = learnt.realised(window)
-    return halving, {name: (numbers[name] - realised[name], chance[name]) for name in numbers}
+    expected, chance, realised = learnt.expected(window), learnt.chance(window), learnt.realised(window)
+    return halving, {name: (expected[name] - realised[name], chance[name]) for name in expected}
 
 
 def _trial(name: str, found: Sequence[tuple[int, Mapping[str, tuple[float, float]]]], size: int, confidence: float, reference: float) -> Trial:
