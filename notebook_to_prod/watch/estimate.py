@@ -364,8 +364,18 @@ class Tried:
     estimator: Estimator
     trials: Mapping[str, Trial]
     held: int  # Rows
-    columns: tuple[str, ...]
-    classes: np.ndarray | None
+    matrix: Matrix
+    ends: tuple[np.ndarray, np.ndarray]  # The smallest and the largest of each of its numbers
+
+    def outside(self, said: Said) -> float:
+        "The share of rows outside all that was held out: about them nothing was learnt."
+        numbers = self.matrix(said)
+        texts = np.array([each is not None for each in self.matrix.columns.values()] + [False] * (numbers.shape[1] - len(self.matrix.columns)))
+        missing = said.table.set_axis(said.table.columns.map(str), axis="columns").reindex(columns=[name for name, each in self.matrix.columns.items() if each is not None]).notna().to_numpy()
+        new = np.isnan(numbers[:, texts]) & missing
+        with np.errstate(invalid="ignore"):
+            beyond = (numbers < self.ends[0]) | (numbers > self.ends[1])
+        return float((beyond.any(axis=1) | new.any(axis=1)).mean())
 
     def estimate(self, said: Said, confidence: float = 0.95) -> dict[str, tuple[float, float, float]]:
         "Each metric with the ends of its interval."
@@ -396,7 +406,7 @@ def tilted(said: Said, rows: int, random: np.random.Generator) -> np.ndarray:  #
 def try_estimator(
     held: Said,  # With labels
     seed: int = 0,
-    halvings: int = 4,
+    halvings: int = 3,
     windows: int = 12,  # Of each half
     confidence: float = 0.95,
 ) -> Tried:
@@ -418,7 +428,10 @@ def try_estimator(
     whole = fits[best](held)
     reference = whole.realised(held)
     trials = {name: _trial(name, found, size, confidence, reference[name]) for name in reference if math.isfinite(reference[name])}
-    return Tried(whole, trials, held.rows, tuple(map(str, held.table.columns)), held.answers.classes)
+    matrix = Matrix.of(held)
+    numbers = matrix(held)
+    ends = np.where(np.isnan(numbers), np.inf, numbers).min(axis=0), np.where(np.isnan(numbers), -np.inf, numbers).max(axis=0)
+    return Tried(whole, trials, held.rows, matrix, ends)
 
 
 def _fit_chances(way: str, seed: int) -> Callable[[Said], Estimator]:
