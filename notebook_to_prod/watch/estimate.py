@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['GREATER', 'WAYS', 'LEAST_HELD', 'Said', 'codes_of', 'complete', 'class_figures', 'Matrix', 'Calibration', 'Estimator',
-           'Chances', 'Losses', 'row_losses', 'Trial', 'Tried', 'tilted', 'try_estimator', 'held_out']
+__all__ = ['GREATER', 'WAYS', 'LEAST_HELD', 'Said', 'codes_of', 'complete', 'class_figures', 'Matrix', 'boosted', 'Calibration',
+           'ask_apart', 'Estimator', 'Chances', 'Losses', 'row_losses', 'Trial', 'Tried', 'tilted', 'try_estimator',
+           'held_out']
 
 # %% ../../nbs/watch/33_estimate.ipynb #said
 @dataclass(frozen=True, eq=False)
@@ -148,7 +149,8 @@ def _codes(values: pd.Series) -> dict[str, int] | None:
     return {str(value): min(place, 100) for place, (value, _) in enumerate(ordered)}
 
 
-def _boosted(kind: Any, matrix: np.ndarray, target: np.ndarray, seed: int) -> Any:
+def boosted(kind: Any, matrix: np.ndarray, target: np.ndarray, seed: int) -> Any:
+    "Small boosted trees of a kind, fitted on one thread."
     from threadpoolctl import threadpool_limits
 
     settings = {"max_iter": 60, "max_leaf_nodes": 8, "learning_rate": 0.08, "min_samples_leaf": min(20, max(2, len(target) // 10)), "early_stopping": False}
@@ -193,7 +195,7 @@ class Calibration:
         chances, codes = held.answers.probabilities, codes_of(held.labels, held.answers.classes)  # type: ignore[arg-type]
         if way == WAYS[-1] and codes.min() < codes.max():
             matrix = Matrix.of(held)
-            fitted = _boosted(HistGradientBoostingClassifier, matrix(held), codes, seed)
+            fitted = boosted(HistGradientBoostingClassifier, matrix(held), codes, seed)
             return cls(way, (fitted,), matrix)
         of = (1,) if chances.shape[1] == 2 else range(chances.shape[1])  # type: ignore[union-attr]
         return cls(way, tuple(_fit_way("as they are" if way == WAYS[-1] else way, chances[:, code], (codes == code).astype(float)) for code in of))  # type: ignore[index]
@@ -203,7 +205,7 @@ class Calibration:
         chances: Any = said.answers.probabilities
         if self.matrix is not None:
             found = np.zeros_like(chances, dtype="float64")
-            found[:, self.maps[0].classes_] = _apart(self.maps[0].predict_proba, self.matrix(said))
+            found[:, self.maps[0].classes_] = ask_apart(self.maps[0].predict_proba, self.matrix(said))
             return found
         if chances.shape[1] == 2:
             second = chances[:, 1] if self.maps[0] is None else self.maps[0](chances[:, 1])
@@ -213,7 +215,8 @@ class Calibration:
         return np.where(total > 0, found / np.where(total > 0, total, 1), chances)
 
 
-def _apart(ask: Any, matrix: np.ndarray) -> np.ndarray:
+def ask_apart(ask: Any, matrix: np.ndarray) -> np.ndarray:
+    "What a fitted model says, on one thread."
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
@@ -298,8 +301,8 @@ class Losses:
 
         matrix, error = Matrix.of(held), row_losses(held)
         numbers = matrix(held)
-        models = [_boosted(HistGradientBoostingRegressor, numbers, loss, seed) for loss in (error, error**2)]
-        squares = np.maximum(_apart(models[1].predict, numbers), 1e-3 * float((error**2).mean()) or 1e-12)
+        models = [boosted(HistGradientBoostingRegressor, numbers, loss, seed) for loss in (error, error**2)]
+        squares = np.maximum(ask_apart(models[1].predict, numbers), 1e-3 * float((error**2).mean()) or 1e-12)
         return cls(matrix, (models[0], models[1]), float((error**4 / squares**2).mean()))
 
     @property
@@ -308,8 +311,12 @@ class Losses:
 
     def _forecast(self, said: Said) -> tuple[np.ndarray, np.ndarray]:
         numbers = self.matrix(said)
-        error, square = (np.maximum(_apart(each.predict, numbers), 0) for each in self.models)
+        error, square = (np.maximum(ask_apart(each.predict, numbers), 0) for each in self.models)
         return (error, square) if said.answers.classes is None else (np.minimum(error, 1), square)
+
+    def row_losses(self, said: Said) -> np.ndarray:  # (rows,)
+        "How wrong each answer is expected to be."
+        return self._forecast(said)[0]
 
     def expected(self, said: Said) -> dict[str, float]:
         error, square = self._forecast(said)
