@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Lossy', 'Parts', 'takeask_apart', 'Explaining', 'explain_rise']
+__all__ = ['Cuts', 'Lossy', 'Parts', 'takeask_apart', 'Explaining', 'explain_rise']
 
 # %% ../../nbs/watch/37_diagnosis.ipynb #lossy
 @dataclass(frozen=True, eq=False)
@@ -132,6 +132,9 @@ def _numbers(before: Lossy, now: Lossy) -> np.ndarray:
     return Matrix.of(said)(said)
 
 # %% ../../nbs/watch/37_diagnosis.ipynb #slices
+_TELLING = 24  # Cuts of which pairs are asked
+
+
 @dataclass(frozen=True)
 class Explaining:
     "A slice in which the loss rose."
@@ -165,7 +168,7 @@ def explain_rise(
         for name in names:
             if kinds[name] == "number":
                 table[name] = pd.to_numeric(table[name], errors="coerce").astype("float64")
-    columns = cut_columns(pd.concat(tables, ignore_index=True), tables[0], kinds)
+    columns = _with_halves(cut_columns(pd.concat(tables, ignore_index=True), tables[0], kinds), kinds)
     losses, is_now = np.concatenate([before.losses, now.losses]), np.repeat([False, True], [len(before.losses), len(now.losses)])
     rise, left, found = now.losses.mean() - before.losses.mean(), np.ones(len(losses), dtype=bool), []
     while len(found) < most and rise > 0 and columns:
@@ -180,45 +183,67 @@ def explain_rise(
     return tuple(found)
 
 
-def _best(columns: dict[str, tuple[np.ndarray, list[str]]], losses: np.ndarray, is_now: np.ndarray, left: np.ndarray, least: int, alpha: float) -> tuple[str, np.ndarray, float] | None:
+Cuts = dict[tuple[str, int], tuple[np.ndarray, list[str]]]  # By column and cut: the code of every row, and names of the codes
+
+
+def _with_halves(columns: dict[str, tuple[np.ndarray, list[str]]], kinds: dict[str, str]) -> Cuts:
+    "The columns as they were cut, and numbers also in two at each edge."
+    found: Cuts = {}
+    for name, (codes, names) in columns.items():
+        found[name, 0] = codes, names
+        if kinds[name] == "number":
+            for at in range(1, len(names) - 2):  # of the first and the last edge the quarters tell
+                edge = names[at].rsplit("<", 1)[1]
+                found[name, at] = np.where(codes == len(names) - 1, 2, codes > at).astype("int64"), [f"{name}<{edge}", f"{name}>={edge}", f"{name} missing"]
+    return found
+
+
+def _best(columns: Cuts, losses: np.ndarray, is_now: np.ndarray, left: np.ndarray, least: int, alpha: float) -> tuple[str, np.ndarray, float] | None:
     "The slice of what is left that splits the rise best, which rows it has, and its p-value."
-    asked: list[tuple[tuple[str, ...], int]] = []
-    sums: list[Any] = []
-    for one in itertools.chain(((name,) for name in columns), itertools.combinations([*columns][:20], 2)):
-        code, size = _codes_of(columns, one)
-        parts = [[np.bincount(code[at], losses[at] ** power if power else None, minlength=size) for power in (0, 1, 2)] for at in (left & ~is_now, left & is_now)]
-        totals = [[each.sum() for each in part] for part in parts]
-        kept = np.flatnonzero((parts[0][0] >= least) & (parts[1][0] >= least) & (totals[0][0] - parts[0][0] >= least) & (totals[1][0] - parts[1][0] >= least))
-        asked += [(one, int(each)) for each in kept]
-        sums.append(np.stack([[[each[kept], total - each[kept]] for each, total in zip(part, whole, strict=True)] for part, whole in zip(parts, totals, strict=True)]))
+    alone = [_asked(columns, (one,), losses, is_now, left, least) for one in columns]
+    worth = [float(np.where(each[2] > 0, each[1], 0.0).max(initial=0.0)) for each in alone]
+    telling = sorted(columns, key=lambda one: -worth[[*columns].index(one)])[:_TELLING]
+    pairs = [_asked(columns, both, losses, is_now, left, least) for both in itertools.combinations(telling, 2) if both[0][0] != both[1][0]]
+    asked = [each for each in (*alone, *pairs) if len(each[0])]
     if not asked:
         return None
-    count, total, square = np.concatenate(sums, axis=-1).swapaxes(0, 1)  # each by before and now, inside and outside, slice
-    mean = total / count
-    error = np.maximum(square / count - mean**2, 1 / count**2) / (count - 1)
-    rises = mean[1] - mean[0]
-    apart = rises[0] - rises[1]
-    from scipy.stats import norm
-
-    p = false_discovery(norm.sf(apart / np.sqrt(error.sum(axis=(0, 1)))))
-    inside = count[1, 0] / count[1].sum(axis=0)
-    worth = np.where((p <= alpha) & (apart > 0) & (rises[0] > 0), inside * (1 - inside) * apart**2, -1.0)
-    at = int(worth.argmax())
-    if worth[at] <= 0:
+    cuts = [(each[4], int(code)) for each in asked for code in each[0]]
+    split, apart, p = (np.concatenate([each[at] for each in asked]) for at in (1, 2, 3))
+    p = false_discovery(p)
+    split = np.where((p <= alpha) & (apart > 0), split, 0.0)
+    at = int(split.argmax())
+    if split[at] <= 0:
         return None
-    one, value = asked[at]
+    one, value = cuts[at]
     code, _ = _codes_of(columns, one)
     return _named(columns, one, value), left & (code == value), float(p[at])
 
 
-def _codes_of(columns: dict[str, tuple[np.ndarray, list[str]]], one: tuple[str, ...]) -> tuple[np.ndarray, int]:
+def _asked(columns: Cuts, one: tuple[tuple[str, int], ...], losses: np.ndarray, is_now: np.ndarray, left: np.ndarray, least: int) -> tuple[Any, ...]:
+    "Of each value, or pair of them, with enough rows: its code, how well it splits the rise, how much more the loss rose there, and the p-value of that."
+    from scipy.stats import norm
+
+    code, size = _codes_of(columns, one)
+    inside = np.array([[np.bincount(code[at], losses[at] ** power if power else None, minlength=size) for at in (left & ~is_now, left & is_now)] for power in (0, 1, 2)])
+    both = np.stack([inside, inside.sum(axis=2, keepdims=True) - inside], axis=2)  # power, before and now, inside and outside, code
+    kept = np.flatnonzero((both[0] >= least).all(axis=(0, 1)))
+    count, total, square = both[..., kept]
+    mean = total / np.maximum(count, 1)
+    error = np.maximum(square / np.maximum(count, 1) - mean**2, 1 / np.maximum(count, 1) ** 2) / np.maximum(count - 1, 1)
+    rises = mean[1] - mean[0]
+    apart, share = rises[0] - rises[1], count[1, 0] / np.maximum(count[1].sum(axis=0), 1)
+    p = norm.sf(apart / np.sqrt(error.sum(axis=(0, 1)))) if len(kept) else np.zeros(0)
+    return kept, np.where(rises[0] > 0, share * (1 - share) * apart**2, 0.0), apart, p, one
+
+
+def _codes_of(columns: Cuts, one: tuple[tuple[str, int], ...]) -> tuple[np.ndarray, int]:
     code, size = np.zeros(len(columns[one[0]][0]), dtype="int64"), 1
     for name in one:
         code, size = code * len(columns[name][1]) + columns[name][0], size * len(columns[name][1])
     return code, size
 
 
-def _named(columns: dict[str, tuple[np.ndarray, list[str]]], one: tuple[str, ...], code: int) -> str:
+def _named(columns: Cuts, one: tuple[tuple[str, int], ...], code: int) -> str:
     parts = []
     for name in reversed(one):
         code, value = divmod(code, len(columns[name][1]))
