@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Cuts', 'Lossy', 'Parts', 'takeask_apart', 'Explaining', 'explain_rise']
+__all__ = ['Cuts', 'Lossy', 'Parts', 'take_apart', 'Explaining', 'explain_rise']
 
 # %% ../../nbs/watch/37_diagnosis.ipynb #lossy
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,8 @@ class Parts:
     shift_interval: tuple[float, float]
     concept: float  # By another truth
     concept_interval: tuple[float, float]
+    new: float  # By rows that have no like among those of before
+    new_share: float  # Of the rows of now
     alike: float  # Rows that those of before amount to, weighted as those of now
 
     @property
@@ -72,7 +74,7 @@ class Parts:
         return self.now - self.before
 
     @property
-    def toldask_apart(self) -> bool:
+    def told_apart(self) -> bool:
         "Whether enough rows of before resemble those of now."
         return self.alike >= 100
 
@@ -80,10 +82,11 @@ class Parts:
         if not self.told_apart:
             return "hardly any row of before resembles those of now, so what the rows and what the truth have done cannot be told apart"
         known = [(name, part) for name, part, low in (("other rows (covariate shift)", self.shift, self.shift_interval[0]), ("another truth (concept change)", self.concept, self.concept_interval[0])) if low > 0]
-        return " and ".join(f"{name} {part:+.3g}" for name, part in known) or "neither other rows nor another truth beyond doubt"
+        told = [f"{name} {part:+.3g}" for name, part in known] + ([f"rows unlike any of before ({self.new_share:.0%}) {self.new:+.3g}"] if self.new > 0.1 * abs(self.rise) else [])
+        return " and ".join(told) or "neither other rows nor another truth beyond doubt"
 
 
-def takeask_apart(before: Lossy, now: Lossy, seed: int = 0, rows: int = 4_000) -> Parts:
+def take_apart(before: Lossy, now: Lossy, seed: int = 0, rows: int = 4_000) -> Parts:
     "Tell covariate shift from concept change; raises `DataError` if there are too few rows or no column in common."
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
@@ -99,19 +102,20 @@ def takeask_apart(before: Lossy, now: Lossy, seed: int = 0, rows: int = 4_000) -
         chance[here] = ask_apart(boosted(HistGradientBoostingClassifier, both[rest], is_now[rest], seed).predict_proba, both[here])[:, 1]
         known = rest[:size]
         expected[here] = ask_apart(boosted(HistGradientBoostingRegressor, both[:size][known], before.losses[known], seed).predict, both[here])
-    odds = chance[:size] / np.maximum(1 - chance[:size], 1e-9) * size / len(now.losses)
-    weights = np.minimum(odds, _HEAVIEST)
-    surprise = before.losses - expected[:size]
+    odds = chance / np.maximum(1 - chance, 1e-9) * size / len(now.losses)
+    weights = np.minimum(odds[:size], _HEAVIEST)
+    surprise, unlike = before.losses - expected[:size], odds[size:] > _HEAVIEST
+    strange = np.where(unlike, now.losses - expected[size:], 0.0)
 
     def parts(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
         moved = expected[size:][other].mean() + (weights[one] * surprise[one]).sum() / weights[one].sum()
-        return float(moved - before.losses[one].mean()), float(now.losses[other].mean() - moved)
+        return float(moved - before.losses[one].mean()), float(now.losses[other].mean() - moved - strange[other].mean())
 
     random = np.random.default_rng(seed)
     drawn = np.array([parts(random.integers(0, size, size), random.integers(0, len(now.losses), len(now.losses))) for _ in range(_RESAMPLES)])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     shift, concept = parts(np.arange(size), np.arange(len(now.losses)))
-    return Parts(float(before.losses.mean()), float(now.losses.mean()), shift, (float(low[0]), float(high[0])), concept, (float(low[1]), float(high[1])), float(weights.sum() ** 2 / (weights**2).sum()))
+    return Parts(float(before.losses.mean()), float(now.losses.mean()), shift, (float(low[0]), float(high[0])), concept, (float(low[1]), float(high[1])), float(strange.mean()), float(unlike.mean()), float(weights.sum() ** 2 / (weights**2).sum()))
 
 
 def _require(before: Lossy, now: Lossy) -> None:
@@ -177,8 +181,9 @@ def explain_rise(
             break
         name, inside, p = best
         was, is_ = inside & ~is_now, inside & is_now
-        gain = (losses[is_].sum() / len(now.losses)) - (losses[was].sum() / len(before.losses))
-        found.append(Explaining(name, int(is_.sum()), float(losses[was].mean()), float(losses[is_].mean()), float(gain / rise), p))
+        was = was if was.sum() >= least else left & ~is_now
+        means = float(losses[was].mean()), float(losses[is_].mean())
+        found.append(Explaining(name, int(is_.sum()), *means, float((means[1] - means[0]) * is_.sum() / len(now.losses) / rise), p))
         left &= ~inside
     return tuple(found)
 
@@ -226,6 +231,8 @@ def _asked(columns: Cuts, one: tuple[tuple[str, int], ...], losses: np.ndarray, 
     code, size = _codes_of(columns, one)
     inside = np.array([[np.bincount(code[at], losses[at] ** power if power else None, minlength=size) for at in (left & ~is_now, left & is_now)] for power in (0, 1, 2)])
     both = np.stack([inside, inside.sum(axis=2, keepdims=True) - inside], axis=2)  # power, before and now, inside and outside, code
+    new = both[0, 0, 0] < least
+    both[:, 0, 0, new] = inside[:, 0].sum(axis=1, keepdims=True)  # what was hardly there is compared with all of before
     kept = np.flatnonzero((both[0] >= least).all(axis=(0, 1)))
     count, total, square = both[..., kept]
     mean = total / np.maximum(count, 1)
