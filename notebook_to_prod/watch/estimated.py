@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['BLIND', 'EstimateRules', 'Estimated', 'EstimatedWindow', 'EstimateReport', 'estimate_windows', 'said_of',
-           'estimate_live']
+           'LiveEstimator', 'live_estimator', 'estimate_live']
 
 # %% ../../nbs/watch/33b_estimated.ipynb #rules
 @dataclass(frozen=True)
@@ -192,6 +192,31 @@ def said_of(bundle: Bundle, observed: Observed) -> Said:
     return Said(observed.table, Answers(found["prediction"].astype(object).where(found["prediction"].notna(), None).to_numpy(), chances, None, np.asarray(classes)))
 
 
+@dataclass(frozen=True, eq=False)
+class LiveEstimator:
+    "What is needed to judge a live model."
+
+    tried: Tried
+    held: Said  # The rows of before, with labels
+    said: Said  # Those of now
+    notes: tuple[str, ...] = ()
+
+
+def live_estimator(store: Store, bundle: Bundle, observed: Observed, rules: EstimateRules | None = None) -> LiveEstimator:
+    "The estimator of a bundle, for what it has answered; raises `DataError`, and what `held_out` raises."
+    rules = rules or EstimateRules()
+    said, held, notes = said_of(bundle, observed), held_out(store, bundle), ()
+    columns = [name for name in held.table.columns if name in said.table.columns]
+    if not columns:
+        raise DataError("the rows have no column that the model takes", where=str(bundle.path), remedy="let the log keep columns of the model, or give a table with them")
+    held, said = replace(held, table=held.table[columns]), replace(said, table=said.table[columns])
+    chances = said.answers.probabilities
+    if held.answers.probabilities is not None and (chances is None or not np.isfinite(chances).any()):
+        held, said = (replace(each, answers=replace(each.answers, probabilities=None)) for each in (held, said))
+        notes = ("probabilities are not logged, so accuracy alone is estimated, from the columns",)
+    return LiveEstimator(try_estimator(held, rules.seed, confidence=rules.confidence), held, said, notes)
+
+
 def estimate_live(
     store: Store,
     bundle: Bundle,
@@ -200,12 +225,6 @@ def estimate_live(
     rules: EstimateRules | None = None,
     model: str = "",
 ) -> EstimateReport:
-    "Of what a bundle has answered; raises `DataError`, and what `held_out` raises."
-    rules = rules or EstimateRules()
-    said, held, notes = said_of(bundle, observed), held_out(store, bundle), ()
-    columns = [name for name in held.table.columns if name in said.table.columns]
-    held = replace(held, table=held.table[columns])
-    if said.answers.probabilities is None and held.answers.probabilities is not None:
-        held, notes = replace(held, answers=replace(held.answers, probabilities=None)), ("probabilities are not logged, so accuracy alone is estimated, from the columns",)
-    said = replace(said, table=said.table[columns])
-    return estimate_windows(try_estimator(held, rules.seed, confidence=rules.confidence), said, observed.times, window, rules, model, bundle.digest, notes)
+    "Of what a bundle has answered; raises what `live_estimator` raises."
+    found = live_estimator(store, bundle, observed, rules)
+    return estimate_windows(found.tried, found.said, observed.times, window, rules, model, bundle.digest, found.notes)
