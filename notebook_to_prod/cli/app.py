@@ -21,10 +21,10 @@ ROOMS = {
     "package": ("bundle", "gate", "compress", "keys"),
     "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
     "serve": ("serve", "export-service", "apikey", "rollout", "predictions"),
-    "watch": ("watch", "alerts", "batch"),
+    "watch": ("watch", "diagnose", "alerts", "batch"),
     "project": ("demo",),
 }
-_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "features": "features"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "features": "features", "diagnose": "diagnose"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
 _MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 
