@@ -145,19 +145,14 @@ def detect_changes(
 
 
 def _changes(name: str, stream: np.ndarray, times: pd.Series | None, rules: StreamRules) -> tuple[Change, ...]:
-    detector = make_detector(name, rules)
-    first = stream[: rules.warmup]
-    spread = float(first.std(ddof=1)) or float(stream.std()) or 1.0
-    if name == "ADWIN":  # whose bound is of values between 0 and 1
-        low, high = np.quantile(first, [0.0, 0.99])
-        scaled = np.clip((stream - min(low, 0.0)) / max(2 * (high - min(low, 0.0)), 1e-12), 0, 1) if stream.max() > 1 else stream
-    else:
-        scaled = (stream - first.mean()) / spread
-    alarms = []
-    for row, value in enumerate(scaled.tolist()):
-        detector.update(value)
+    alarms, start = [], 0
+    for row, value in enumerate((_bounded(stream, rules) if name == "ADWIN" else stream).tolist()):
+        if row == start:  # at first, and after an alarm: what is usual is learnt anew
+            detector, usual, spread = make_detector(name, rules), *_usual(stream[row : row + rules.warmup], stream)
+        detector.update(value if name == "ADWIN" else (value - usual) / spread)
         if detector.drift_detected:
             alarms.append(row)
+            start = start if name == "ADWIN" else row + 1
     found, last = [], 0
     for row, until in zip(alarms, [*alarms[1:], len(stream)], strict=False):
         began = last + _split(stream[last:until], row + 1 - last)
@@ -165,6 +160,19 @@ def _changes(name: str, stream: np.ndarray, times: pd.Series | None, rules: Stre
         found.append(Change(name, row, began, *moments, float(stream[last:began].mean()), float(stream[began:until].mean())))
         last = began
     return tuple(found)
+
+
+def _usual(some: np.ndarray, stream: np.ndarray) -> tuple[float, float]:
+    "Mean and standard deviation of some errors, or of all if these do not vary."
+    return float(some.mean()), (float(some.std(ddof=1)) if len(some) > 1 else 0.0) or float(stream.std()) or 1.0
+
+
+def _bounded(stream: np.ndarray, rules: StreamRules) -> np.ndarray:
+    "Between 0 and 1, of which the bound of ADWIN is: twice the largest of the first errors, but for one in a hundred, is 1."
+    if stream.max() <= 1 and stream.min() >= 0:
+        return stream
+    high = float(np.quantile(stream[: rules.warmup], 0.99))
+    return np.clip(stream / max(2 * high, 1e-12), 0, 1)
 
 
 def _split(values: np.ndarray, upto: int) -> int:

@@ -378,7 +378,7 @@ class Tried:
         "The share of rows outside all that was held out: about them nothing was learnt."
         numbers = self.matrix(said)
         texts = np.array([each is not None for each in self.matrix.columns.values()] + [False] * (numbers.shape[1] - len(self.matrix.columns)))
-        missing = said.table.set_axis(said.table.columns.map(str), axis="columns").reindex(columns=[name for name, each in self.matrix.columns.items() if each is not None]).notna().to_numpy()
+        missing = said.table.set_axis(said.table.columns.map(str), axis="columns").reindex(columns=[name for name, each in self.matrix.columns.items() if each is not None]).notna().to_numpy(dtype=bool)
         new = np.isnan(numbers[:, texts]) & missing
         with np.errstate(invalid="ignore"):
             beyond = (numbers < self.ends[0]) | (numbers > self.ends[1])
