@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,11 @@ def train(project: Project) -> None:
                 {"id": f"r{number}", "row": row, "label": "late" if delay + random.normal(0, 8) > 20 else "on time"}
                 for row, delay in enumerate(delays)
             ]
-        (project.folder / "metrics.txt").write_text(client.get("/metrics").text, encoding="utf-8")
+        deadline = time.monotonic() + 20
+        while 'n2p_request_seconds_count{route="/predict",version="1"} 24' not in (text := client.get("/metrics").text):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.2)
+        (project.folder / "metrics.txt").write_text(text, encoding="utf-8")
     pd.DataFrame(labels).to_csv(project.folder / "labels.csv", index=False)
 
 
@@ -288,7 +293,7 @@ def test_metrics_of_a_service_are_read_and_others_refused(served: Project, tmp_p
     assert again.requests == 0 and not again.fired and again.seconds == 60
     json.dumps(again.to_dict(), allow_nan=False)
     (tmp_path / "other.txt").write_text("up 1\n", encoding="utf-8")
-    with pytest.raises(DataError, match="not of a service|no metrics of a service"):
+    with pytest.raises(DataError, match="no metrics of a service"):
         read_scrape(str(tmp_path / "other.txt"))
     with pytest.raises(NotFoundError):
         read_scrape(str(tmp_path / "none.txt"))

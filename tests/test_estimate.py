@@ -89,7 +89,7 @@ def test_without_probabilities_accuracy_is_estimated_from_the_columns() -> None:
         for each in (held, now)
     ]
     tried = try_estimator(bare[0])
-    number, low, high = tried.estimate(bare[1])["accuracy"]
+    _, low, high = tried.estimate(bare[1])["accuracy"]
     assert low <= tried.estimator.realised(bare[1])["accuracy"] <= high and [*tried.trials] == ["accuracy"]
 
 
