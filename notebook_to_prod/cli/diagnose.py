@@ -172,6 +172,7 @@ def _quality(told: _Told, store: "Store", bundle: "Bundle", observed: "Observed"
     from notebook_to_prod.watch.estimate import complete, held_out
     from notebook_to_prod.watch.estimated import EstimateRules, estimate_windows, live_estimator
     from notebook_to_prod.watch.more_signals import detector_signals, diagnosis_signals, estimate_signals
+    from notebook_to_prod.watch.rules import project_rules
 
     rules, stream, moment = EstimateRules.from_table(settings.get("estimate", {})), StreamRules.from_table(settings.get("detectors", {})), _moment(observed)
     errors = np.zeros(0) if observed.errors is None else observed.errors
@@ -182,7 +183,7 @@ def _quality(told: _Told, store: "Store", bundle: "Bundle", observed: "Observed"
         told.add("detectors", report, bool(report.worse), detector_signals(report, moment))
 
     def why(before: Any, now: Any) -> None:
-        report = diagnose_live(store, bundle, before, now, model, project)
+        report = diagnose_live(store, bundle, before, now, model, project, project_rules(project))
         told.add("diagnosis", report, report.dropped, diagnosis_signals(report, moment))
 
     def estimate() -> None:
