@@ -18,11 +18,12 @@ from .drift import Check, ColumnDrift, Finding, WindowDrift
 from .windows import Length
 
 # %% auto #0
-__all__ = ['Rules', 'project_rules', 'judge', 'find']
+__all__ = ['ROOMS', 'Rules', 'project_rules', 'judge', 'find']
 
 # %% ../../nbs/watch/07_rules.ipynb #rules
 _LIMITS = {"wasserstein": 0.1, "jensen_shannon": 0.1, "missing": 0.02, "unseen": 0.01, "range": 0.01, "error": 0.05, "error_ratio": 0.25, "auc": 0.6}
 _WHERE = "[tool.n2p.watch]"
+ROOMS = ("estimate", "detectors", "health", "diagnosis")  # Tables below it that have rules of their own
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Rules:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = _WHERE) -> Rules:
         "Read a table of settings; raises `InputError` on what is misspelt, of another type or out of range."
-        refuse_unknown(table, [each.name for each in fields(cls)], where)
+        refuse_unknown([name for name in table if name not in ROOMS], [each.name for each in fields(cls)], where)
         defaults, found = cls(), {}
         for name, (least, most) in {"minimum": (1, 1e9), "persist": (1, 1_000), "of": (1, 1_000), "sample": (4, 100_000), "seed": (0, 2**31)}.items():
             found[name] = read_number(table, name, getattr(defaults, name), where, least, most, whole=True)
