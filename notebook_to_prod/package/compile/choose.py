@@ -21,27 +21,30 @@ from .trees import ENGINES
 from ..schema import Schema, infer_schema
 
 # %% auto #0
-__all__ = ['SIZES', 'seconds_of', 'choose_engines', 'time_both', 'crossover', 'Compiled', 'compile_exact']
+__all__ = ['SIZES', 'seconds_of', 'choose_engines', 'choose_functions', 'time_both', 'crossover', 'Compiled', 'compile_exact']
 
 # %% ../../../nbs/package/compile/18_choose.ipynb #engines
-def seconds_of(call: Callable[[], Any], at_least: float = 0.02, repeats: int = 3) -> float:
+_OWN = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter  # Of this thread, which others may keep waiting
+
+
+def seconds_of(call: Callable[[], Any], at_least: float = 0.02, repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
     "The best time of one call: other work on the machine only ever adds."
     call()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < at_least / 4:
+    count, start = 0, clock()
+    while clock() - start < at_least / 4:
         call()
         count += 1
     count, best = max(count, 1), float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             call()
-        best = min(best, (time.perf_counter() - start) / count)
+        best = min(best, (clock() - start) / count)
     return best
 
 
 def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500) -> dict[str, list[str]]:
-    "Time every engine of each forest and keep the best for one row and for many; returns them by the forest's place among the steps."
+    "Time every engine of each forest and keep the best for one row, a few and many; returns them by the forest's place among the steps. Then `choose_functions`."
     chosen = {}
     some = pick(columns, np.arange(min(rows, len(columns[0]))))
     for place, (step, inputs) in enumerate(plan.steps):
@@ -49,17 +52,47 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
             continue
         matrix = plan.hold(inputs[0], some)
         single = [matrix[at : at + 1] for at in range(min(100, len(matrix)))]
-        one, many = {}, {}
+        few = matrix[: min(16, len(matrix))]
+        one, several, many = {}, {}, {}
         for engine in ENGINES:
             step.use(engine)
             if step.engine != engine:
                 continue
-            one[engine] = seconds_of(lambda step=step, single=single: [step(row) for row in single])
+            one[engine] = seconds_of(lambda step=step, single=single: [step(row) for row in single], clock=_OWN)
             if engine != "loop":
-                many[engine] = seconds_of(lambda step=step, matrix=matrix: step(matrix), 0.01)
-        step.use(min(one, key=one.__getitem__), min(many, key=many.__getitem__))
-        chosen[str(place)] = [step.engine, step.engine_many]
+                several[engine] = seconds_of(lambda step=step, few=few: step(few), 0.01, clock=_OWN)
+                many[engine] = seconds_of(lambda step=step, matrix=matrix: step(matrix), 0.01, clock=_OWN)
+        step.use(*(min(times, key=times.__getitem__) for times in (one, many, several)))
+        chosen[str(place)] = [step.engine, step.engine_few, step.engine_many]
+    plan.derive()
+    choose_functions(plan, some)
     return chosen
+
+
+_FEW = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+def choose_functions(plan: Plan, columns: Sequence[Sequence[Any]]) -> tuple[int, int]:
+    "Measure up to how many rows at once the function of lone rows is the fastest, and then that of first arrays; the plan keeps both."
+    count, alone_until, front_until = len(columns[0]), 0, 0
+    plain = [cells.tolist() if isinstance(cells, np.ndarray) else cells for cells in columns]
+    for size in _FEW if plan.stepwise is None else ():
+        several = [pick(plain, np.arange(start, start + size) % count) for start in range(0, 8 * size, size)]
+        times = {}
+        for way, limits in {"alone": (size, size), "front": (0, size), "steps": (0, 0)}.items():
+            if (way == "alone" and plan.programs.alone is None) or (way == "front" and plan.programs.front is None):
+                continue
+            plan.alone_until, plan.front_until = limits
+            times[way] = seconds_of(lambda several=several: [plan.answer(each) for each in several], 0.002, clock=_OWN)
+        best = min(times, key=times.__getitem__)
+        if best == "alone" and alone_until == size // 2:
+            alone_until = size
+        if best != "steps":
+            front_until = size
+        elif size > 4 * max(front_until, 1):
+            break
+    plan.alone_until, plan.front_until = alone_until, front_until
+    return alone_until, front_until
 
 # %% ../../../nbs/package/compile/18_choose.ipynb #crossover
 SIZES = (1, 10, 100, 1_000, 10_000)
@@ -107,7 +140,7 @@ class Compiled:
     plan: Plan | None
     reason: str | None = None  # Why there is none
     parity: Parity | None = None
-    engines: dict[str, list[str]] | None = None  # For one row and for many, by place among the steps
+    engines: dict[str, list[str]] | None = None  # For one row, for a few and for many, by place among the steps
     times: dict[int, tuple[float, float]] | None = None  # Microseconds a row of plan and pipeline, by rows
     pipeline_from: int | None = None  # Rows from which the pipeline is faster
 
@@ -119,12 +152,14 @@ class Compiled:
         "What to record: everything but the plan."
         times = None if self.times is None else {str(size): list(each) for size, each in self.times.items()}
         about = {"compiled": self.plan is not None, "reason": self.reason, "parity": self.parity and self.parity.to_dict()}
-        return {**about, "engines": self.engines, "microseconds_a_row": times, "pipeline_from": self.pipeline_from}
+        rows = None if self.plan is None else {"alone_until": self.plan.alone_until, "front_until": self.plan.front_until, "stepwise": self.plan.stepwise}
+        return {**about, "engines": self.engines, "rows": rows, "microseconds_a_row": times, "pipeline_from": self.pipeline_from}
 
     def record(self) -> dict[str, Any]:
         "What a bundle says of its plan: nothing that another machine, or another order of threads, would measure otherwise."
         tried = None if self.parity is None else {"rows": self.parity.rows, "adversarial": self.parity.adversarial}
-        return {"compiled": self.plan is not None, "reason": self.reason, "tried": tried, "outside": self.plan.outside if self.plan else []}
+        about = {"compiled": self.plan is not None, "reason": self.reason, "tried": tried, "outside": self.plan.outside if self.plan else []}
+        return about | ({"stepwise": self.plan.stepwise} if self.plan else {})
 
     def _repr_markdown_(self) -> str:
         if self.plan is None:
@@ -158,5 +193,8 @@ def compile_exact(
         return Compiled(None, f"the rows are refused: {error.what}")
     if not parity.exact:
         return Compiled(None, parity.reason, parity)
+    if parity.row_differences:
+        plan.stepwise = parity.row_reason
+        plan.derive()
     times = time_both(plan, pipeline, columns, sizes)
     return Compiled(plan, None, parity, engines, times, crossover(times))

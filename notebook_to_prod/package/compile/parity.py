@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .adversary import border_rows, mixed_rows, pick, special_values, table_of
-from .plan import Plan, columns_of
+from .plan import Plan, columns_of, rows_of
 from .step import Refused
 
 # %% auto #0
@@ -33,8 +33,10 @@ class Parity:
     label_differences: int = 0
     number_differences: int = 0  # Beyond the tolerance
     refusal_differences: int = 0  # Refused by one of the two only
+    row_differences: int = 0  # Answers, or first arrays, of the functions of rows that are not those of the pipeline and the steps
     largest_difference: float = 0.0  # Of a probability or number, absolute
     example: str | None = None  # The first row that differs, and how
+    row_example: str | None = None  # The first that the functions of rows get wrong
 
     @property
     def exact(self) -> bool:
@@ -50,16 +52,24 @@ class Parity:
         found = ", ".join(f"{count} {what} differ" for what, count in counts.items() if count)
         return f"of {self.rows + self.adversarial} rows {found or 'none was compared'}" + (f": {self.example}" if self.example else "")
 
+    @property
+    def row_reason(self) -> str | None:
+        "Why rows must go through the steps however few they are."
+        if not self.row_differences:
+            return None
+        return f"the functions of rows differ on {self.row_differences} of {self.rows + self.adversarial} rows: {self.row_example}"
+
     def __add__(self, other: Parity) -> Parity:
         counted = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
-        return Parity(**counted, largest_difference=max(self.largest_difference, other.largest_difference), example=self.example or other.example)
+        examples = {"example": self.example or other.example, "row_example": self.row_example or other.row_example}
+        return Parity(**counted, **examples, largest_difference=max(self.largest_difference, other.largest_difference))
 
     def to_dict(self) -> dict[str, Any]:
         "As a bundle's metadata keep it."
         return {**asdict(self), "exact": self.exact, "reason": self.reason}
 
 
-_COUNTS = ("rows", "adversarial", "refused", "ambiguous", "label_differences", "number_differences", "refusal_differences")
+_COUNTS = ("rows", "adversarial", "refused", "ambiguous", "label_differences", "number_differences", "refusal_differences", "row_differences")
 
 # %% ../../../nbs/package/compile/17_parity.ipynb #compare
 def _close(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, float]:
@@ -111,7 +121,46 @@ def compare(plan: Plan, pipeline: Any, expected: Answer, columns: Sequence[Seque
         else:
             example = f"{_shown([cells[0] for cells in row])} gives {_shown(found[0][at])} for {_shown(expected[0][at])}"
             parity += Parity(label_differences=int(labels[at]), number_differences=int(numbers[at]), example=example)
+    return parity + _functions_alone(plan, pipeline, expected, found, columns) + _functions_front(plan, columns)
+
+
+def _functions_alone(plan: Plan, pipeline: Any, expected: Answer, found: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
+    "Compare the function of lone rows with the pipeline, and where the pipeline's answer depends on the company also with the steps."
+    said = [] if plan.programs.alone is None else plan.alone(rows_of(columns))
+    taken = np.array([at for at, each in enumerate(said) if each is not None], dtype=int)
+    if not len(taken):
+        return Parity()
+    firsts, chances = zip(*(said[at] for at in taken), strict=True)  # type: ignore[misc]
+    own: Answer = (plan.named(np.array(firsts)), None if expected[1] is None else np.array(chances))
+    wrong = np.ones(len(taken), dtype=bool)
+    for other in (expected, found):
+        labels, numbers, _ = _wrong(plan, (other[0][taken], None if other[1] is None else other[1][taken]), own)
+        wrong &= labels | numbers
+    parity = Parity()
+    for at in np.flatnonzero(wrong):
+        row = pick(columns, [int(taken[at])])
+        if parity.row_example is None and _like_alone(plan, pipeline, row, (own[0][at : at + 1], None if own[1] is None else own[1][at : at + 1])):
+            parity += Parity(ambiguous=1)
+        else:
+            parity += Parity(row_differences=1, row_example=f"{_shown([cells[0] for cells in row])} gives {_shown(own[0][at])} alone for {_shown(expected[0][taken[at]])}")
     return parity
+
+
+def _functions_front(plan: Plan, columns: Sequence[Sequence[Any]]) -> Parity:
+    "Compare the first arrays with those of the steps, to the last bit; where the function gives some rows up, row by row."
+    rows = len(columns[0])
+    made = None if plan.programs.front is None else plan.front(rows_of(columns), rows)
+    if made is None:
+        if plan.programs.front is None or rows == 1:
+            return Parity()
+        half = rows // 2
+        return _functions_front(plan, pick(columns, np.arange(half))) + _functions_front(plan, pick(columns, np.arange(half, rows)))
+    for register, array in zip(plan.programs.made, made, strict=True):
+        held = plan.hold(register, columns)
+        held = held if isinstance(held, np.ndarray) else held.toarray()
+        if held.dtype != array.dtype or not np.array_equal(held, array, equal_nan=True):
+            return Parity(row_differences=rows, row_example=f"the first array of {rows} rows is another, among them {_shown([cells[0] for cells in columns])}")
+    return Parity()
 
 
 def _like_alone(plan: Plan, pipeline: Any, row: Sequence[Sequence[Any]], found: Answer) -> bool:
@@ -141,12 +190,22 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
         expected = _expected(plan, pipeline, table_of(plan.schema, columns))
     except Exception as error:  # noqa: BLE001
         if _refuses(plan, columns):
-            return Parity(adversarial=1, refused=1), False
+            return Parity(adversarial=1, refused=1) + _functions_refuse(plan, columns, row), False
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is answered, though the pipeline says: {str(error)[:120]}"), False
     try:
         return compare(plan, pipeline, expected, columns) + Parity(adversarial=1), True
     except Refused as error:
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is refused: {error.what[:120]}"), True
+
+
+def _functions_refuse(plan: Plan, columns: Sequence[Sequence[Any]], row: str) -> Parity:
+    "Whether the functions of rows answer what the pipeline and the steps refuse."
+    answered = plan.programs.alone is not None and plan.alone(rows_of(columns)) != [None]
+    try:
+        answered |= plan.answer_by_front(columns) is not None
+    except Refused:
+        pass
+    return Parity(row_differences=1, row_example=f"{row} is answered, though it is refused") if answered else Parity()
 
 
 Try = tuple[int, Any]  # The place of a column, and a special value for it
@@ -279,10 +338,10 @@ def _one_by_one(plan: Plan, pipeline: Any, tables: Sequence[Sequence[Sequence[An
             one = pick(columns, [at])
             row = [cells.tolist()[0] if isinstance(cells, np.ndarray) else cells[0] for cells in one]
             try:
-                together = plan.answer([cells * 2 if isinstance(cells, list) else np.repeat(cells, 2) for cells in one])
+                together = plan.answer_by_steps([cells * 2 if isinstance(cells, list) else np.repeat(cells, 2) for cells in one])
             except Refused:
                 continue
-            first, chances = plan.answer_row(row)
+            first, chances = plan.answer_row_by_steps(row)
             alone = (np.array([first]), None if chances is None else np.array([chances]))
             labels, numbers, _ = _wrong(plan, tuple(None if each is None else each[:1] for each in together), alone)  # type: ignore[arg-type]
             if labels[0] or numbers[0]:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers
 from .compose import Outside
+from .rows import Programs, programs_of
 from .step import STEPS, Builder, Finite, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
 from .trees import Forest
 from ...errors import BundleError, DependencyError
 from ..schema import Schema, infer_schema, jsonable
 
 # %% auto #0
-__all__ = ['CONVERTERS', 'Steps', 'columns_of', 'Plan', 'part_at', 'compile_pipeline', 'to_bytes', 'from_bytes']
+__all__ = ['CONVERTERS', 'Steps', 'columns_of', 'rows_of', 'Plan', 'part_at', 'compile_pipeline', 'to_bytes', 'from_bytes']
 
 # %% ../../../nbs/package/compile/15_plan.ipynb #converters
 CONVERTERS = (boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers)  # Importing them makes them known
@@ -56,14 +57,30 @@ def _values(series: Any, kind: str) -> Any:
 
 # %% ../../../nbs/package/compile/15_plan.ipynb #plan
 _ENDS = ("labels", "probabilities", "values")
+
+
+def rows_of(columns: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    "Rows of Python values."
+    return zip(*(column.tolist() if isinstance(column, np.ndarray) else column for column in columns), strict=True)
+
+
 _PORTION = 4_000_000  # Numbers of one matrix at a time
 
 
 class Plan:
     "A compiled pipeline."
 
-    def __init__(self, schema: Schema, steps: Sequence[tuple[Step, tuple[int, ...]]], ends: Mapping[str, int], classes: Sequence[Any], width: int):
+    def __init__(
+        self,
+        schema: Schema,
+        steps: Sequence[tuple[Step, tuple[int, ...]]],
+        ends: Mapping[str, int],
+        classes: Sequence[Any],
+        width: int,
+        stepwise: str | None = None,  # Why rows go through the steps however few they are; None if they need not
+    ):
         self.schema, self.ends, self.classes = schema, dict(ends), list(classes)
+        self.stepwise = stepwise
         self.steps = list(steps)
         self.width = width  # Columns of the widest matrix
         self._portion = max(1, min(2048, _PORTION // max(1, width)))
@@ -72,6 +89,14 @@ class Plan:
         self._programs = {name: self._program({register}) for name, register in self.ends.items()}
         self._answer = self._program(set(self.ends.values()))
         self._inside: dict[int, list[tuple[Step, int, tuple[int, ...], int]]] = {}
+        self.alone_until, self.front_until = 4, 16  # Rows at once, until somebody measures: see `choose_engines`
+        self.derive()
+
+    def derive(self) -> None:
+        "Write the functions of rows anew, as steps and engines now are."
+        todo = [(position, step, inputs or (first,)) for step, first, inputs, position in self._answer]
+        self.programs = programs_of(todo, self.ends, len(self.schema.columns)) if self.stepwise is None else Programs()
+        self._rest = [each for each in self._answer if each[-1] in self.programs.rest]
 
     def _program(self, needed: set[int]) -> list[tuple[Step, int, tuple[int, ...], int]]:
         "The steps that make some registers, in order."
@@ -83,9 +108,11 @@ class Plan:
                 taken.append((step, inputs[0], inputs if len(inputs) != 1 else (), position))
         return taken[::-1]
 
-    def _run(self, program: Sequence[tuple[Step, int, tuple[int, ...], int]], columns: Sequence[Sequence[Any]]) -> list[Any]:
+    def _run(self, program: Sequence[tuple[Step, int, tuple[int, ...], int]], columns: Sequence[Sequence[Any]], made: Mapping[int, Any] | None = None) -> list[Any]:
         held: list[Any] = [None] * (len(self.steps) + 1)
         held[0] = columns
+        for position, value in (made or {}).items():
+            held[position] = value
         try:
             with np.errstate(all="ignore"):
                 for step, first, inputs, position in program:
@@ -121,9 +148,10 @@ class Plan:
         columns: Any,  # A sequence a column in the schema's order, or a mapping of names to them; None is missing
     ) -> np.ndarray:  # Labels (rows,), or numbers (rows,) or (rows, outputs)
         "What the pipeline's `predict` gives; raises `Refused`."
-        return self._named(self._collect(self._first, columns))
+        return self.named(self._collect(self._first, columns))
 
-    def _named(self, found: np.ndarray) -> np.ndarray:
+    def named(self, found: np.ndarray) -> np.ndarray:
+        "Labels by their places, or numbers as `predict` has them."
         if self._names is not None:
             return self._names[found]
         return found[:, 0] if found.shape[1] == 1 else found
@@ -138,18 +166,78 @@ class Plan:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         "Labels or numbers, and probabilities where the pipeline has them, in one pass; raises `Refused`."
         columns = self._columns(columns)
+        if len(columns[0]) <= self._few:
+            found = self._answer_few(columns)
+            if found is not None:
+                return found
+        return self.answer_by_steps(columns)
+
+    @property
+    def _few(self) -> int:
+        return max(self.alone_until if self.programs.alone else 0, self.front_until if self.programs.front else 0)
+
+    def _answer_few(self, columns: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None] | None:
+        if self.programs.alone is not None and len(columns[0]) <= self.alone_until:
+            said = self.alone(rows_of(columns))
+            if None in said:
+                return None
+            first = np.array([each for each, _ in said])  # type: ignore[misc]
+            return self.named(first), np.array([each for _, each in said]) if "probabilities" in self.ends else None  # type: ignore[misc]
+        return self.answer_by_front(columns)
+
+    def answer_by_front(self, columns: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None] | None:
+        "As `answer`, by the function of first arrays; None where there is none or it gives up."
+        made = None if self.programs.front is None else self.front(rows_of(columns), len(columns[0]))
+        if made is None:
+            return None
+        held = self._run(self._rest, columns, dict(zip(self.programs.made, made, strict=True)))
+        return self.named(held[self.ends[self._first]]), held[self.ends["probabilities"]] if "probabilities" in self.ends else None
+
+    def alone(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, Any] | None]:
+        "Each row by the function of lone rows: the label's place, or numbers, and probabilities; None where it gives up."
+        function, found = self.programs.alone, []
+        for row in rows:
+            try:
+                found.append(function(*row))  # type: ignore[misc]
+            except Exception:  # noqa: BLE001 - the steps say what is wrong with the row
+                found.append(None)
+        return found
+
+    def front(self, rows: Iterable[Sequence[Any]], count: int) -> tuple[np.ndarray, ...] | None:
+        "The first arrays of rows; None where the function gives up."
+        try:
+            return self.programs.front(rows, count)  # type: ignore[misc]
+        except Exception:  # noqa: BLE001 - the steps say what is wrong with a row
+            return None
+
+    def answer_by_steps(self, columns: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None]:
+        "As `answer`, however few the rows are."
         rows, portion = len(columns[0]), self._portion
         parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion)) if rows > portion else [columns]
         held = [self._run(self._answer, part) for part in parts]
         first = np.concatenate([each[self.ends[self._first]] for each in held]) if len(held) > 1 else held[0][self.ends[self._first]]
         chances = [each[self.ends["probabilities"]] for each in held] if "probabilities" in self.ends else None
-        return self._named(first), None if chances is None else np.concatenate(chances) if len(chances) > 1 else chances[0]
+        return self.named(first), None if chances is None else np.concatenate(chances) if len(chances) > 1 else chances[0]
 
     def answer_row(
         self,
         row: Sequence[Any],  # Python values in the schema's order; None is missing
     ) -> tuple[Any, list[float] | None]:
         "Label or number of one row, and its probabilities, as Python values; raises `Refused`."
+        if self.programs.alone is not None and self.alone_until:
+            try:
+                said = self.programs.alone(*row)
+            except Exception:  # noqa: BLE001 - the steps say what is wrong with the row
+                said = None
+            if said is not None:
+                first, chances = said
+                if self._names is not None:
+                    return self.classes[first], chances
+                return (first[0] if len(first) == 1 else first), None
+        return self.answer_row_by_steps(row)
+
+    def answer_row_by_steps(self, row: Sequence[Any]) -> tuple[Any, list[float] | None]:
+        "As `answer_row`, by the steps."
         held = self._run(self._answer, [[value] for value in row])
         if self._names is None:
             numbers = held[self.ends["values"]][0].tolist()
@@ -282,6 +370,7 @@ def to_bytes(plan: Plan) -> bytes:
     arrays: list[np.ndarray] = []
     steps = [[type(step).__name__, list(inputs), {name: encode(each, arrays) for name, each in step_fields(step).items()}] for step, inputs in plan.steps]
     content = {"format": _PLAN_FORMAT, "schema": plan.schema.to_dict(), "steps": steps, "ends": plan.ends, "classes": plan.classes, "width": plan.width}
+    content["stepwise"] = plan.stepwise
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as file:
         file.writestr(zipfile.ZipInfo("plan.json"), json.dumps(content))
@@ -302,7 +391,7 @@ def from_bytes(content: bytes) -> Plan:
             names = [name for name in file.namelist() if name.endswith(".npy")]
             arrays = [np.lib.format.read_array(io.BytesIO(file.read(f"{each}.npy")), allow_pickle=False) for each in range(len(names))]
         steps = [(STEPS[name](**{key: decode(value, arrays) for key, value in made.items()}), tuple(inputs)) for name, inputs, made in read["steps"]]
-        return Plan(Schema.from_dict(read["schema"]), steps, read["ends"], read["classes"], read["width"])
+        return Plan(Schema.from_dict(read["schema"]), steps, read["ends"], read["classes"], read["width"], read.get("stepwise", "the plan is from before rows had functions"))
     except ImportError as error:
         raise DependencyError(f"a step of the plan needs what is not installed: {error}", remedy="install the versions in the bundle's requirements.lock") from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, IndexError) as error:

@@ -76,9 +76,9 @@ class RowObject:
 
 @dataclass(frozen=True)
 class RowLeaves:
-    "A list of leaves, by name."
+    "The leaf of each tree, by name."
 
-    name: str
+    names: tuple[str, ...]
 
 
 def exact_numbers(value: Any, dtype: str = "float64") -> bool:

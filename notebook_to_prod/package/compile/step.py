@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .row import Ones, RowCells, RowCode, RowNumbers, Scalar, off_row
 from ...errors import ExportError, InputError
 from ..schema import Schema
 
@@ -50,12 +51,17 @@ class Step:
     carries_infinity: ClassVar[bool] = False  # Whether an infinite input stays infinite or becomes NaN
     carries_nan: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False  # Whether inputs may be scipy's csr matrices
+    quiet: ClassVar[bool] = False  # Whether numpy has nothing to warn of
 
     def __init_subclass__(cls) -> None:
         _register(STEPS, cls.__name__, cls)
 
     def __call__(self, *inputs: Any) -> Any:
         raise NotImplementedError(type(self).__name__)
+
+    def row(self, code: RowCode, *values: Any) -> Any:
+        "Write the lines that do this to one row, and return what they make; None if there is no such form for what flows in."
+        return None
 
     def borders(self) -> dict[int, np.ndarray]:
         "Values of each input column at which the output jumps, for the proof of parity."
@@ -129,6 +135,26 @@ class Finite(Step):
             raise Refused("a value is infinite, too large or missing", remedy="send numbers of the size the model was trained on")
         return values
 
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not isinstance(value, RowNumbers) or value.error or not all(np.isfinite(part.on).all() for part in value.parts if isinstance(part, Ones)):
+            return None
+        if not np.isfinite(off_row(value)).all():
+            return None
+        names = [part.name for part in value.parts if isinstance(part, Scalar)]
+        if value.dtype == "float32":
+            for name in names:
+                code.unless(f"-{_ROUNDS_TO_INFINITY} < {name} < {_ROUNDS_TO_INFINITY}" + (f" or {name} != {name}" if self.allow_nan else ""))
+        elif self.allow_nan:
+            for name in names:
+                code.unless(f"{name} - {name} == 0.0 or {name} != {name}")
+        elif names:
+            total = code.let(" + ".join(names))
+            code.unless(f"{total} - {total} == 0.0")
+        return value
+
+
+_ROUNDS_TO_INFINITY = repr(float(np.finfo(np.float32).max) + 2.0**103)  # The smallest float64 that float32 has not
+
 
 @dataclass(eq=False)
 class FiniteCells(Step):
@@ -142,6 +168,14 @@ class FiniteCells(Step):
                 raise Refused("a value is infinite", where=f"column {each}", remedy="send a finite number")
         return columns
 
+    def row(self, code: RowCode, value: Any) -> RowCells | None:
+        if not isinstance(value, RowCells):
+            return None
+        for each in self.columns:
+            name = value.names[each]
+            code.unless(f"{name} is None or {name} != {name} or {name} - {name} == 0")
+        return value
+
 
 @dataclass(eq=False)
 class Dense(Step):
@@ -151,6 +185,9 @@ class Dense(Step):
 
     def __call__(self, values: Any) -> np.ndarray:
         return values if isinstance(values, np.ndarray) else values.toarray()
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        return value if isinstance(value, RowNumbers) else None
 
 # %% ../../../nbs/package/compile/00b_step.ipynb #values
 @dataclass(frozen=True)
@@ -218,6 +255,12 @@ class Gather(Step):
             column = columns[each]
             matrix[:, position] = column if isinstance(column, np.ndarray) else np.array(column, dtype=self.dtype)
         return matrix
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not isinstance(value, RowCells) or self.dtype not in ("float64", "float32"):
+            return None
+        names = [value.names[each] for each in self.columns]  # less zero: a float of the same sign, from whatever is a number
+        return RowNumbers(tuple(Scalar(code.let(f"NAN if {name} is None else {name} - 0.0")) for name in names), self.dtype)
 
 
 def common_dtype(cells: Cells, path: str) -> str:

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
 from .onnx import forest_bytes, has_onnxruntime, open_session
+from .row import Ones, RowCode, RowLeaves, RowNumbers, RowObject, exact_numbers, exact_scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
 
 # %% auto #0
-__all__ = ['ENGINES', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values', 'allows_missing',
-           'summed_trees', 'Memberships', 'histogram_forest', 'Double']
+__all__ = ['ENGINES', 'FEW_ROWS', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values',
+           'allows_missing', 'summed_trees', 'Memberships', 'histogram_forest', 'Double']
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #round
 def rounded_down(thresholds: np.ndarray) -> np.ndarray:
@@ -28,12 +29,15 @@ def rounded_down(thresholds: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #forest
 ENGINES = ("loop", "numpy", "onnxruntime")
+FEW_ROWS = 64  # That have an engine of their own
 _FEW_COMPARISONS = 100  # Of one row, that plain Python does sooner than another engine is called
 
 
 @dataclass(eq=False)
 class Forest(Step):
     "The leaf of every tree that each row falls into, counted over all trees."
+
+    quiet = True
 
     feature: np.ndarray  # Column compared by each node; of a leaf, -1
     threshold: np.ndarray  # Left if the value is not above it; in the type of the rows
@@ -56,11 +60,12 @@ class Forest(Step):
         many = "onnxruntime" if has_onnxruntime() else "numpy"
         self.use("loop" if self._levels * len(self.roots) <= _FEW_COMPARISONS else many, many)
 
-    def use(self, engine: str, engine_many: str | None = None) -> None:
-        "Choose the engines for one row and for more; numpy takes the place of one that is not installed."
-        engines = [name if name != "onnxruntime" or has_onnxruntime() else "numpy" for name in (engine, engine_many or engine)]
-        self.engine, self.engine_many = engines
-        self._one, self._many = (getattr(self, f"_{name}") for name in engines if name in ENGINES)
+    def use(self, engine: str, engine_many: str | None = None, engine_few: str | None = None) -> None:
+        "Choose the engines for one row, for many, and for a few; numpy takes the place of one that is not installed."
+        wanted = (engine, engine_many or engine, engine_few or engine_many or engine)
+        engines = [name if name != "onnxruntime" or has_onnxruntime() else "numpy" for name in wanted]
+        self.engine, self.engine_many, self.engine_few = engines
+        self._one, self._many, self._few = (getattr(self, f"_{name}") for name in engines if name in ENGINES)
         if "onnxruntime" in engines and self._session is None:
             local = self._leaf - np.repeat(self._first, np.diff(np.append(self.roots, len(self.feature))))
             self._session = open_session(
@@ -71,7 +76,8 @@ class Forest(Step):
             self._lists = tuple(each.tolist() for each in named)
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
-        return self._one(matrix) if len(matrix) == 1 else self._many(matrix)
+        rows = len(matrix)
+        return self._one(matrix) if rows == 1 else self._few(matrix) if rows <= FEW_ROWS else self._many(matrix)
 
     def _onnxruntime(self, matrix: np.ndarray) -> np.ndarray:
         leaves = self._session(matrix).astype(np.intp)
@@ -105,16 +111,28 @@ class Forest(Step):
         return self._leaf.take(nodes)
 
     def _loop(self, matrix: np.ndarray) -> np.ndarray:
+        return np.array([self._walk(row) for row in matrix.tolist()], dtype=np.intp)
+
+    def _walk(self, row: Sequence[float]) -> list[int]:
+        "The leaves of one row."
         feature, threshold, left, right, missing_left, leaf, roots = self._lists
         found = []
-        for row in matrix.tolist():
-            for node in roots:
-                while (column := feature[node]) >= 0:
-                    value = row[column]
-                    goes_left = value <= threshold[node] or (value != value and missing_left[node])
-                    node = left[node] if goes_left else right[node]
-                found.append(leaf[node])
-        return np.array(found, dtype=np.intp).reshape(len(matrix), -1)
+        for node in roots:
+            while (column := feature[node]) >= 0:
+                value = row[column]
+                goes_left = value <= threshold[node] or (value != value and missing_left[node])
+                node = left[node] if goes_left else right[node]
+            found.append(leaf[node])
+        return found
+
+    def row(self, code: RowCode, value: Any) -> RowLeaves | None:
+        if not code.alone or self.engine != "loop" or not exact_numbers(value, self.threshold.dtype.name):
+            return None
+        _, flat = code.array(value)
+        code.write(value, flat)
+        names = [code.fresh() for _ in self.roots]
+        code.lines.append(f"{', '.join(names)}, = {code.keep(self._walk)}({flat})")
+        return RowLeaves(tuple(names))
 
     def borders(self) -> dict[int, np.ndarray]:
         inner = self.feature >= 0
@@ -137,31 +155,62 @@ def _levels(children: np.ndarray, roots: np.ndarray, ends: np.ndarray) -> int:
 class LeafSum(Step):
     "The leaves' values, added in the order of the trees."
 
+    quiet = True
+
     values: np.ndarray  # (leaves, outputs), or (leaves, 1) where trees take turns in adding to the outputs
     base: np.ndarray  # (outputs,) what the sum begins with
     divisor: float | None  # What the sum is divided by
 
     def __post_init__(self) -> None:
         self._begins = bool(self.base.any())
+        self._column = np.ascontiguousarray(self.values[:, 0])
 
     def __call__(self, leaves: np.ndarray) -> np.ndarray:
         rows, outputs = len(leaves), len(self.base)
         if rows == 1:
-            added = self.values.take(leaves[0], axis=0).reshape(-1, outputs)
-            if self._begins:
-                added = np.concatenate([self.base[None], added])
-            total = np.add.accumulate(added, axis=0)[-1:]
-        elif self.values.shape[1] == outputs:
-            total = self._added(self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1), np.tile(self.base, rows))
-            total = total.reshape(rows, outputs)
+            return self.of_one(leaves[0])[None]
+        if self.values.shape[1] == outputs:
+            added = self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1)
+            total = self._added(added, np.tile(self.base, rows) if self._begins else None).reshape(rows, outputs)
         else:  # the trees take turns
-            added = self.values[:, 0].take(leaves.T).reshape(-1, outputs * rows)
-            total = self._added(added, np.repeat(self.base, rows)).reshape(outputs, rows).T
+            added = self._column.take(leaves.T).reshape(-1, outputs * rows)
+            total = self._added(added, np.repeat(self.base, rows) if self._begins else None).reshape(outputs, rows).T
         return total if self.divisor is None else total / total.dtype.type(self.divisor)
 
-    def _added(self, added: np.ndarray, base: np.ndarray) -> np.ndarray:
+    def of_one(self, leaves: np.ndarray) -> np.ndarray:
+        "The sums of one row."
+        outputs = len(self.base)
+        if outputs == 1:
+            added = self._column.take(leaves)
+            total = np.add.accumulate(self._begun(added) if self._begins else added)[-1:]
+        else:
+            added = self.values.take(leaves, axis=0).reshape(-1, outputs)
+            total = self._added(added, self.base if self._begins else None)
+        return total if self.divisor is None else total / total.dtype.type(self.divisor)
+
+    def _begun(self, added: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.base, added])
+
+    def _added(self, added: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         "One row of numbers after the other; there is more than one number in a row, so numpy does not add in pairs."
-        return np.add.reduce(np.concatenate([base[None], added]) if self._begins else added, axis=0)
+        return np.add.reduce(added if base is None else np.concatenate([base[None], added]), axis=0)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not code.alone or self.values.dtype != np.float64 or self.base.dtype != np.float64:
+            return None
+        outputs = len(self.base)
+        if isinstance(value, RowObject) and outputs <= _FEW_OUTPUTS:
+            names = [code.fresh() for _ in range(outputs)]
+            code.lines.append(f"{', '.join(names)}, = {code.keep(self.of_one)}({value.name}[0]).tolist()")
+            return exact_scalars(*names)
+        if isinstance(value, RowLeaves) and self.values.shape[1] == outputs <= _FEW_OUTPUTS:
+            lists = [code.keep(each) for each in self.values.T.tolist()]
+            sums = [" + ".join([*([code.number(base)] if self._begins else []), *(f"{each}[{leaf}]" for leaf in value.names)]) for each, base in zip(lists, self.base.tolist(), strict=True)]
+            return exact_scalars(*(code.let(each if self.divisor is None else f"({each}) / {code.number(float(self.divisor))}") for each in sums))
+        return None
+
+
+_FEW_OUTPUTS = 16  # That are taken out of an array
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #cast
 @dataclass(eq=False)
@@ -173,6 +222,13 @@ class Single(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(matrix, dtype=np.float32)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not isinstance(value, RowNumbers) or value.error:
+            return None
+        with np.errstate(all="ignore"):
+            parts = [replace(part, off=part.off.astype(np.float32), on=part.on.astype(np.float32)) if isinstance(part, Ones) else part for part in value.parts]
+        return RowNumbers(tuple(parts), "float32")
 
 
 def single(builder: Builder, value: Numbers | Cells, path: str, allow_nan: bool) -> Numbers:
@@ -346,3 +402,6 @@ class Double(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(matrix, dtype=np.float64)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        return value if exact_numbers(value) else None
