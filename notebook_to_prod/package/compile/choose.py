@@ -15,9 +15,9 @@ import numpy as np
 
 from .adversary import pick, table_of
 from .parity import Parity, prove_parity
-from .plan import Plan, columns_of, compile_pipeline
+from .plan import Plan, columns_of, compile_pipeline, rows_of
 from .step import NotCompiled, Refused
-from .trees import ENGINES
+from .trees import ENGINES, Forest
 from ..schema import Schema, infer_schema
 
 # %% auto #0
@@ -65,8 +65,24 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
         step.use(*(min(times, key=times.__getitem__) for times in (one, many, several)))
         chosen[str(place)] = [step.engine, step.engine_few, step.engine_many]
     plan.derive()
+    for place in chosen:
+        _choose_masks(plan, plan.steps[int(place)][0], some)  # type: ignore[arg-type]
     choose_functions(plan, some)
     return chosen
+
+
+def _choose_masks(plan: Plan, forest: Forest, columns: Sequence[Sequence[Any]]) -> None:
+    "Let a lone row find its leaves by masks where that is faster."
+    rows = list(rows_of(pick(columns, np.arange(min(50, len(columns[0]))))))
+    if plan.programs.alone is None or not rows:
+        return
+    times = []
+    for wanted in (False, True):
+        if forest.use_masks(wanted) == wanted:
+            plan.derive()
+            times.append(seconds_of(lambda: plan.alone(rows), 0.01, 5, _OWN))
+    forest.use_masks(len(times) > 1 and times[1] < times[0])
+    plan.derive()
 
 
 _FEW = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -78,12 +94,12 @@ def choose_functions(plan: Plan, columns: Sequence[Sequence[Any]]) -> tuple[int,
     plain = [cells.tolist() if isinstance(cells, np.ndarray) else cells for cells in columns]
     for size in _FEW if plan.stepwise is None else ():
         several = [pick(plain, np.arange(start, start + size) % count) for start in range(0, 8 * size, size)]
-        times = {}
-        for way, limits in {"alone": (size, size), "front": (0, size), "steps": (0, 0)}.items():
-            if (way == "alone" and plan.programs.alone is None) or (way == "front" and plan.programs.front is None):
-                continue
-            plan.alone_until, plan.front_until = limits
-            times[way] = seconds_of(lambda several=several: [plan.answer(each) for each in several], 0.002, clock=_OWN)
+        ways = {"alone": (size, size), "front": (0, size), "steps": (0, 0)}
+        ways = {way: limits for way, limits in ways.items() if way == "steps" or getattr(plan.programs, way) is not None}
+        times = dict.fromkeys(ways, float("inf"))
+        for way in [*ways] * 3:  # in turns, for a machine may be busy for a while
+            plan.alone_until, plan.front_until = ways[way]
+            times[way] = min(times[way], seconds_of(lambda several=several: [plan.answer(each) for each in several], 0.001, 2, _OWN))
         best = min(times, key=times.__getitem__)
         if best == "alone" and alone_until == size // 2:
             alone_until = size

@@ -5,6 +5,7 @@
 # %% ../../../nbs/package/compile/07_trees.ipynb #imports
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
+from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
 from .row import Ones, RowCode, RowLeaves, RowNumbers, RowObject, exact_numbers, exact_scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
@@ -57,6 +59,7 @@ class Forest(Step):
         self._levels = _levels(self._children, self._start, ends)
         self._session: Any = None
         self._lists: Any = None
+        self._masks: Masks | None = None
         many = "onnxruntime" if has_onnxruntime() else "numpy"
         self.use("loop" if self._levels * len(self.roots) <= _FEW_COMPARISONS else many, many)
 
@@ -74,6 +77,18 @@ class Forest(Step):
         if "loop" in engines and self._lists is None:
             named = (self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
             self._lists = tuple(each.tolist() for each in named)
+
+    @property
+    def by_masks(self) -> bool:
+        "Whether a lone row finds its leaves by masks, where its columns are known one by one."
+        return self._masks is not None
+
+    def use_masks(self, wanted: bool = True) -> bool:
+        "Make the masks, unless they would be too large, or drop them; returns whether they are there."
+        self._masks = None
+        if wanted and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
+            self._masks = Masks(self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
+        return self.by_masks
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         rows = len(matrix)
@@ -125,14 +140,33 @@ class Forest(Step):
             found.append(leaf[node])
         return found
 
-    def row(self, code: RowCode, value: Any) -> RowLeaves | None:
-        if not code.alone or self.engine != "loop" or not exact_numbers(value, self.threshold.dtype.name):
+    def row(self, code: RowCode, value: Any) -> RowLeaves | RowObject | None:
+        if not code.alone or not exact_numbers(value, self.threshold.dtype.name):
+            return None
+        if self._masks is not None:
+            masks = self._masked(code, value, self._masks)
+            return RowObject(code.let(f"{code.keep(self._masks.leaves)}({' & '.join(masks)})")) if masks else None
+        if self.engine != "loop":
             return None
         _, flat = code.array(value)
         code.write(value, flat)
         names = [code.fresh() for _ in self.roots]
         code.lines.append(f"{', '.join(names)}, = {code.keep(self._walk)}({flat})")
         return RowLeaves(tuple(names))
+
+    def _masked(self, code: RowCode, value: RowNumbers, masks: Masks) -> list[str]:
+        "The mask of each column, or block of columns, that a tree reads."
+        found = []
+        for column, part in value.placed():
+            if isinstance(part, Ones):
+                table = masks.block(column, part)
+                found += [] if table is None else [f"{code.keep(table)}[{part.place} + 1]"]
+            elif (known := masks.column(column)) is not None:
+                edges, table = known
+                edges = before_rounding(edges) if edges.dtype == np.float32 else edges
+                gap = f"{code.keep(bisect_left)}({code.keep(edges.tolist())}, {part.name}) if {part.name} == {part.name} else -1"
+                found.append(f"{code.keep(table)}[{gap}]")
+        return found
 
     def borders(self) -> dict[int, np.ndarray]:
         inner = self.feature >= 0
