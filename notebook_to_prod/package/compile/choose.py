@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -71,17 +72,25 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
     return chosen
 
 
+def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 4) -> Any:
+    "Which of some calls takes least, by turns, for a machine may be busy for a while."
+    times = dict.fromkeys(ways, float("inf"))
+    for way in [*ways] * rounds:
+        times[way] = min(times[way], seconds_of(ways[way], 0.001, 1, _OWN))
+    return min(times, key=times.__getitem__)
+
+
 def _choose_masks(plan: Plan, forest: Forest, columns: Sequence[Sequence[Any]]) -> None:
-    "Let a lone row find its leaves by masks where that is faster."
-    rows = list(rows_of(pick(columns, np.arange(min(50, len(columns[0]))))))
+    "Let one row and a few find their leaves by masks where that is faster."
+    rows = list(rows_of(pick(columns, np.arange(min(200, len(columns[0]))))))
     if plan.programs.alone is None or not rows:
         return
-    times = []
+    made = {}
     for wanted in (False, True):
         if forest.use_masks(wanted) == wanted:
             plan.derive()
-            times.append(seconds_of(lambda: plan.alone(rows), 0.01, 5, _OWN))
-    forest.use_masks(len(times) > 1 and times[1] < times[0])
+            made[wanted] = plan.programs.alone
+    forest.use_masks(len(made) > 1 and _fastest({wanted: lambda function=function: [function(*row) for row in rows] for wanted, function in made.items()}))
     plan.derive()
 
 
@@ -94,13 +103,15 @@ def choose_functions(plan: Plan, columns: Sequence[Sequence[Any]]) -> tuple[int,
     plain = [cells.tolist() if isinstance(cells, np.ndarray) else cells for cells in columns]
     for size in _FEW if plan.stepwise is None else ():
         several = [pick(plain, np.arange(start, start + size) % count) for start in range(0, 8 * size, size)]
+
+        def answered(limits: tuple[int, int], several: Any = several, size: int = size) -> None:
+            plan.alone_until, plan.front_until = limits
+            for each in several:
+                plan.answer_row([cells[0] for cells in each]) if size == 1 else plan.answer(each)
+
         ways = {"alone": (size, size), "front": (0, size), "steps": (0, 0)}
-        ways = {way: limits for way, limits in ways.items() if way == "steps" or getattr(plan.programs, way) is not None}
-        times = dict.fromkeys(ways, float("inf"))
-        for way in [*ways] * 3:  # in turns, for a machine may be busy for a while
-            plan.alone_until, plan.front_until = ways[way]
-            times[way] = min(times[way], seconds_of(lambda several=several: [plan.answer(each) for each in several], 0.001, 2, _OWN))
-        best = min(times, key=times.__getitem__)
+        absent = [way for way in ("alone", "front") if getattr(plan.programs, way) is None or (way, size) == ("front", 1)]
+        best = _fastest({way: partial(answered, limits) for way, limits in ways.items() if way not in absent})
         if best == "alone" and alone_until == size // 2:
             alone_until = size
         if best != "steps":

@@ -5,7 +5,8 @@
 # %% ../../../nbs/package/compile/06b_masks.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,79 +25,101 @@ class Masks:
 
     def __init__(self, feature: np.ndarray, threshold: np.ndarray, left: np.ndarray, right: np.ndarray, missing_left: np.ndarray, leaf: np.ndarray, roots: np.ndarray):
         self._feature, self._threshold, self._missing_left = feature, threshold, missing_left
-        self._ranges = _ranges(left, right, feature < 0, roots)
-        first, last = self._ranges
+        first, last = _ranges(left, right, feature < 0, roots)
         self._sides = {"left": (first[left], last[left]), "right": (first[right], last[right])}
-        self._open = np.zeros(_slots(feature, roots), dtype=bool)
         ends = np.flatnonzero(feature < 0)
+        self._open = np.zeros(_slots(feature, roots), dtype=bool)
         self._open[first[ends]] = True
-        self._leaf = np.zeros(len(self._open), dtype=np.intp)
-        self._leaf[first[ends]] = leaf[ends]
-        self._bytes = len(self._open) // 8
-        self._known: dict[int, tuple[np.ndarray, list[int]]] = {}
+        self._leaf = np.zeros(len(self._open) + 1, dtype=np.intp)  # By the place of a bit, counted from one
+        self._leaf[first[ends] + 1] = leaf[ends]
+        self._words = len(self._open) // _WORD
+        self._first = np.arange(self._words) * _WORD if self._words == len(roots) else None  # If a word is enough for each tree
+        self._trees = len(roots)
+        self._table = np.empty((0, self._words), dtype=np.uint64)
+        self._starts: dict[tuple[Any, ...], int] = {}
 
-    def leaves(self, mask: int) -> np.ndarray:
-        "The leaf of each tree, (1, trees), of the *and* of a row's masks."
-        words = np.frombuffer(mask.to_bytes(self._bytes, "little"), dtype="<u8")
-        at = words.nonzero()[0]
-        places = np.frexp(words.take(at).astype(np.float64))[1]  # of the only bit, counted from one
-        at <<= 6
+    def leaves(self, gaps: np.ndarray) -> np.ndarray:
+        "The leaf of each tree, (rows, trees), from the places of each row's masks in the table, (rows, masks)."
+        rows, words = len(gaps), np.bitwise_and.reduce(self._table.take(gaps, axis=0), axis=1)
+        if self._first is not None:
+            return self._leaf.take(np.frexp(words.astype(np.float64))[1] + self._first)  # the place of the only bit
+        flat = words.reshape(-1)
+        at = flat.nonzero()[0]
+        places = np.frexp(flat.take(at).astype(np.float64))[1].reshape(rows, self._trees)
+        at = at.reshape(rows, self._trees)
+        at -= np.arange(0, rows * self._words, self._words)[:, None]
+        at *= _WORD
         at += places
-        at -= 1
+        return self._leaf.take(at)
+
+    def leaves_of_one(self, gaps: list[int]) -> np.ndarray:
+        "As `leaves`, for one row."
+        words = np.bitwise_and.reduce(self._table.take(gaps, axis=0), axis=0)
+        if self._first is not None:
+            return self._leaf.take(np.frexp(words.astype(np.float64))[1] + self._first)[None]
+        at = words.nonzero()[0]
+        places = np.frexp(words.take(at).astype(np.float64))[1]
+        at *= _WORD
+        at += places
         return self._leaf.take(at)[None]
 
-    def column(self, column: int) -> tuple[np.ndarray, list[int]] | None:
-        "The thresholds of a column, and the masks of the gaps before, between and behind them and of a missing value; None if no tree reads it."
-        if column not in self._known:
-            nodes = np.flatnonzero(self._feature == column)
-            edges, place = np.unique(self._threshold[nodes], return_inverse=True)
-            nodes = nodes[np.argsort(place, kind="stable")]
-            groups = np.split(nodes, np.flatnonzero(np.diff(np.sort(place))) + 1)
-            below = self._struck("right", groups[::-1])[::-1]
-            above = self._struck("left", groups)
-            goes_left = self._missing_left[nodes]
-            missing = self._struck("right", [nodes[goes_left]])[-1] & self._struck("left", [nodes[~goes_left]])[-1]
-            self._known[column] = edges, [one & other for one, other in zip(below, above, strict=True)] + [missing]
-        edges, masks = self._known[column]
-        return (edges, masks) if len(edges) else None
+    def edges(self, column: int) -> np.ndarray:
+        "The thresholds of a column, in order."
+        return np.unique(self._threshold[self._feature == column])
 
-    def _struck(self, side: str, groups: Sequence[np.ndarray]) -> list[int]:
+    def column(self, column: int) -> int:
+        "Where the table has the masks of the gaps before, between and behind a column's thresholds, and then of a missing value."
+        return self._placed((column,), lambda: self._gaps(column))
+
+    def block(self, start: int, ones: Ones) -> int | None:
+        "Where the table has the masks of a block of columns: of none that is on, then of each that is; None if no tree reads it."
+        used = [place for place in range(len(ones.off)) if (self._feature == start + place).any()]
+        return self._placed((start, ones.off.tobytes(), ones.on.tobytes()), lambda: self._block(start, ones, used)) if used else None
+
+    def _placed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> int:
+        if key not in self._starts:
+            self._starts[key] = len(self._table)
+            self._table = np.concatenate([self._table, make()])
+        return self._starts[key]
+
+    def _gaps(self, column: int) -> np.ndarray:
+        nodes = np.flatnonzero(self._feature == column)
+        place = np.unique(self._threshold[nodes], return_inverse=True)[1]
+        order = np.argsort(place, kind="stable")
+        nodes = nodes[order]
+        groups = np.split(nodes, np.flatnonzero(np.diff(place[order])) + 1)
+        masks = self._struck("right", groups[::-1])[::-1] & self._struck("left", groups)
+        left = self._missing_left[nodes]
+        missing = self._struck("right", [nodes[left]])[-1] & self._struck("left", [nodes[~left]])[-1]
+        return np.concatenate([masks, missing[None]])
+
+    def _struck(self, side: str, groups: Sequence[np.ndarray]) -> np.ndarray:
         "Masks from which the leaves on one side of ever more nodes are gone."
         present, (first, last) = self._open.copy(), self._sides[side]
-        masks = [_integer(present)]
+        masks = [_packed(present)]
         for nodes in groups:
             for node in nodes.tolist():
                 present[first[node] : last[node]] = False
-            masks.append(_integer(present))
-        return masks
+            masks.append(_packed(present))
+        return np.stack(masks)
 
-    def block(self, start: int, ones: Ones) -> list[int] | None:
-        "The masks of a block of columns: of none that is on, then of each that is; None if no tree reads it."
-        used = []
-        for place, (off, on) in enumerate(zip(ones.off, ones.on, strict=True)):
-            found = self.column(start + place)
-            if found is not None:
-                edges, masks = found
-                used.append((place, *(masks[_gap(edges, value)] for value in (off, on))))
-        if not used:
-            return None
-        every = _integer(self._open)
-        before, after = [every], [every]
-        for (_, off, _), (_, last, _) in zip(used, used[::-1], strict=True):
-            before.append(before[-1] & off)
-            after.append(after[-1] & last)
-        made = [before[-1]] * (len(ones.off) + 1)
-        for number, (place, _, on) in enumerate(used):
-            made[place + 1] = before[number] & on & after[len(used) - 1 - number]
+    def _block(self, start: int, ones: Ones, used: Sequence[int]) -> np.ndarray:
+        "What is off strikes out for every column but one, and what is on for that one."
+        off, on = [], []
+        for place in used:
+            edges, masks = self.edges(start + place), self._gaps(start + place)
+            for value, kept in ((ones.off[place], off), (ones.on[place], on)):
+                kept.append(masks[-1 if value != value else np.searchsorted(edges, value)])
+        every = _packed(self._open)[None]
+        before = np.bitwise_and.accumulate(np.concatenate([every, off]))
+        behind = np.bitwise_and.accumulate(np.concatenate([every, off[::-1]]))[::-1]
+        made = np.repeat(before[-1:], len(ones.off) + 1, axis=0)
+        made[np.array(used) + 1] = before[:-1] & np.stack(on) & behind[1:]
         return made
 
 
-def _gap(edges: np.ndarray, value: np.generic) -> int:
-    return len(edges) + 1 if value != value else int(np.searchsorted(edges, value))
-
-
-def _integer(present: np.ndarray) -> int:
-    return int.from_bytes(np.packbits(present, bitorder="little").tobytes(), "little")
+def _packed(present: np.ndarray) -> np.ndarray:
+    return np.packbits(present, bitorder="little").view("<u8").astype(np.uint64)
 
 
 def _slots(feature: np.ndarray, roots: np.ndarray) -> int:

@@ -47,6 +47,7 @@ class RowNumbers:
     parts: tuple[Scalar | Ones, ...]
     dtype: str = "float64"  # `float32` is rounded to when written into an array
     error: str | None = None  # How far they may be from numpy's, as an expression; None is not at all
+    then: Callable[[np.ndarray], np.ndarray] | None = None  # What makes the matrix of an array of them
 
     @property
     def width(self) -> int:

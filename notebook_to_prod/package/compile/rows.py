@@ -127,6 +127,6 @@ def _loop(code: RowCode, wanted: Mapping[int, RowNumbers], parameters: Sequence[
         opening.lines.append(f"{start} = 0")
         inside.write(value, flat, start)
         inside.lines.append(f"{start} += {value.width}")
-        names.append(name)
+        names.append(name if value.then is None else f"{code.keep(value.then)}({name})")
     turn = f"for {', '.join(parameters)}, in rows:"
     return code.function("rows, count", f"{', '.join(names)},", opening.lines, turn, inside.lines)

@@ -15,7 +15,7 @@ import numpy as np
 from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
 from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
-from .row import Ones, RowCode, RowLeaves, RowNumbers, RowObject, exact_numbers, exact_scalars
+from .row import Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, exact_numbers, exact_scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
 
 # %% auto #0
@@ -86,7 +86,7 @@ class Forest(Step):
     def use_masks(self, wanted: bool = True) -> bool:
         "Make the masks, unless they would be too large, or drop them; returns whether they are there."
         self._masks = None
-        if wanted and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
+        if wanted and (self.feature >= 0).any() and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
             self._masks = Masks(self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
         return self.by_masks
 
@@ -140,13 +140,15 @@ class Forest(Step):
             found.append(leaf[node])
         return found
 
-    def row(self, code: RowCode, value: Any) -> RowLeaves | RowObject | None:
-        if not code.alone or not exact_numbers(value, self.threshold.dtype.name):
+    def row(self, code: RowCode, value: Any) -> RowLeaves | RowObject | RowNumbers | None:
+        if not exact_numbers(value, self.threshold.dtype.name):
             return None
         if self._masks is not None:
-            masks = self._masked(code, value, self._masks)
-            return RowObject(code.let(f"{code.keep(self._masks.leaves)}({' & '.join(masks)})")) if masks else None
-        if self.engine != "loop":
+            gaps = self._masked(code, value, self._masks)
+            if not code.alone:
+                return RowNumbers(tuple(map(Scalar, gaps)), "int64", then=self._masks.leaves)
+            return RowObject(code.let(f"{code.keep(self._masks.leaves_of_one)}([{', '.join(gaps)}])"))
+        if not code.alone or self.engine != "loop":
             return None
         _, flat = code.array(value)
         code.write(value, flat)
@@ -155,17 +157,17 @@ class Forest(Step):
         return RowLeaves(tuple(names))
 
     def _masked(self, code: RowCode, value: RowNumbers, masks: Masks) -> list[str]:
-        "The mask of each column, or block of columns, that a tree reads."
+        "Where the mask of each column, or block of columns, that a tree reads stands in the table."
         found = []
         for column, part in value.placed():
             if isinstance(part, Ones):
-                table = masks.block(column, part)
-                found += [] if table is None else [f"{code.keep(table)}[{part.place} + 1]"]
-            elif (known := masks.column(column)) is not None:
-                edges, table = known
+                start = masks.block(column, part)
+                found += [] if start is None else [f"{part.place} + {start + 1}"]
+            elif len(edges := masks.edges(column)):
+                start, missing = masks.column(column), len(edges) + 1
                 edges = before_rounding(edges) if edges.dtype == np.float32 else edges
-                gap = f"{code.keep(bisect_left)}({code.keep(edges.tolist())}, {part.name}) if {part.name} == {part.name} else -1"
-                found.append(f"{code.keep(table)}[{gap}]")
+                gap = f"{code.keep(bisect_left)}({code.keep(edges.tolist())}, {part.name}) + {start}"
+                found.append(f"{gap} if {part.name} == {part.name} else {start + missing}")
         return found
 
     def borders(self) -> dict[int, np.ndarray]:
@@ -202,8 +204,8 @@ class LeafSum(Step):
     def __call__(self, leaves: np.ndarray) -> np.ndarray:
         rows, outputs = len(leaves), len(self.base)
         if rows == 1:
-            return self.of_one(leaves[0])[None]
-        if self.values.shape[1] == outputs:
+            total = self.sums_of_one(leaves[0])[None]
+        elif self.values.shape[1] == outputs:
             added = self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1)
             total = self._added(added, np.tile(self.base, rows) if self._begins else None).reshape(rows, outputs)
         else:  # the trees take turns
@@ -211,19 +213,13 @@ class LeafSum(Step):
             total = self._added(added, np.repeat(self.base, rows) if self._begins else None).reshape(outputs, rows).T
         return total if self.divisor is None else total / total.dtype.type(self.divisor)
 
-    def of_one(self, leaves: np.ndarray) -> np.ndarray:
-        "The sums of one row."
+    def sums_of_one(self, leaves: np.ndarray) -> np.ndarray:
+        "The sums of one row, not divided yet."
         outputs = len(self.base)
-        if outputs == 1:
-            added = self._column.take(leaves)
-            total = np.add.accumulate(self._begun(added) if self._begins else added)[-1:]
-        else:
-            added = self.values.take(leaves, axis=0).reshape(-1, outputs)
-            total = self._added(added, self.base if self._begins else None)
-        return total if self.divisor is None else total / total.dtype.type(self.divisor)
-
-    def _begun(self, added: np.ndarray) -> np.ndarray:
-        return np.concatenate([self.base, added])
+        if outputs > 1:
+            return self._added(self.values.take(leaves, axis=0).reshape(-1, outputs), self.base if self._begins else None)
+        added = self._column.take(leaves)
+        return np.add.accumulate(np.concatenate([self.base, added]) if self._begins else added)[-1:]
 
     def _added(self, added: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         "One row of numbers after the other; there is more than one number in a row, so numpy does not add in pairs."
@@ -235,8 +231,8 @@ class LeafSum(Step):
         outputs = len(self.base)
         if isinstance(value, RowObject) and outputs <= _FEW_OUTPUTS:
             names = [code.fresh() for _ in range(outputs)]
-            code.lines.append(f"{', '.join(names)}, = {code.keep(self.of_one)}({value.name}[0]).tolist()")
-            return exact_scalars(*names)
+            code.lines.append(f"{', '.join(names)}, = {code.keep(self.sums_of_one)}({value.name}[0]).tolist()")
+            return exact_scalars(*(names if self.divisor is None else [code.let(f"{name} / {code.number(float(self.divisor))}") for name in names]))
         if isinstance(value, RowLeaves) and self.values.shape[1] == outputs <= _FEW_OUTPUTS:
             lists = [code.keep(each) for each in self.values.T.tolist()]
             sums = [" + ".join([*([code.number(base)] if self._begins else []), *(f"{each}[{leaf}]" for leaf in value.names)]) for each, base in zip(lists, self.base.tolist(), strict=True)]
