@@ -1116,6 +1116,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'notebook_to_prod/package/compile/plan.py'),
                                                        'notebook_to_prod.package.compile.plan.Plan.answer_row_by_steps': ( 'package/compile/plan.html#plan.answer_row_by_steps',
                                                                                                                            'notebook_to_prod/package/compile/plan.py'),
+                                                       'notebook_to_prod.package.compile.plan.Plan.answer_rows': ( 'package/compile/plan.html#plan.answer_rows',
+                                                                                                                   'notebook_to_prod/package/compile/plan.py'),
                                                        'notebook_to_prod.package.compile.plan.Plan.bind': ( 'package/compile/plan.html#plan.bind',
                                                                                                             'notebook_to_prod/package/compile/plan.py'),
                                                        'notebook_to_prod.package.compile.plan.Plan.derive': ( 'package/compile/plan.html#plan.derive',

@@ -72,11 +72,13 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
     return chosen
 
 
-def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 4) -> Any:
+def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 6) -> Any:
     "Which of some calls takes least, by turns, for a machine may be busy for a while."
     times = dict.fromkeys(ways, float("inf"))
     for way in [*ways] * rounds:
-        times[way] = min(times[way], seconds_of(ways[way], 0.001, 1, _OWN))
+        start = _OWN()
+        ways[way]()
+        times[way] = min(times[way], _OWN() - start)
     return min(times, key=times.__getitem__)
 
 
@@ -90,11 +92,12 @@ def _choose_masks(plan: Plan, forest: Forest, columns: Sequence[Sequence[Any]]) 
         if forest.use_masks(wanted) == wanted:
             plan.derive()
             made[wanted] = plan.programs.alone
-    forest.use_masks(len(made) > 1 and _fastest({wanted: lambda function=function: [function(*row) for row in rows] for wanted, function in made.items()}))
-    plan.derive()
+    if len(made) > 1 and not _fastest({wanted: partial(plan.alone, rows, function) for wanted, function in made.items()}):
+        forest.use_masks(False)
+        plan.derive()
 
 
-_FEW = (1, 2, 4, 8, 16, 32, 64, 128)
+_FEW = (1, 2, 4, 8, 16, 32, 64)
 
 
 def choose_functions(plan: Plan, columns: Sequence[Sequence[Any]]) -> tuple[int, int]:
@@ -102,7 +105,7 @@ def choose_functions(plan: Plan, columns: Sequence[Sequence[Any]]) -> tuple[int,
     count, alone_until, front_until = len(columns[0]), 0, 0
     plain = [cells.tolist() if isinstance(cells, np.ndarray) else cells for cells in columns]
     for size in _FEW if plan.stepwise is None else ():
-        several = [pick(plain, np.arange(start, start + size) % count) for start in range(0, 8 * size, size)]
+        several = [pick(plain, np.arange(start, start + size) % count) for start in range(0, max(2 * size, 32), size)]
 
         def answered(limits: tuple[int, int], several: Any = several, size: int = size) -> None:
             plan.alone_until, plan.front_until = limits
@@ -110,8 +113,8 @@ def choose_functions(plan: Plan, columns: Sequence[Sequence[Any]]) -> tuple[int,
                 plan.answer_row([cells[0] for cells in each]) if size == 1 else plan.answer(each)
 
         ways = {"alone": (size, size), "front": (0, size), "steps": (0, 0)}
-        absent = [way for way in ("alone", "front") if getattr(plan.programs, way) is None or (way, size) == ("front", 1)]
-        best = _fastest({way: partial(answered, limits) for way, limits in ways.items() if way not in absent})
+        lost = {"alone": plan.programs.alone is None or size > 4 * max(alone_until, 1), "front": plan.programs.front is None or size == 1}
+        best = _fastest({way: partial(answered, limits) for way, limits in ways.items() if not lost.get(way)})
         if best == "alone" and alone_until == size // 2:
             alone_until = size
         if best != "steps":

@@ -37,6 +37,7 @@ class Masks:
         self._trees = len(roots)
         self._table = np.empty((0, self._words), dtype=np.uint64)
         self._starts: dict[tuple[Any, ...], int] = {}
+        self._edges: dict[int, np.ndarray] | None = None
 
     def leaves(self, gaps: np.ndarray) -> np.ndarray:
         "The leaf of each tree, (rows, trees), from the places of each row's masks in the table, (rows, masks)."
@@ -65,7 +66,12 @@ class Masks:
 
     def edges(self, column: int) -> np.ndarray:
         "The thresholds of a column, in order."
-        return np.unique(self._threshold[self._feature == column])
+        if self._edges is None:
+            used = np.flatnonzero(self._feature >= 0)
+            order = used[np.argsort(self._feature[used], kind="stable")]
+            columns, starts = np.unique(self._feature[order], return_index=True)
+            self._edges = dict(zip(columns.tolist(), map(np.unique, np.split(self._threshold[order], starts[1:])), strict=True))
+        return self._edges.get(column, self._threshold[:0])
 
     def column(self, column: int) -> int:
         "Where the table has the masks of the gaps before, between and behind a column's thresholds, and then of a missing value."
@@ -73,7 +79,7 @@ class Masks:
 
     def block(self, start: int, ones: Ones) -> int | None:
         "Where the table has the masks of a block of columns: of none that is on, then of each that is; None if no tree reads it."
-        used = [place for place in range(len(ones.off)) if (self._feature == start + place).any()]
+        used = [place for place in range(len(ones.off)) if len(self.edges(start + place))]
         return self._placed((start, ones.off.tobytes(), ones.on.tobytes()), lambda: self._block(start, ones, used)) if used else None
 
     def _placed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> int:

@@ -193,9 +193,9 @@ class Plan:
         held = self._run(self._rest, columns, dict(zip(self.programs.made, made, strict=True)))
         return self.named(held[self.ends[self._first]]), held[self.ends["probabilities"]] if "probabilities" in self.ends else None
 
-    def alone(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, Any] | None]:
-        "Each row by the function of lone rows: the label's place, or numbers, and probabilities; None where it gives up."
-        function, found = self.programs.alone, []
+    def alone(self, rows: Iterable[Sequence[Any]], function: Any = None) -> list[tuple[Any, Any] | None]:
+        "Each row by a function of lone rows, the plan's own if none is given: the label's place, or numbers, and probabilities; None where it gives up."
+        function, found = function or self.programs.alone, []
         for row in rows:
             try:
                 found.append(function(*row))  # type: ignore[misc]
@@ -218,6 +218,21 @@ class Plan:
         first = np.concatenate([each[self.ends[self._first]] for each in held]) if len(held) > 1 else held[0][self.ends[self._first]]
         chances = [each[self.ends["probabilities"]] for each in held] if "probabilities" in self.ends else None
         return self.named(first), None if chances is None else np.concatenate(chances) if len(chances) > 1 else chances[0]
+
+    def answer_rows(
+        self,
+        rows: Sequence[Sequence[Any]],  # As `answer_row` takes them
+    ) -> tuple[list[Any], list[list[float]] | None]:
+        "As `answer`, of rows and as Python values; raises `Refused`."
+        if self.programs.alone is not None and 0 < len(rows) <= self.alone_until:
+            said = self.alone(rows)
+            if None not in said:
+                firsts, chances = [each[0] for each in said], [each[1] for each in said]  # type: ignore[index]
+                if self._names is not None:
+                    return [self.classes[each] for each in firsts], chances if "probabilities" in self.ends else None
+                return [each[0] for each in firsts] if len(firsts[0]) == 1 else firsts, None
+        first, shares = self.answer([*map(list, zip(*rows, strict=True))])
+        return first.tolist(), None if shares is None else shares.tolist()
 
     def answer_row(
         self,
