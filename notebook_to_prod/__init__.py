@@ -7,6 +7,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle, open_bundle
+    from notebook_to_prod.package.features.definition import FeatureView, features
+    from notebook_to_prod.package.features.online import open_online
+    from notebook_to_prod.package.features.point_in_time import point_in_time
     from notebook_to_prod.package.schema import Schema, infer_schema
     from notebook_to_prod.package.session import Run, start
     from notebook_to_prod.release.announce import on_event
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 # The public names and the modules they live in; each is imported when it is first used.
 _HOMES = {
     "Bundle": "package.bundle",
+    "FeatureView": "package.features.definition",
     "ModelVersion": "release.registry",
     "Predictor": "serve.local",
     "Registry": "release.registry",
@@ -29,11 +33,14 @@ _HOMES = {
     "RunRecord": "train.record",
     "RunSpec": "train.record",
     "Schema": "package.schema",
+    "features": "package.features.definition",
     "infer_schema": "package.schema",
     "load": "train.data",
     "load_predictor": "serve.predictor",
     "on_event": "release.announce",
     "open_bundle": "package.bundle",
+    "open_online": "package.features.online",
+    "point_in_time": "package.features.point_in_time",
     "run_notebook": "train.run",
     "secret": "train.parameters",
     "start": "package.session",

@@ -78,7 +78,7 @@ def find_project(
 # %% ../nbs/01_project.ipynb #settings
 SETTINGS = (
     *("check", "gates", "require_seal", "trusted"),
-    *("stages", "owners", "teams", "roles", "alerts", "tokens", "environments", "webhooks", "card", "score", "serve"),
+    *("stages", "owners", "teams", "roles", "alerts", "tokens", "environments", "webhooks", "card", "score", "serve", "rules", "channels", "features", "watch"),
 )  # Below [tool.n2p]
 
 

@@ -14,7 +14,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
@@ -246,6 +248,22 @@ def test_pages_of_other_sites_ask_where_they_are_named(keyed: Served) -> None:
     assert keyed.predict(origin="https://app.example.com").headers["access-control-allow-origin"], (
         "a page can read why not"
     )
+
+
+def test_workers_share_what_a_caller_may(bundle: Bundle, tmp_path: Path) -> None:
+    limited = table(LIMITED)
+    limited["limited"]["rate"] = "40/hour"
+    with running(bundle, tmp_path / "log", workers=2, settings={"security": {"keys": limited}}) as served:
+
+        def ask(_: int) -> int:
+            with httpx.Client(trust_env=False) as client:  # a connection of its own, so either worker may answer
+                return client.post(
+                    f"{served.url}/predict", json=served.row, headers={"x-api-key": LIMITED.key}
+                ).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            statuses = Counter(pool.map(ask, range(160)))
+    assert statuses == {200: 40, 429: 120}
 
 
 def test_a_caller_has_a_rate(keyed: Served) -> None:

@@ -58,8 +58,8 @@ class Served:
         await self.app(scope, receive, send)
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[tuple[str, int]]:
-        config = uvicorn.Config(self, http=direct_protocol(self.app), log_level="critical", timeout_keep_alive=60)
+    async def running(self, seconds: int = 60) -> AsyncIterator[tuple[str, int]]:
+        config = uvicorn.Config(self, http=direct_protocol(self.app), log_level="critical", timeout_keep_alive=seconds)
         server = uvicorn.Server(config)
         with socket.create_server(("127.0.0.1", 0)) as bound:
             task = asyncio.ensure_future(server.serve([bound]))
@@ -125,6 +125,50 @@ def test_both_ways_say_the_same(predictor: Predictor, bundle: Bundle, pause: flo
     assert got[1][2]["predictions"] == bundle.golden["predictions"][:3]
     assert {headers["cache-control"] for _, headers, _ in got} == {"no-store"}
     assert asgi == (len(requests) if pause else 0)
+
+
+def test_a_head_that_has_come_before_is_not_parsed_again(
+    predictor: Predictor, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    parsed: list[bytes] = []
+    begun = HttpToolsProtocol.on_message_begin
+    monkeypatch.setattr(HttpToolsProtocol, "on_message_begin", lambda self: parsed.append(b"") or begun(self))
+    key, other = new_key("one"), b"x-more: " + b"m" * 2000
+    app = app_of(
+        predictor,
+        security={"keys": {"one": {"digest": key.digest, "scopes": ["predict"], "rate": "5/minute"}}},
+        log={"folder": str(tmp_path)},
+    )
+    row, field = bundle.golden["rows"][0], b"x-api-key: " + key.key.encode()
+    broken = wire(row, field)[:-1] + b"!"  # as long as the others
+    got, asgi = answers(app, wire(row, field), wire(row, field), broken, wire(row, field), wire(row), wire(row, field))
+    assert [status for status, _, _ in got] == [200, 200, 422, 200, 401, 200]
+    assert len({headers["x-request-id"] for _, headers, _ in got}) == 6 and not asgi
+    assert len(parsed) == 2  # one for each head
+    assert answers(app, wire(row, field))[0][0][0] == 429  # who is known by the head is limited as ever
+    parsed.clear()
+    assert [status for status, _, _ in answers(app_of(predictor), *[wire(row, other)] * 3)[0]] == [200] * 3
+    assert len(parsed) == 3  # too long to be kept
+
+
+def test_a_connection_that_stays_silent_is_closed(predictor: Predictor, bundle: Bundle) -> None:
+    served, row = Served(app_of(predictor)), wire(bundle.golden["rows"][0])
+
+    async def ask() -> tuple[float, bytes]:
+        async with served.running(seconds=1) as (host, port):
+            reader, writer = await asyncio.open_connection(host, port)
+            for _ in range(3):  # longer than a second in all
+                writer.write(row)
+                assert (await asyncio.wait_for(read_answer(reader), 30))[0] == 200
+                await asyncio.sleep(0.6)
+            began = time.monotonic()
+            rest = await asyncio.wait_for(reader.read(), 30)
+            return time.monotonic() - began, rest
+
+    waited, rest = asyncio.run(ask())
+    assert rest == b"" and waited < 5
 
 
 def test_requests_in_a_pipeline_are_answered_in_their_order(predictor: Predictor, bundle: Bundle) -> None:

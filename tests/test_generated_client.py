@@ -144,8 +144,8 @@ def test_health_readiness_and_feedback(served: tuple[str, Path], bundle: Bundle,
     answered = ask("default.predict", body=as_typed(models, bundle.golden["rows"][0]))
     id = answered.headers["x-request-id"]
     label = models.Label(id=id, label=models.LabelLabel("on time"))
-    assert ask("default.feedback", body=label).parsed == models.Accepted(accepted=1)
-    assert ask("default.feedback", body=[label, label]).parsed == models.Accepted(accepted=2)
+    assert ask("default.feedback", body=label).parsed == models.Accepted(accepted=1, pending=0)
+    assert ask("default.feedback", body=[label, label]).parsed == models.Accepted(accepted=2, pending=0)
     found = read_predictions(LogSettings(folder=served[1])).set_index("id")
     assert found.loc[id, "label"] == "on time" and found.loc[id, "prediction"] == answered.parsed.predictions[0]
 

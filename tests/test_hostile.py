@@ -49,8 +49,11 @@ def service(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     assert log.stat().st_size < 100_000, "who asks decides how long the log is"
 
 
-def good_requests(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
-    """Path, content type and body of requests that are answered, in each spelling."""
+Request = tuple[str, str, bytes, str]  # Path, content type, body, and further lines of the head
+
+
+def good_requests(rows: list[dict[str, Any]]) -> list[Request]:
+    """Requests that are answered, in each spelling."""
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     told = {
         "/predict": [rows[0], rows, {"rows": rows}, {"columns": columns}],
@@ -58,9 +61,13 @@ def good_requests(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
         "/invocations": [{"dataframe_records": rows}, as_split(rows), {"instances": rows}],
         "/v2/models/flights/infer": [as_tensors(rows)],
     }
-    said = [(path, JSON, json.dumps(body).encode()) for path, bodies in told.items() for body in bodies]
+    said = [(path, JSON, json.dumps(body).encode(), "") for path, bodies in told.items() for body in bodies]
     tables = [("text/csv", as_csv(rows)), (ARROW, as_arrow(rows))]
-    return [*said, *(("/predict", kind, body) for kind, body in tables), ("/invocations", "text/csv", as_csv(rows))]
+    return [
+        *said,
+        *(("/predict", kind, body, "") for kind, body in tables),
+        *((path, "text/csv", as_csv(rows), "") for path in ("/invocations", "/explain")),
+    ]
 
 
 def harmed(value: Any, moves: random.Random) -> Any:
@@ -83,10 +90,56 @@ def harmed(value: Any, moves: random.Random) -> Any:
     return moves.choice(ODD)
 
 
-def hostile_request(good: list[tuple[str, str, bytes]], moves: random.Random) -> tuple[str, str, bytes]:
+FIELDS = ["x-request-id", "accept", "x-timeout-ms", "traceparent", "authorization", "x-api-key", "cookie", "origin", "content-type", "host", "content-encoding", "x-forwarded-for", "é", ""]  # fmt: skip
+VALUES = ["", " ", "-1", "0", "nan", "1e999", "9" * 400, "a" * 9_000, "a" * 70_000, "\x00", "é", "\t,;=", "text/csv;q=9", "*/*;" * 500, "00-" + "f" * 32 + "-" + "0" * 16 + "-zz", "Basic ====", "Bearer " + "." * 300, "gzip", "a b", "'\"<>{}%00"]  # fmt: skip
+FRAMES = ["transfer-encoding: chunked\r\n", "content-length: 1\r\n", "content-length: -1\r\n", "content-length: 1, 1\r\n", "no colon\r\n", " folded\r\n", "a: b\nc: d\r\n", ": nothing\r\n", "upgrade: websocket\r\nconnection: upgrade\r\n"]  # fmt: skip
+
+
+def hostile_headers(moves: random.Random) -> str:
+    """Lines of a head that nobody's client writes; those that lie about where a body ends come with the end of the connection."""
+    way = moves.randrange(4)
+    if way == 0:
+        return f"{moves.choice(FIELDS)}: {moves.choice(VALUES)}\r\n"
+    if way == 1:
+        return "".join(
+            f"x-{number}: {moves.choice(VALUES[:6])}\r\n" for number in range(moves.choice([20, 300, 3_000]))
+        )
+    if way == 2:
+        return f"{moves.choice(FIELDS[:11])}: {moves.choice(VALUES[:8])}\r\n" * moves.choice([2, 50])
+    return moves.choice(FRAMES)
+
+
+def many_small(moves: random.Random) -> tuple[str, bytes]:
+    """A body of very many items that each cost little to send."""
+    count = moves.choice([1_000, 20_000, 150_000])
+    item = moves.choice(["1", "{}", "[]", '""', "null", "[[]]", '{"a":1}', "1e5", '"\\u0000"'])
+    items = ",".join([item] * count)
+    named = ",".join(f'"{number}":{item}' for number in range(count))
+    some = ",".join(['{"name":"a","datatype":"FP64","shape":[1],"data":[1]}'] * min(count, 20_000))
+    texts = [
+        f"[{items}]",
+        f'{{"rows":[{items}]}}',
+        f'{{"columns":{{"distance":[{items}]}}}}',
+        f"{{{named}}}",
+        f'{{"columns":{{{named}}}}}',
+    ]
+    texts += [
+        f'{{"instances":[{items}]}}',
+        f'{{"dataframe_split":{{"columns":[{items}],"data":[[{items}]]}}}}',
+        f'{{"inputs":[{some}]}}',
+    ]
+    tables = ["," * count, "\n" * count, "a\n" + "1\n" * count, '"",' * count, ",".join(map(str, range(count)))]
+    return (JSON, moves.choice(texts).encode()) if moves.random() < 0.7 else ("text/csv", moves.choice(tables).encode())
+
+
+def hostile_request(good: list[Request], moves: random.Random) -> Request:
     """A request that is wrong in some way, or, now and then, right."""
-    path, kind, body = moves.choice(good)
-    way = moves.randrange(12)
+    path, kind, body, _ = moves.choice(good)
+    way = moves.randrange(14)
+    if way == 12:
+        return path, kind, body, hostile_headers(moves)
+    if way == 13 and moves.random() < 0.3:  # they are large: less often
+        return (path, *many_small(moves), "")
     if way < 5 and kind == JSON:
         body = json.dumps(harmed(json.loads(body), moves)).encode("utf-8", "surrogatepass")
     elif way == 5:
@@ -119,17 +172,19 @@ def hostile_request(good: list[tuple[str, str, bytes]], moves: random.Random) ->
         )  # fmt: skip
     elif way == 11:
         body = moves.randbytes(moves.choice([0, 1, 10, 1_000, 100_000]))
-    return path, kind, body
+    return path, kind, body, ""
 
 
-async def sent(url: str, requests: Iterator[tuple[str, str, bytes]], told: Counter[int], wrong: list[Any]) -> None:
+async def sent(url: str, requests: Iterator[Request], told: Counter[int], wrong: list[Any]) -> None:
     """Send requests one after another over one kept connection."""
     host, port = url.removeprefix("http://").split(":")
     reader = writer = None
-    for path, kind, body in requests:
+    for path, kind, body, more in requests:
         if writer is None:
             reader, writer = await asyncio.open_connection(host, int(port), limit=2**24)
-        head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n"
+        )
         try:
             async with asyncio.timeout(PATIENCE):
                 writer.write(head.encode("latin-1") + body)
@@ -138,20 +193,23 @@ async def sent(url: str, requests: Iterator[tuple[str, str, bytes]], told: Count
                 length = re.search(rb"content-length: *(\d+)", answer)
                 content = await reader.readexactly(int(length[1])) if length else b""
         except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
-            wrong.append((repr(error), path, kind, body[:300]))
+            if not (
+                more and isinstance(error, OSError | asyncio.IncompleteReadError)
+            ):  # such a head may end the connection
+                wrong.append((repr(error), path, kind, body[:300], more[:300]))
             writer = None
             continue
         told[status] += 1
         if not (status == 200 or 300 <= status < 500) or b"Traceback" in content or b".py" in content:
-            wrong.append((status, path, kind, body[:300], content[:300]))
-        if b"connection: close" in answer:
+            wrong.append((status, path, kind, body[:300], content[:300], more[:300]))
+        if b"connection: close" in answer or more:
             writer.close()
             writer = None
     if writer is not None:
         writer.close()
 
 
-async def storm(url: str, requests: list[tuple[str, str, bytes]]) -> tuple[Counter[int], list[Any]]:
+async def storm(url: str, requests: list[Request]) -> tuple[Counter[int], list[Any]]:
     shared, told, wrong = iter(requests), Counter[int](), []
     await asyncio.gather(*(sent(url, shared, told, wrong) for _ in range(CONNECTIONS)))
     return told, wrong

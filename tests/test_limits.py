@@ -30,7 +30,7 @@ from notebook_to_prod.serve.direct import is_whole
 from notebook_to_prod.serve.predictor import Predictor, load_predictor
 from notebook_to_prod.serve.request import refusal
 from notebook_to_prod.serve.service import Service
-from notebook_to_prod.serve.steady.limits import OVERLOADED
+from notebook_to_prod.serve.steady.limits import OVERLOADED, Limiter, Limits
 
 # A model without a plan takes as long in its thread as the row's `wind` says in milliseconds; it fails if `wind` is below 0.
 SCRIPT = """
@@ -163,6 +163,23 @@ def test_too_much_is_refused_and_forgotten(limited: str, bundle: Bundle, wish: s
     assert statuses[200] >= 5, "it goes on answering"
     time.sleep(0.5)
     assert [post(limited, body).status_code for _ in range(10)] == [200] * 10
+
+
+def test_a_first_answer_that_was_slow_is_no_reason_to_refuse_the_next_ones() -> None:
+    now, gate = 0.0, Limiter(Limits()).loop_gate
+    gate.inside += 1
+    gate.leave(now, 0.5)  # cold
+    now += 5.0  # and nobody has asked for long
+    gate.inside += 1
+    gate.leave(now, 0.03)  # still cold, alone
+    for _ in range(3):
+        for _ in range(32):
+            assert not gate.full
+            gate.inside += 1
+        now += 0.02
+        for company in range(1, 33):
+            gate.leave(now, 0.02, company)
+    assert gate.limit > 100
 
 
 def test_long_batches_leave_room_for_single_rows(bundle: Bundle, tmp_path: Path, wish: str) -> None:

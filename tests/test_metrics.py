@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,8 @@ from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.package.profile import stability_of_parts
 from notebook_to_prod.package.schema import to_rows
 from notebook_to_prod.serve.app import create_app
+from notebook_to_prod.serve.batch import Model
+from notebook_to_prod.serve.observe.board import Board
 from notebook_to_prod.serve.observe.measures import MEASURES
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.diff import population_stability
@@ -187,6 +190,54 @@ def test_counters_outlive_killed_processes(service: str, bundle: Bundle) -> None
         assert all(later[key] >= earlier[key] for key in rising)
     assert total(seen[-1], "n2p_requests_total") > total(seen[0], "n2p_requests_total")
     assert seen[-1]["n2p_in_flight",] == 0
+
+
+def test_the_newest_of_many_versions_are_told(bundle: Bundle) -> None:
+    from fastapi.testclient import TestClient
+
+    app = create_app(
+        load_predictor(bundle.path, name="flights", version="0"), settings={"dashboard": {"enabled": False}}
+    )
+    row, service = bundle.golden["rows"][0], app.service
+    loaded = service.model.predictor
+    with TestClient(app) as client:
+        for number in range(120):
+            service.model = Model(replace(loaded, version=str(number)))
+            assert client.post("/predict", json=row).json()["version"] == str(number)
+            service.metrics._each(time.time())
+        text = client.get("/metrics").text
+    found = [
+        (sample.labels["version"], sample.value)
+        for family in read_text(text)
+        for sample in family.samples
+        if sample.name == "n2p_requests_total"
+    ]
+    told = {int(version) for version, _ in found}
+    assert told >= set(range(96, 120)) and len(told) <= 33
+    assert {value for _, value in found} == {1.0}
+
+
+def test_a_reader_never_takes_one_name_for_another() -> None:
+    board = Board(numbers=64, slots=4, letters=4_096)
+    pid = os.fork()
+    if not pid:
+        board.claim()
+        for number in range(1, 1_000_000):
+            board.numbers[board.place("version", (str(number),), 5).start] = number
+            if not number % 3:
+                board.retire(lambda name, labels, least=number - 4: int(labels[0]) < least)  # type: ignore[misc]
+        os._exit(0)
+    try:
+        seen, end = set[int](), time.monotonic() + 2
+        while time.monotonic() < end:
+            found = {int(labels[0]): numbers[0] for (_, labels), (numbers, _) in board.totals().items()}
+            assert len(found) <= 8
+            assert all(number in (0.0, version) for version, number in found.items())
+            seen |= set(found)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert len(seen) > 100
 
 
 def is_answered(url: str) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,14 @@ import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 from pipelines import fitted
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 from test_scorer import bundle_of
 from test_service import running
 
+import notebook_to_prod
 from notebook_to_prod.errors import DataError
 from notebook_to_prod.package.bundle import Bundle, largest_difference, write_bundle
 from notebook_to_prod.package.code import collect_code
@@ -33,6 +40,8 @@ from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.batch import Model
 from notebook_to_prod.serve.decode import Decoder
 from notebook_to_prod.serve.export.generate import _runtime_texts
+from notebook_to_prod.serve.log.compact import compact, read_predictions
+from notebook_to_prod.serve.log.request_log import LogSettings
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.protocols.inference import infer_columns
 from notebook_to_prod.serve.protocols.invocations import table_columns
@@ -526,6 +535,103 @@ def test_a_policy_deals_with_a_value_alike(spelling: str, client: httpx.Client, 
         assert pd.isna(table["warnings"][0]) and "seats: above the maximum, clipped" in table["warnings"][1]
 
 
+def test_the_log_of_the_process_quotes_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame({"who": ["ann", "bob", "cid", "dee"] * 25, "hours": np.arange(100.0)})
+    coded = ColumnTransformer([("who", OneHotEncoder(handle_unknown="error"), ["who"])], remainder="passthrough")
+    pipeline = make_pipeline(coded, LinearRegression()).fit(table, said := table["hours"] * 2)
+    tables = Tables(table, said, table, said, schema=infer_schema(table).edit("who", policy="warn"))
+    bundle = write_bundle(tmp_path, bundle_contents(pipeline, tables, collect_code(pipeline, []), {"seed": 0}))
+    with TestClient(create_app(load_predictor(bundle.path))) as client:
+        for _ in range(2):
+            refused = client.post("/predict", json={"who": "Eve Secret", "hours": 41.5})
+            assert (refused.status_code, refused.json()["detail"][0]["type"]) == (422, "refused")
+    said = [
+        each.getMessage() + str(each.exc_info) for each in caplog.records if "pipeline refused" in each.getMessage()
+    ]
+    assert len(said) == 1 and "ValueError" in said[0] and "_encoders.py" in said[0]
+    assert "Eve" not in caplog.text and "41.5" not in caplog.text
+
+
+def test_an_explanation_is_asked_in_csv_too(client: httpx.Client, bundle: Bundle) -> None:
+    rows = bundle.golden["rows"][:3]
+    plainly, by_csv = post(client, "/explain", rows), post(client, "/explain", as_csv(rows), "text/csv")
+    assert (plainly.status_code, by_csv.status_code) == (200, 200) and by_csv.json() == plainly.json()
+    refused = post(client, "/explain", b"distance;hour\n1;2\n", "text/csv")
+    assert refused.status_code == 422 and "separated by semicolons" in refused.json()["detail"][0]["msg"]
+    assert post(client, "/explain", b"", "text/plain").status_code == 415
+
+
+@pytest.mark.parametrize(("mark", "called"), [(";", "semicolons"), ("\t", "tabs"), ("|", "bars")])
+def test_another_separator_is_named(mark: str, called: str, client: httpx.Client, bundle: Bundle) -> None:
+    body = pd.DataFrame(bundle.golden["rows"], dtype=object).to_csv(index=False, sep=mark).encode()
+    for path in ("/predict", "/invocations"):
+        answer = post(client, path, body, "text/csv")
+        assert answer.status_code in (400, 422) and f"separated by {called}" in answer.text
+
+
+@pytest.mark.parametrize("name", ["dataframe_split", "dataframe_records", "instances", "inputs"])
+def test_a_body_of_mlflow_is_told_its_route(name: str, client: httpx.Client, bundle: Bundle) -> None:
+    refused = post(client, "/predict", {name: bundle.golden["rows"][:2]})
+    (wrong,) = refused.json()["detail"]
+    assert (refused.status_code, wrong["type"], wrong["loc"]) == (422, "wrong_route", ["body", name])
+    assert "/invocations" in wrong["msg"]
+
+
+def test_a_column_is_named_once(client: httpx.Client, bundle: Bundle) -> None:
+    wrong = [{**row, "hour": "noon"} for row in bundle.golden["rows"][:2]]
+    for answer in (
+        post(client, "/predict", as_csv(wrong), "text/csv"),
+        post(client, "/predict", as_arrow(wrong), ARROW),
+    ):
+        assert answer.json()["detail"][0]["loc"][:4] == ["body", "columns", "hour", 0]
+    said = post(client, "/invocations", {"dataframe_records": wrong}).json()
+    assert said["detail"][0]["loc"][:4] == ["body", "columns", "hour", 0]
+    assert said["message"].startswith("'hour', row 0")
+
+
+def test_mlflows_version_is_answered(client: httpx.Client) -> None:
+    answer = client.get("/version")
+    assert (answer.status_code, answer.text) == (200, notebook_to_prod.__version__)
+
+
+def test_the_log_tells_what_was_changed_and_how_it_was_asked(bundle: Bundle, tmp_path: Path) -> None:
+    full = next(row for row in bundle.golden["rows"] if None not in row.values())
+    odd = full | {"seats": 1e6, "origin": "XXX"}
+    settings = LogSettings(folder=tmp_path / "log", to=f"sqlite:///{tmp_path}/log.db")
+    asked_for = {"plain": ("/predict", [full, full]), "odd": ("/predict", [full, odd]), "why": ("/explain", [odd])}
+
+    def ask_all() -> None:
+        app = create_app(
+            load_predictor(bundle.path), settings={"log": {"folder": str(settings.folder), "redact": ["origin"]}}
+        )
+        with TestClient(app) as client:
+            for id, (path, rows) in asked_for.items():
+                assert client.post(path, json=rows, headers={"x-request-id": id}).status_code == 200
+
+    def told() -> list[tuple[Any, ...]]:
+        table = read_predictions(settings)
+        changes = [None if each is None else [*each] for each in table["changes"]]
+        return [*zip(table["id"], table["row"], table["protocol"], changes, strict=True)]
+
+    ask_all()
+    clipped = ["seats: above the maximum, clipped"]  # and nothing of a column that is redacted
+    expected = [
+        ("plain", 0, "predict", None),
+        ("plain", 1, "predict", None),
+        ("odd", 0, "predict", None),
+        ("odd", 1, "predict", clipped),
+        ("why", 0, "explain", clipped),
+    ]
+    assert told() == expected
+    compact(settings)
+    assert told() == expected
+    with closing(sqlite3.connect(tmp_path / "log.db")) as database:  # as a release without it had made it
+        database.execute("ALTER TABLE n2p_answers DROP COLUMN changes")
+    ask_all()
+    compact(settings)
+    assert [each[3] for each in told()] == [None] * 5 + [None, None, None, clipped, clipped]
+
+
 def test_the_predictor_deals_with_it_too(bundle: Bundle) -> None:
     predictor = load_predictor(bundle.path)
     with pytest.warns(UserWarning, match="row 0, 'seats': above the maximum, clipped"):
@@ -685,7 +791,7 @@ def test_contributions_add_up_to_what_the_model_says(tmp_path: Path) -> None:
     assert (wrong.status_code, wrong.json()["detail"][0]["loc"][-1]) == (422, "distance")
     many = asked.post("/explain", json=bundle.golden["rows"] * 40)
     assert (many.status_code, many.json()["detail"][0]["type"]) == (422, "too_long")
-    assert asked.post("/explain", content=b"a,b", headers={"content-type": "text/csv"}).status_code == 415
+    assert asked.post("/explain", content=b"a,b", headers={"content-type": "text/plain"}).status_code == 415
 
 
 def test_a_model_that_is_no_sum_has_no_explanation_but_a_reason(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from notebook_to_prod.release.audit import Event, read_events, store_id
 from notebook_to_prod.release.change import INTENT, make_change, recover
 from notebook_to_prod.release.gated import pass_gates
 from notebook_to_prod.release.graph import deployments
+from notebook_to_prod.release.people import identify
 from notebook_to_prod.release.registry import Registry, share_event
 from notebook_to_prod.release.rows import ask_database
 from notebook_to_prod.release.views import find_live, list_models, live_now, show_model, verify_audit
@@ -478,3 +479,39 @@ def test_eight_processes_leave_one_story(
         project, do="soak", trained=str(trained.home), homes=[str(home) for home in homes], seconds=seconds, processes=8
     )
     assert told["stores"][0]["versions"] >= 1 and sum(told["told"].values()) >= 8
+
+
+def test_who_answers_users_has_passed_the_gates_of_production(
+    trained: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.folder)
+    register(registry, "eased")
+    registry.promote("eased", 1)
+    policy = trained.folder / "pyproject.toml"
+    policy.write_text('[tool.n2p.gates]\nskip = ["data", "robustness", "fairness", "explain", "serving"]\n')
+
+    def rollout(*arguments: str) -> Any:
+        return trained.n2p("rollout", *arguments, "--json", N2P_REQUIRE_GATE="1")
+
+    try:
+        for kind in (("--canary", "10%"), ("--ab", "50%")):
+            refused = rollout("start", "eased", "2", *kind)
+            assert (refused.code, refused.error["type"]) == (1, "VerdictError")
+            assert "the gates of production say no" in refused.error["what"]
+            assert registry.aliased("eased", "canary") is None
+        assert rollout("start", "eased", "2", "--shadow").code == 0, "a shadow answers nobody"
+        assert rollout("abort", "eased").code == 0
+        assert rollout("start", "eased", "2", "--override").error["what"].endswith("needs a reason")
+        assert rollout("start", "eased", "2", "--override", "--reason", "rows are few").code == 0
+        started = [each for each in registry.history("eased") if each.action == "rollout" and each.gates][-1]
+        assert (started.gates, started.user) == ("overridden", identify().user) and "rows are few" in (
+            started.why or ""
+        )
+        assert rollout("advance", "eased").code == 1, "its override was for the canary alone"
+        assert registry.aliased("eased", "production") == 1
+        done = rollout("advance", "eased", "--override", "--reason", "the canary did well")
+        assert (done.code, done.json["state"]) == (0, "done") and registry.aliased("eased", "production") == 2
+        promoted = [each for each in registry.history("eased") if each.alias == "production"][-1]
+        assert promoted.gates == "overridden" and "the canary did well" in (promoted.why or "")
+    finally:
+        policy.unlink()

@@ -33,7 +33,7 @@ from test_service import asked, connected, read_answer
 from notebook_to_prod.errors import InputError, StoreError
 from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.serve.app import Application, create_app
-from notebook_to_prod.serve.log.compact import compact, read_predictions
+from notebook_to_prod.serve.log.compact import compact, count_unmatched, read_predictions
 from notebook_to_prod.serve.log.request_log import LogSettings
 from notebook_to_prod.serve.log.segments import read_segments, segment_paths
 from notebook_to_prod.serve.predictor import load_predictor
@@ -186,11 +186,14 @@ def test_labels_are_joined_by_id_and_row(served: tuple[Any, str, Path], bundle: 
     rows, (right, wrong) = bundle.golden["rows"][:2], ("late", "early")
     post(url, "/predict", rows, "pair")
     post(url, "/predict", rows[0], "single")
-    assert post(url, "/feedback", {"id": "single", "label": wrong}).json() == {"accepted": 1}
+    assert post(url, "/feedback", {"id": "single", "label": wrong}).json() == {"accepted": 1, "pending": 0}
     assert post(
         url, "/feedback", [{"id": "pair", "row": 1, "label": right}, {"id": "single", "label": right}]
-    ).json() == {"accepted": 2}
-    assert post(url, "/feedback", {"id": "of-another-replica", "label": right}).status_code == 200
+    ).json() == {"accepted": 2, "pending": 0}
+    other = [{"id": "of-another-replica", "label": right}, {"id": "single", "label": right}]
+    assert post(url, "/feedback", other).json() == {"accepted": 2, "pending": 1}
+    told = read_predictions(LogSettings(folder=folder))
+    assert count_unmatched(LogSettings(folder=folder)) == 1 and "of-another-replica" not in set(told["id"])
     refused = post(url, "/feedback", [{"id": "pair", "label": right}, {"id": "pair", "label": "delayed"}], "told")
     assert (refused.status_code, refused.json()["detail"][0]["loc"], refused.headers["x-request-id"]) == (
         422,

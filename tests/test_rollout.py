@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release import rollout as rollouts
 from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry, alias_path
+from notebook_to_prod.serve.rollout.follow import RolloutSettings
+from notebook_to_prod.serve.rollout.router import share
+from notebook_to_prod.serve.source import registry_layout
+from notebook_to_prod.watch.rollout import read_decisions
 
 SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
 SCRIPT = """
@@ -557,6 +562,22 @@ def test_a_rollout_that_does_badly_is_aborted(rolled: Rolled) -> None:
     assert (code, said["error"]["type"]) == (2, "NotFoundError")
 
 
+def test_who_watches_is_told_that_somebody_has_aborted(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    rolled.rollout("start", "2", "--shadow")
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(rolled.n2p, "rollout", "watch", rolled.name, "--every", "0.2 s")
+        try:
+            until(lambda: any("ended by hand" in each["why"] for each in read_decisions(registry, rolled.name)))
+        finally:  # or the other would watch for ever
+            rollouts.abort_rollout(registry, rolled.name, "customers complain")
+        code, said = watching.result(60)
+    assert (code, said["action"], said["state"]) == (1, "abort", "aborted"), said
+    assert "customers complain" in said["why"]
+    assert rolled.n2p("rollout", "watch", rolled.name)[0] == 2, "there is nothing to watch"
+
+
 @pytest.mark.parametrize("better", [False, True])
 def test_labels_of_logged_predictions_decide(better: bool, rolled: Rolled) -> None:
     registry = Registry(Store(rolled.project.home))
@@ -580,7 +601,7 @@ def test_labels_of_logged_predictions_decide(better: bool, rolled: Rolled) -> No
             {"id": f"{better}-{number}", "label": said["predictions"][0] if good else wrong[said["predictions"][0]]}
         )
     rolled.until_counted("canary", 35)
-    assert rolled.client.post("/feedback", json=labels).json() == {"accepted": 140}
+    assert rolled.client.post("/feedback", json=labels).json() == {"accepted": 140, "pending": 0}
     code, said = rolled.n2p("rollout", "watch", rolled.name, "--once")
     assert (code, said["action"]) == ((0, "advance") if better else (1, "abort")), said
     figures = [f"{right[version] / answered[version]:.4g} of {answered[version]}" for version in "21"]
@@ -668,3 +689,43 @@ def test_a_row_is_scored_in_this_process(rolled: Rolled, monkeypatch: pytest.Mon
         predictor.predict({**golden["rows"][0], "class": "far"})
     with pytest.raises(NotFoundError):
         n2p.Predictor(f"{rolled.name}@9")
+
+
+def test_of_several_challengers_one_is_promoted(rolled: Rolled) -> None:
+    registry = Registry(Store(rolled.project.home))
+    registry.promote(rolled.name, 1)
+    start = ("rollout", "start", rolled.name, "2")
+    wrong = (
+        ("--ab", "50%", "--also", "3:50%"),  # nothing is left for the live one
+        ("--ab", "20%", "--also", "2:20%"),
+        ("--ab", "20%", "--also", "1:20%"),
+        ("--ab", "20%", "--also", "three"),
+        ("--canary", "20%", "--also", "3:20%"),
+    )
+    assert [rolled.n2p(*start, *each)[0] for each in wrong] == [2] * len(wrong)
+    started = rolled.rollout("start", "2", "--ab", "20%", "--also", "3:30%")
+    assert started["also"] == [[3, 30.0]] and registry.aliased(rolled.name, "canary") == 2
+    entered = [each.version for each in registry.history(rolled.name) if each.alias == "canary"][-2:]
+    assert entered == [3, 2], "each has passed what the stage asks"
+    layout = registry_layout(registry.store, f"{rolled.name}@production", RolloutSettings())
+    assert [(arm.route, arm.target.version, arm.weight) for arm in layout.arms] == [("b", "2", 0.2), ("c", "3", 0.3)]
+    keys = [f"customer {number}".encode() for number in range(2_000)]
+    groups = Counter(
+        "b" if drawn < 0.2 else "c" if drawn < 0.5 else "live"
+        for drawn in (share(key, layout.rollout.encode()) for key in keys)
+    )
+    assert all(abs(groups[route] / 2_000 - part) < 0.04 for route, part in (("b", 0.2), ("c", 0.3), ("live", 0.5)))
+    outcomes = rolled.folder / "several.csv"
+    outcomes.write_text("version,value\n" + "1,0\n2,0\n3,0\n1,1\n2,1\n3,1\n" * 20)
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--once", "--outcomes", str(outcomes))
+    assert (code, said["action"]) == (0, "hold") and said["why"].startswith("no difference yet"), said
+    outcomes.write_text("version,value\n" + "1,0\n2,0\n3,1\n" * 200)
+    code, said = rolled.n2p("rollout", "watch", rolled.name, "--once", "--outcomes", str(outcomes))
+    assert (code, said["action"], said["version"], said["state"]) == (0, "advance", 3, "done"), said
+    assert (registry.aliased(rolled.name, "production"), registry.aliased(rolled.name, "canary")) == (3, None)
+    registry.promote(rolled.name, 1)
+    rolled.rollout("start", "2", "--ab", "20%", "--also", "3:30%")
+    assert rolled.n2p("rollout", "advance", rolled.name, "7")[0] == 2
+    rolled.rollout("advance", "2")
+    assert registry.aliased(rolled.name, "production") == 2
+    registry.promote(rolled.name, 1)

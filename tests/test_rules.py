@@ -20,7 +20,7 @@ import notebook_to_prod
 from notebook_to_prod.serve.observe.measures import MEASURES
 
 TEMPLATES = Path(notebook_to_prod.__file__).parent / "serve/templates/service/monitoring"
-NAMES = {"slug": "flights", "model": 'Flüge: "spät" {{ 1 }}'}
+NAMES = {"slug": "flights", "admin": None, "model": 'Flüge: "spät" {{ 1 }}'}
 TEXTS = {"type": "object", "additionalProperties": {"type": "string"}, "propertyNames": {"pattern": "^[A-Za-z_]\\w*$"}}
 DURATION = {"type": "string", "pattern": "^\\d+(ms|s|m|h|d|w|y)$"}
 RECORDED = {

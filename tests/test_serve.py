@@ -537,16 +537,17 @@ def test_what_was_answered_is_read_labelled_and_compacted(
     last = trained.n2p("predictions", "show", "classes", "--last", str(len(ROWS)), "--json").json["predictions"]
     assert [row["prediction"] for row in last] == sent.json()["predictions"]
     assert {name: last[3][f"feature.{name}"] for name in GOOD} == GOOD
-    (tmp_path / "labels.csv").write_text("id,row,label\nall-rows,0,late\nall-rows,3,on time\n")
+    (tmp_path / "labels.csv").write_text("id,row,label\nall-rows,0,late\nall-rows,3,on time\nnobody,0,late\n")
     taken = trained.n2p("predictions", "feedback", "classes", str(tmp_path / "labels.csv"), "--json")
-    assert taken.json["labels"] == 2, taken.stderr
+    assert taken.json["labels"] == 3, taken.stderr
     (tmp_path / "wrong.csv").write_text("id,label\nall-rows,never\n")
     refused = trained.n2p("predictions", "feedback", "classes", str(tmp_path / "wrong.csv"), "--json")
     assert (refused.code, refused.error["where"]) == (2, f"{tmp_path / 'wrong.csv'}, line 2, label")
     before = trained.n2p("predictions", "count", "classes", "--json").json
     assert (before["labels"], before["versions"]) == (2, {"1": before["predictions"]})
+    assert before["labels_without_prediction"] == 1
     compacted = trained.n2p("predictions", "compact", "classes", "--json").json
-    assert compacted["labels"] == 2 and compacted["waiting"] == 1  # the service still writes
+    assert compacted["labels"] == 3 and compacted["waiting"] == 1  # the service still writes
     assert trained.n2p("predictions", "count", "classes", "--json").json == before
     assert "late" in trained.n2p("predictions", "show", "classes").stdout
     unknown = trained.n2p("predictions", "show", "clases", "--json")

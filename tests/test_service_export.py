@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -101,6 +102,7 @@ def shell_blocks(service: Path) -> list[str]:
 def test_the_folder_holds_the_service_and_nothing_else(service: Path) -> None:
     wanted = {".dockerignore", "Dockerfile", "README.md", "app.py", "requirements.lock", "bundle", "notebook_to_prod"}
     wanted |= {"compose.yaml", "monitoring", "k8s", "tests", "locustfile.py", ".n2p-export.json", ".n2p-export"}
+    wanted |= {"service.toml"}
     assert {path.name for path in service.iterdir()} == wanted
     modules = {path.relative_to(service).as_posix() for path in service.glob("notebook_to_prod/**/*") if path.is_file()}
     packages = {
@@ -572,6 +574,28 @@ def test_without_hashes_the_lock_names_only_versions(trained: Project, service: 
         [SCRIPTS / "hadolint", tmp_path / "service/Dockerfile"], capture_output=True, text=True, check=False
     )
     assert linted.returncode == 0, linted.stdout
+
+
+def test_a_listener_apart_is_in_every_file_that_names_ports(predictor: Predictor, tmp_path: Path) -> None:
+    folder = tmp_path / "service"
+    export_service(predictor, folder, hashes=False)
+    settings = folder / "service.toml"
+    assert tomllib.loads(settings.read_text()) == {}
+    told = settings.read_text().replace("# [security]", "[security]").replace("# admin = ", "admin = ")
+    for host, port in (("127.0.0.1", 8000), ("0.0.0.0", 9000)):
+        settings.write_text(told.replace("127.0.0.1:9000", f"{host}:9000"))
+        report = export_service(predictor, folder, hashes=False)
+        assert not report.paths("conflict") and report.actions["service.toml"] == "kept"
+        (deployment,) = documents(folder / "k8s/base/deployment.yaml")
+        template = deployment["spec"]["template"]
+        assert template["metadata"]["annotations"]["prometheus.io/port"] == str(port)
+        ports = [each["containerPort"] for each in template["spec"]["containers"][0]["ports"]]
+        (policy,) = documents(folder / "k8s/base/networkpolicy.yaml")
+        opened = [each["port"] for rule in policy["spec"]["ingress"] for each in rule["ports"]]
+        assert (ports, opened) == (([8000], ["http"]) if port == 8000 else ([8000, 9000], ["http", "admin"]))
+        assert f'"service:{port}"' in (folder / "monitoring/prometheus.yml").read_text()
+        published = yaml.safe_load((folder / "compose.yaml").read_text())["services"]["service"]["ports"]
+        assert published == [f"127.0.0.1:{each}:{each}" for each in ports]
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(predictor: Predictor, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def show(terminal: Terminal, model: str, last: int, since: datetime | None, unti
     lines = []
     for row in rows:
         true = "" if row["label"] is None else f", true {row['label']}"
-        by = " ".join(filter(None, (f"version {row['version']}", row["route"], row["fallback"])))
+        by = " ".join(filter(None, (f"version {row['version']}", row["route"], row["fallback"], row["protocol"] if row["protocol"] != "predict" else "", f"changed {', '.join(row['changes'])}" if row["changes"] else "")))
         place = f"{row['id']} row {row['row']}" if row["row"] else row["id"]
         lines.append((row["time"][:19], f"{row['prediction']}{true} ({by}, {row['latency_us'] / 1000:.1f} ms, {place})"))
     return Result({"model": model, "predictions": rows}, lines or [("predictions", "none")])
@@ -133,15 +133,21 @@ def show(terminal: Terminal, model: str, last: int, since: datetime | None, unti
 def count(terminal: Terminal, model: str, since: datetime | None, until: datetime | None) -> Result:
     """Count predictions and labels, by version and by day.
 
-    MODEL is a name, or the folder of an exported service.
+    MODEL is a name, or the folder of an exported service. Without days it also tells how many labels have no prediction:
+    of ids that were misspelt, never answered, not in the sample or past their retention, or that are in the log of a replica
+    with another folder and target.
 
     Example: n2p predictions count flights --since 2026-01-01
     """
+    from notebook_to_prod.serve.log.compact import count_unmatched
+
     found = _table(model, since, until)
+    alone = count_unmatched(_settings(model)) if since is None and until is None else None
     labelled = found["label"].notna()
     by = {name: {} if found.empty else {str(key): int(number) for key, number in values.value_counts().sort_index().items()} for name, values in (("versions", found["version"]), ("days", found["time"].map(lambda time: time.date())))}
-    data = {"model": model, "predictions": len(found), "requests": int(found["id"].nunique()), "labels": int(labelled.sum()), **by}
+    data = {"model": model, "predictions": len(found), "requests": int(found["id"].nunique()), "labels": int(labelled.sum()), "labels_without_prediction": alone, **by}
     lines = [("predictions", f"{len(found)} in {data['requests']} requests"), ("labels", str(data["labels"]))]
+    lines += [("without", f"{alone} labels have no prediction")] if alone else []
     lines += [(f"version {name}", str(number)) for name, number in by["versions"].items()] + [(name, str(number)) for name, number in by["days"].items()]
     return Result(data, lines)
 

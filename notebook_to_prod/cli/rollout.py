@@ -71,19 +71,22 @@ def _shown(found: "Rollout") -> Result:
 @click.option("--canary", metavar="PERCENT", help="A part of the requests to begin with; 10% by default.")
 @click.option("--shadow", is_flag=True, help="Answer nobody, only compare.")
 @click.option("--ab", metavar="PERCENT", help="An A/B test, with that part of the requests.")
+@click.option("--also", metavar="VERSION:PERCENT", multiple=True, help="Another version of the A/B test; more than once if you like.")
 @click.option("--steps", metavar="PERCENTS", help="All steps, such as 1,10,50,100; the last one promotes.")
 @click.option("--every", default="10 min", show_default=True, metavar="TIME", help="How long a step lasts at least.")
 @click.option("--reason", help="Why, for the history.")
 @click.option("--unsealed", is_flag=True, help="Do not ask for a seal; needs a --reason.")
-def start(terminal: Terminal, name: str, version: int, canary: str | None, shadow: bool, ab: str | None, steps: str | None, every: str, reason: str | None, unsealed: bool) -> Result:
+@click.option("--override", is_flag=True, help="Go against the gates, and past missing approvals; needs a --reason.")
+def start(terminal: Terminal, name: str, version: int, canary: str | None, shadow: bool, ab: str | None, also: tuple[str, ...], steps: str | None, every: str, reason: str | None, unsealed: bool, override: bool) -> Result:
     """Start a rollout of a version beside the live one.
 
-    The version gets the alias canary or shadow, with the gates and approvals of that stage. Services of NAME@production go along
+    The version gets the alias canary or shadow, with the gates and approvals of that stage; a canary and an A/B test answer users,
+    so they have to pass the gates of the live alias, too. Exit code 1 if they say no. Services of NAME@production go along
     within seconds. Nothing goes on by itself: n2p rollout watch does that, or you do, by advance and abort.
 
     Example: n2p rollout start flights 2 --steps 1,10,50,100 --every "10 min"
     """
-    from notebook_to_prod.release.rollout import parse_period, parse_steps, start_rollout
+    from notebook_to_prod.release.rollout import parse_challenger, parse_period, parse_steps, start_rollout
 
     if sum((shadow, ab is not None, canary is not None or steps is not None)) > 1:
         raise InputError("a rollout is one of canary, shadow and A/B test", where="--canary, --shadow, --ab", remedy="name one of them")
@@ -91,7 +94,7 @@ def start(terminal: Terminal, name: str, version: int, canary: str | None, shado
         raise InputError("--canary is one step, --steps are all", where="--steps", remedy="leave --canary out")
     kind = "shadow" if shadow else "ab" if ab is not None else "canary"
     told = parse_steps(ab or steps or canary or "10%", "--ab" if ab else "--canary" if canary else "--steps")
-    return _shown(start_rollout(_registry(), name, version, kind, told, parse_period(every), None, reason, unsealed, terminal.note))
+    return _shown(start_rollout(_registry(), name, version, kind, told, parse_period(every), None, reason, unsealed, override, terminal.note, tuple(map(parse_challenger, also))))
 
 
 @command("status")
@@ -124,16 +127,18 @@ def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path 
 
 @command("advance")
 @click.argument("name")
+@click.argument("version", required=False, type=click.IntRange(min=1))
 @click.option("--reason", help="Why, for the history.")
 @click.option("--unsealed", is_flag=True, help="Do not ask for a seal; needs a --reason.")
-def advance(terminal: Terminal, name: str, reason: str | None, unsealed: bool) -> Result:
-    """Go to the next step; the last one promotes the version.
+@click.option("--override", is_flag=True, help="Go against the gates, and past missing approvals; needs a --reason.")
+def advance(terminal: Terminal, name: str, version: int | None, reason: str | None, unsealed: bool, override: bool) -> Result:
+    """Go to the next step; the last one promotes the version: of an A/B test of several VERSION, or the first one.
 
     Example: n2p rollout advance flights
     """
     from notebook_to_prod.release.rollout import advance_rollout
 
-    return _shown(advance_rollout(_registry(), name, reason, unsealed=unsealed, progress=terminal.note))
+    return _shown(advance_rollout(_registry(), name, reason, unsealed=unsealed, override=override, progress=terminal.note, version=version))
 
 
 @command("abort")
@@ -160,18 +165,18 @@ def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str
     """Advance a rollout while it does well, and abort it when it does not.
 
     Decided by failures, latency, the shift of predictions and quality: by the labels that came for logged predictions, or by
-    --outcomes. The limits stand in [tool.n2p.serve.rollout]. Ends with the rollout: exit code 1 if it was aborted.
+    --outcomes. The limits stand in [tool.n2p.serve.rollout]. Ends with the rollout: exit code 1 if it was aborted, by this command or by a person.
 
     Example: n2p rollout watch flights --every "30 s"
     """
     import time
 
-    from notebook_to_prod.errors import UnavailableError
+    from notebook_to_prod.errors import NotFoundError, UnavailableError
     from notebook_to_prod.release.rollout import parse_period, running_rollout
-    from notebook_to_prod.watch.rollout import act, look
+    from notebook_to_prod.watch.rollout import act, ended_decision, look
 
     registry, settings, seconds, told = _registry(), rollout_settings(), parse_period(every), ""
-    running_rollout(registry, name)
+    watched = running_rollout(registry, name)
     logged = _logged(registry, name, settings)
     while True:
         try:
@@ -181,6 +186,8 @@ def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str
                 terminal.note(told := line)
             if once or done.state in ("done", "aborted"):
                 return _decided(done)
+        except NotFoundError:  # somebody else has ended it
+            return _decided(ended_decision(registry, watched))
         except (UnavailableError, VerdictError) as error:  # asked again: a registry that is away, or a gate that says no
             if once:
                 raise

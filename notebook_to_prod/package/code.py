@@ -14,7 +14,7 @@ import pickle
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from ..train.notebook import Notebook, directives
 from .trust import pickle_globals, refusal, trusted_libraries
 
 # %% auto #0
-__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'pickle_pipeline', 'PipelineCode', 'collect_code',
-           'recollect_code']
+__all__ = ['ExportedModule', 'Source', 'executed_sources', 'exported_module', 'defines_features', 'feature_file',
+           'pickle_pipeline', 'PipelineCode', 'collect_code', 'recollect_code']
 
 # %% ../../nbs/package/01_code.ipynb #exported-module
 @dataclass(frozen=True)
@@ -114,6 +114,27 @@ def exported_module(sources: Sequence[Source]) -> ExportedModule | None:
     text = "\n\n".join(cell.text for cell in cells) + "\n"
     base = next((value for cell in sources if (value := directives(cell.text).get("default_exp"))), "notebook_code")
     return ExportedModule(f"{base.split('.')[-1]}_{digest_text(text)[7:15]}", text)
+
+# %% ../../nbs/package/01_code.ipynb #feature-views
+_VIEWS = "feature_views_"  # Begins the file in `code/` with the definitions of features: no service imports it
+
+
+def defines_features(text: str) -> bool:
+    "Whether a cell decorates a function with `features(...)`, and so makes a view."
+    try:
+        body = ast.parse(text).body
+    except SyntaxError:
+        return False
+    calls = (each.func for node in body if isinstance(node, ast.FunctionDef) for each in node.decorator_list if isinstance(each, ast.Call))
+    return any((func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")) == "features" for func in calls)
+
+
+def feature_file(sources: Sequence[Source]) -> dict[str, bytes]:
+    "The exported cells as one file, by its name, if one of them defines features; else nothing."
+    if not any(source.is_exported and defines_features(source.text) for source in sources):
+        return {}
+    text = exported_module(sources).source  # type: ignore[union-attr] # one is exported
+    return {f"{_VIEWS}{digest_text(text)[7:15]}.py": text.encode()}
 
 # %% ../../nbs/package/01_code.ipynb #pickle-pipeline
 class _Pickler(pickle.Pickler):
@@ -268,6 +289,8 @@ class PipelineCode:
 def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
     "Pickle the pipeline and gather what it needs; raises `ExportError`."
     folders = local_folders(Path.cwd(), find_project(), [source.text for source in sources])
+    views = feature_file(sources)
+    sources = [source for source in sources if not (source.is_exported and defines_features(source.text))]
     module = exported_module(sources)
     pickled = pickle_pipeline(pipeline, sources, module)
     names = pickle_globals(pickled)
@@ -278,7 +301,8 @@ def collect_code(pipeline: Any, sources: Sequence[Source]) -> PipelineCode:
         needed |= imported_names(files[f"{module.name}.py"], folders)
     files |= local_files(needed, folders)
     place = next((source.place for source in sources if source.is_exported and "notebook_to_prod" in source.text), "run.export")
-    return _gathered(pickled, names, needed, files, folders, place)
+    gathered = _gathered(pickled, names, needed, files, folders, place)
+    return replace(gathered, files=gathered.files | views)
 
 
 def recollect_code(
@@ -289,8 +313,11 @@ def recollect_code(
     pickled = pickle_pipeline(pipeline)
     names = pickle_globals(pickled)
     needed = {name for name, _ in names}
+    views = {path: content for path, content in files.items() if path.startswith(_VIEWS)}
+    files = {path: content for path, content in files.items() if path not in views}
     carries = not _top_level(needed).isdisjoint(Path(path).parts[0].removesuffix(".py") for path in files)
-    return _gathered(pickled, names, needed, dict(files) if carries else {}, (), "the bundle")
+    gathered = _gathered(pickled, names, needed, dict(files) if carries else {}, (), "the bundle")
+    return replace(gathered, files=gathered.files | views)
 
 
 def _gathered(pickled: bytes, names: set[tuple[str, str]], needed: set[str], files: dict[str, bytes], folders: Sequence[Path], place: str) -> PipelineCode:

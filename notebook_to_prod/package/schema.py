@@ -448,7 +448,7 @@ def to_table(
 
 def columns_to_table(
     schema: Schema,
-    values: Sequence[list[Any]],  # The JSON values of each column, in the schema's order
+    values: Sequence[Any],  # The JSON values of each column, in the schema's order: a list, or an array of the column's own type
 ) -> Any:  # A table of the schema's container
     "Turn columns of JSON values into the table that the pipeline was fitted on."
     import numpy as np
@@ -473,7 +473,7 @@ def columns_to_table(
     return list(series) if schema.container == "list" else series
 
 
-def _series(column: Column, values: list[Any]) -> Any:
+def _series(column: Column, values: Any) -> Any:
     import numpy as np
     import pandas as pd
 
@@ -484,6 +484,8 @@ def _series(column: Column, values: list[Any]) -> Any:
         zone = getattr(pd.api.types.pandas_dtype(column.dtype), "tz", None)
         stamps = pd.to_datetime(pd.Series(values, dtype=object), format="ISO8601", utc=zone is not None)
         return (stamps.dt.tz_convert(zone) if zone is not None else stamps).astype(column.dtype).rename(column.name)
+    if isinstance(values, np.ndarray) and column.dtype != "object":
+        return pd.Series(values, name=column.name, dtype=column.dtype)
     missing = [value is None for value in values]
     if column.dtype == "object":
         filled = np.empty(len(values), dtype=object)

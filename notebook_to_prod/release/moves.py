@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['register', 'sign', 'new_alias', 'promoting', 'promote', 'locked_events', 'alias_path', 'overruled', 'Drill',
-           'drill_rollback', 'rollback', 'retire', 'archive']
+__all__ = ['register', 'sign', 'new_alias', 'promoting', 'promote', 'keep_refusal', 'locked_events', 'alias_path', 'overruled',
+           'Drill', 'drill_rollback', 'rollback', 'retire', 'archive']
 
 # %% ../../nbs/release/09_moves.ipynb #register
 def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
@@ -175,7 +175,7 @@ def promote(
             _approved(registry, target, alias, who, override, reason)  # before anything that takes long
     sealed = _sealed(registry, target, not unsealed and seal_required(), progress)
     champion = lambda: None if before is None else registry.bundle(registry.read(name, before))  # noqa: E731 - only asked if there are gates
-    passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress, partial(_refuse, registry, target, alias, who))
+    passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress, partial(keep_refusal, registry, target, alias, who))
     with _ready(registry, name):
         current = registry.aliased(name, alias)
         if current == version:
@@ -186,7 +186,7 @@ def promote(
         return _move(registry, "promote", target, who, alias, before, reason, **details)
 
 
-def _refuse(registry: Versions, version: ModelVersion, alias: str, who: Identity, report: Report) -> Event:
+def keep_refusal(registry: Versions, version: ModelVersion, alias: str, who: Identity, report: Report) -> Event:
     "Keep in the history that the gates said no; it is no move, so the event names no alias."
     reason = f"{alias}: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
     event = Event(now(), "gate-failed", version.name, version.version, who.user, reason=reason, bundle=version.bundle, gates="failed", verdicts=report.digest, identity=who.known_by)

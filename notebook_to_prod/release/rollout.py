@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -18,19 +19,22 @@ from ..errors import InputError, NotFoundError, StoreError, VerdictError
 from .announce import announcing
 from .audit import Event
 from .change import ROLLOUT, make_change, recover, registry_lock
-from .moves import promote
-from .people import acting
+from .gated import Passed, pass_gates
+from .moves import keep_refusal, promote, promoting
+from .people import Identity, acting
 from .rows import model_tags
-from .versions import Versions, check_name
+from .versions import ModelVersion, Versions, check_name
 from ..train.record import now
 from ..train.tracking import tracking_errors
 
 # %% auto #0
 __all__ = ['KINDS', 'STARTING', 'RUNNING', 'PROMOTING', 'DONE', 'ABORTED', 'Rollout', 'parse_rollout', 'read_rollout',
-           'parse_steps', 'parse_period', 'start_rollout', 'running_rollout', 'advance_rollout', 'abort_rollout']
+           'parse_steps', 'parse_challenger', 'parse_period', 'start_rollout', 'running_rollout', 'advance_rollout',
+           'abort_rollout']
 
 # %% ../../nbs/release/24_rollout.ipynb #rollout
 KINDS = ("canary", "shadow", "ab")
+_ROUTES = "cdefghi"  # Of the further versions of an A/B test; the first is `b`
 STARTING, RUNNING, PROMOTING, DONE, ABORTED = "starting", "running", "promoting", "done", "aborted"
 
 
@@ -52,6 +56,8 @@ class Rollout:
     moved: str = ""  # When the step began
     seen: int = 0  # Requests that the version had had by then
     change: str = ""  # Id of the event that made it this
+    also: tuple[tuple[int, float], ...] = ()  # Further versions of an A/B test, each with its percent of the requests
+    winner: int = 0  # Which of them is promoted; 0 is `version`
 
     @property
     def goes_on(self) -> bool:
@@ -79,10 +85,22 @@ class Rollout:
         return 0.0 if not self.answers or self.kind == "shadow" else self.steps[self.step] / 100
 
     @property
+    def versions(self) -> tuple[int, ...]:
+        "All that are held against the live one."
+        return (self.version, *(version for version, _ in self.also))
+
+    @property
+    def arms(self) -> tuple[tuple[str, int, float], ...]:
+        "Of each version what its answers are called, which it is, and the part of the requests that it has."
+        others = ((_ROUTES[place], version, percent / 100 if self.answers else 0.0) for place, (version, percent) in enumerate(self.also))
+        return ((self.route, self.version, self.weight), *others)
+
+    @property
     def told(self) -> str:
         "In one line."
-        share = "mirrored" if self.kind == "shadow" else f"{self.steps[self.step]:g}%"
-        return f"{self.kind} of version {self.version} beside version {self.base}: {share if self.state == RUNNING else self.state}"
+        share = "mirrored" if self.kind == "shadow" else ", ".join(f"{each:g}%" for each in (self.steps[self.step], *(percent for _, percent in self.also)))
+        versions = f"versions {', '.join(map(str, self.versions))}" if self.also else f"version {self.version}"
+        return f"{self.kind} of {versions} beside version {self.base}: {share if self.state == RUNNING else self.state}"
 
     @property
     def due(self) -> datetime:
@@ -91,7 +109,7 @@ class Rollout:
 
     def to_dict(self) -> dict[str, Any]:
         "As the registry keeps it."
-        return asdict(self) | {"steps": list(self.steps)}
+        return asdict(self) | {"steps": list(self.steps), "also": [list(each) for each in self.also]}
 
     def _repr_markdown_(self) -> str:
         return f"**{self.name}**: {self.told}"
@@ -104,7 +122,7 @@ def parse_rollout(name: str, text: str) -> Rollout:
     "Read a tag; raises `StoreError`."
     try:
         content = json.loads(text)
-        return Rollout(**{key: value for key, value in content.items() if key in _FIELDS} | {"steps": tuple(map(float, content["steps"]))})
+        return Rollout(**{key: value for key, value in content.items() if key in _FIELDS} | {"steps": tuple(map(float, content["steps"])), "also": tuple((int(version), float(percent)) for version, percent in content.get("also", ()))})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError("the rollout of the model is damaged", where=f"tag {ROLLOUT} of '{name}'", remedy="delete the tag; its history is in n2p history") from error
 
@@ -126,6 +144,7 @@ def read_rollout(registry: Versions, name: str) -> Rollout | None:
 
 # %% ../../nbs/release/24_rollout.ipynb #steps
 _PERIOD = re.compile(r"(\d{1,6}(?:\.\d+)?) *(s|sec|second|min|minute|h|hour|day)s?")
+_CHALLENGER = re.compile(r"(\d{1,9}):(\d{1,3}(?:\.\d+)?)%?")
 _UNITS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "day": 86400}
 
 
@@ -140,11 +159,19 @@ def parse_steps(text: str, where: str = "--steps") -> tuple[float, ...]:
     return found if found[-1] == 100 else (*found, 100.0)
 
 
-def parse_period(text: str) -> float:
+def parse_challenger(text: str) -> tuple[int, float]:
+    "A version and its percent of the requests, of a text such as `3:20%`; raises `InputError`."
+    found = _CHALLENGER.fullmatch(text.strip())
+    if found is None or not int(found[1]) or not 0 < float(found[2]) < 100:
+        raise InputError(f"'{text}' is no version with its part", where="--also", remedy="write VERSION:PERCENT, such as 3:20%")
+    return int(found[1]), float(found[2])
+
+
+def parse_period(text: str, where: str = "--every") -> float:
     "Seconds of a text such as `10 min`; raises `InputError`."
     found = _PERIOD.fullmatch(text.strip())
     if found is None:
-        raise InputError(f"'{text}' is no time", where="--every", remedy='write "30 s", "10 min", "2 hours" or "1 day"')
+        raise InputError(f"'{text}' is no time", where=where, remedy='write "30 s", "10 min", "2 hours" or "1 day"')
     return float(found[1]) * _UNITS[found[2]]
 
 # %% ../../nbs/release/24_rollout.ipynb #start
@@ -159,34 +186,61 @@ def start_rollout(
     alias: str | None = None,  # Of the live version
     reason: str | None = None,
     unsealed: bool = False,
+    override: bool = False,  # Go against the gates; needs a reason
     progress: Callable[[str], None] | None = None,
+    also: tuple[tuple[int, float], ...] = (),  # Further versions of an A/B test, with their percents
 ) -> Rollout:
-    "Give a version a part of the requests, or a copy of them; raises what `promote` raises, and `InputError` if a rollout is running already."
-    who, live = acting("promote", check_name(name)), alias or registry.store.alias
-    target, base = registry.read(name, version), registry.aliased(name, live)
+    "Give a version a part of the requests, or a copy of them; raises what `promote` raises, `VerdictError` if the gates of the live alias say no, and `InputError` if a rollout is running already."
+    who, live = promoting(check_name(name), reason, unsealed, override), alias or registry.store.alias
+    targets, base = [registry.read(name, each) for each in (version, *(other for other, _ in also))], registry.aliased(name, live)
     if base is None:
         raise NotFoundError(f"no version of '{name}' is '{live}'", where=f"{name}@{live}", remedy=f"promote one first: n2p promote {name} {version} --to {live}")
-    if base == version:
-        raise InputError(f"version {version} of '{name}' is {live} already", where=f"{name}@{version}", remedy="roll out another one")
+    _check_versions(name, [each.version for each in targets], base, live)
+    _check_parts(kind, steps, also)
     before = read_rollout(registry, name)
     if before is not None and before.goes_on:
         raise InputError(f"there is a rollout of '{name}': {before.told}", where=name, remedy=f"end it first: n2p rollout abort {name}, or n2p rollout advance {name}")
+    passed = [] if kind == "shadow" else [_ask_live(registry, target, live, base, who, override, progress) for target in targets]
     began = now()
-    made = Rollout(secrets.token_hex(6), name, kind, version, base, live, () if kind == "shadow" else steps, 0, every, STARTING, began, began)
-    claimed = _change(registry, before, made, who, target.bundle, reason)  # so of two who start at once the other has moved no alias
+    made = Rollout(secrets.token_hex(6), name, kind, version, base, live, () if kind == "shadow" else steps, 0, every, STARTING, began, began, also=also)
+    claimed = _change(registry, before, made, who, targets[0].bundle, reason, passed[:1])  # so of two who start at once the other has moved no alias
     try:
-        promote(registry, name, version, made.stage, reason, unsealed, False, progress)
+        for target in reversed(targets):  # each enters the stage, and the first one has its alias in the end
+            promote(registry, name, target.version, made.stage, reason, unsealed, override, progress)
     except BaseException:
         _change(registry, claimed, replace(claimed, state=ABORTED, moved=now()), who, None, "it was not let in")
         raise
     return _change(registry, claimed, replace(claimed, state=RUNNING, moved=now()), who, None, None)
 
 
-def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any, bundle: str | None, reason: str | None) -> Rollout:
+def _check_versions(name: str, versions: list[int], base: int, live: str) -> None:
+    if base in versions:
+        raise InputError(f"version {base} of '{name}' is {live} already", where=f"{name}@{base}", remedy="roll out another one")
+    if len(set(versions)) < len(versions):
+        raise InputError("a version is named twice", where="--also", remedy="name each version once")
+
+
+def _check_parts(kind: str, steps: tuple[float, ...], also: tuple[tuple[int, float], ...]) -> None:
+    if not also:
+        return
+    if kind != "ab" or len(also) > len(_ROUTES):
+        raise InputError("several versions are for an A/B test" if kind != "ab" else f"there are {len(also) + 1} versions", where="--also", remedy=f"name them with --ab, at most {len(_ROUTES) + 1}")
+    total = max(each for each in steps if each < 100 or len(steps) == 1) + sum(percent for _, percent in also)
+    if total >= 100:
+        raise InputError(f"the versions have {total:g}% together, and the live one nothing", where="--ab, --also", remedy="leave some requests to the live version")
+
+
+def _ask_live(registry: Versions, target: ModelVersion, live: str, base: int, who: Identity, override: bool, progress: Callable[[str], None] | None) -> Passed:
+    "What the gates of the live alias say of a version that is to answer users."
+    champion = lambda: registry.bundle(registry.read(target.name, base))  # noqa: E731 - only asked if there are gates
+    return pass_gates(registry.store, registry.bundle(target), live, champion, override, progress, partial(keep_refusal, registry, target, live, who))
+
+
+def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any, bundle: str | None, reason: str | None, passed: Sequence[Passed] = ()) -> Rollout:
     client, name = registry._client, after.name  # which is opened before the lock is held
     id = secrets.token_hex(8)
     after = replace(after, change=id)
-    event = Event(now(), "rollout", name, after.version, who.user, reason="; ".join(filter(None, (after.told, reason))), bundle=bundle, identity=who.known_by, id=id)
+    event = Event(now(), "rollout", name, after.version, who.user, reason="; ".join(filter(None, (after.told, reason))), bundle=bundle, gates=passed[0].gates if passed else None, verdicts=passed[0].verdicts if passed else None, identity=who.known_by, id=id)
 
     def apply() -> None:
         client.set_registered_model_tag(name, ROLLOUT, json.dumps(after.to_dict()))
@@ -198,9 +252,10 @@ def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any
             what = f"the rollout of '{name}' has changed meanwhile: {current.told if current else 'there is none'}"
             raise VerdictError(what, where=name, remedy=f"look, and decide again: n2p rollout status {name}")
         make_change(client, registry.store, event, apply)
-        if not after.goes_on and registry.aliased(name, after.stage) == after.version:
-            told = {"alias": after.stage, "previous": after.version, "reason": f"the rollout is {after.state}"}
-            dropped = Event(now(), "retire", name, after.version, who.user, bundle=bundle, identity=who.known_by, **told)
+        standing = registry.aliased(name, after.stage)
+        if not after.goes_on and standing in after.versions:
+            told = {"alias": after.stage, "previous": standing, "reason": f"the rollout is {after.state}"}
+            dropped = Event(now(), "retire", name, standing, who.user, bundle=bundle, identity=who.known_by, **told)
             make_change(client, registry.store, dropped, lambda: client.delete_registered_model_alias(name, after.stage))
     return after
 
@@ -222,25 +277,30 @@ def advance_rollout(
     seen: int = 0,  # Requests that the version has had
     expected: Rollout | None = None,  # What the caller has decided about
     unsealed: bool = False,
+    override: bool = False,  # Go against the gates, and past missing approvals; needs a reason
     progress: Callable[[str], None] | None = None,
+    version: int | None = None,  # Which one is promoted, of an A/B test of several; the first by default
 ) -> Rollout:
     "Go to the next step; the last one promotes the version. Raises what `promote` raises, and `InputError` of a shadow."
     before = expected or running_rollout(registry, name)
-    who = acting("promote", name)
+    who = promoting(name, reason, unsealed, override)
+    chosen = before.winner or version or before.version
+    if chosen not in before.versions:
+        raise InputError(f"version {chosen} is not in the rollout of '{name}'", where=name, remedy=f"name one of {', '.join(map(str, before.versions))}")
     if before.kind == "shadow":
         raise InputError("a shadow has no steps", where=name, remedy=f"end it, then start a canary: n2p rollout abort {name}")
     if before.state == STARTING:
         raise VerdictError(f"version {before.version} of '{name}' is being let in", where=name, remedy=f"wait; if who started it is gone: n2p rollout abort {name}")
     live = registry.aliased(name, before.alias)
-    if live not in (before.base, before.version):
+    if live not in (before.base, chosen):
         raise VerdictError(f"'{name}' is version {live} now, and the rollout began beside version {before.base}", where=f"{name}@{before.alias}", remedy=f"end it, and start again: n2p rollout abort {name}")
     if before.step + 1 < len(before.steps) and before.steps[before.step + 1] < 100:
         return _change(registry, before, replace(before, step=before.step + 1, moved=now(), seen=seen), who, None, reason)
-    claimed = before if before.state == PROMOTING else _change(registry, before, replace(before, state=PROMOTING, moved=now()), who, None, reason)
+    claimed = before if before.state == PROMOTING else _change(registry, before, replace(before, state=PROMOTING, moved=now(), winner=chosen), who, None, reason)
     try:
-        promote(registry, name, before.version, before.alias, "; ".join(filter(None, (before.told, reason))), unsealed, False, progress)
+        promote(registry, name, chosen, before.alias, "; ".join(filter(None, (before.told, reason))), unsealed, override, progress)
     except BaseException:
-        _change(registry, claimed, replace(claimed, state=RUNNING), who, None, "it was not promoted")
+        _change(registry, claimed, replace(claimed, state=RUNNING, winner=0), who, None, "it was not promoted")
         raise
     return _change(registry, claimed, replace(claimed, state=DONE, moved=now()), who, None, reason)
 

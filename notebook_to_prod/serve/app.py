@@ -70,6 +70,7 @@ class Accepted(BaseModel):
     "What `/feedback` returns."
 
     accepted: int = Field(description="Labels that are in the log now")
+    pending: int = Field(description="Of these, labels of which the log has no prediction yet: it may be compacted, in the log of another replica, or never have been")
 
 
 class Explanation(BaseModel):
@@ -127,9 +128,9 @@ class Application:
 
     @property
     def steps(self) -> Steps | None:
-        "Those of `/predict`, with the hooks as they are when the first request comes; None if other code stands around it."
+        "Those of `/predict`, with the hooks as they are when the first request comes; None if other code stands around it, or waits in between."
         self._handler()
-        return Steps(self.service) if self._directly else None
+        return Steps(self.service) if self._directly and self.service.fill is None else None
 
     def _handler(self) -> Handler:
         if self._predict is None:
@@ -240,7 +241,7 @@ def _build(service: Service) -> Application:
     def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    @app.post("/explain", operation_id="explain", summary="What each column adds to the answer", responses={404: {"description": "The model has no exact contributions"}, 415: {"description": "Not JSON"}})
+    @app.post("/explain", operation_id="explain", summary="What each column adds to the answer", responses={404: {"description": "The model has no exact contributions"}, 415: {"description": "Neither JSON nor CSV"}}, openapi_extra={"requestBody": {"content": {"text/csv": {"schema": {"type": "string"}}}}})
     def explain(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Explanation:  # type: ignore[valid-type]
         raise NotImplementedError("the function of the service answers")
 
@@ -318,6 +319,10 @@ def _add_mlflow(app: FastAPI, service: Service, schema: Schema, rows: list[dict[
     @app.get("/ping", include_in_schema=False)  # MLflow's answer calls itself JSON and is none, which no document may say
     def ping() -> Response:
         return Response("\n", media_type="application/json")
+
+    @app.get("/version", include_in_schema=False)  # the same of MLflow's
+    def version() -> Response:
+        return Response(described_server()["version"], media_type="application/json")
 
     @app.post("/invocations", operation_id="invocations", summary="Predict, as MLflow asks", description="`GET /ping` answers 200 while the process is alive.", tags=["MLflow"], openapi_extra=invocations_document(schema, rows))
     def invocations() -> None:

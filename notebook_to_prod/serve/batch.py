@@ -26,7 +26,7 @@ from .predictor import Predictor
 from .request import ROW_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Tell', 'Waiting', 'answer_encoder', 'rows_at_once', 'Model']
+__all__ = ['Tell', 'Waiting', 'answer_encoder', 'rows_at_once', 'where_raised', 'Model']
 
 # %% ../../nbs/serve/03_batch.ipynb #encode
 def _dumps(value: Any) -> bytes:
@@ -73,6 +73,16 @@ def rows_at_once(plan: Plan | None, rows: Sequence[Row]) -> int:
 _log = logging.getLogger("notebook_to_prod.serve")
 Tell = Callable[[Prediction | Refusal], None]  # Who asked, who may be gone
 Waiting = tuple[list[Row], Tell]
+
+
+def where_raised(error: BaseException) -> str:
+    "The types of an exception and of those behind it, each with the lines of code that it came through; not the messages, which may quote a row."
+    told: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        told.append(f"{type(seen).__module__}.{type(seen).__qualname__}, raised in\n{''.join(traceback.format_tb(seen.__traceback__))}")
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return "because of ".join(told).rstrip()
 
 
 class Model:
@@ -128,7 +138,7 @@ class Model:
         *_, last = traceback.walk_tb(error.__traceback__)
         if (cause := (type(error), last[0].f_code.co_filename, last[1])) not in self._told:
             self._told.add(cause)
-            _log.warning("the pipeline refused a request that fits the schema (said once for each cause)", exc_info=error)
+            _log.warning("the pipeline refused a request that fits the schema (said once for each cause): %s", where_raised(error))
 
     def _score_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

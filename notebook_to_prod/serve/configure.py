@@ -17,10 +17,11 @@ from .access.guard import secure
 from .steady.cache import cache_results
 from .observe.dashboard import add_dashboard
 from .steady.fallback import add_fallback
+from .features import add_features
 from .rollout.follow import add_rollout
 from .observe.journal import add_logging
 from .steady.limits import limit_service
-from .observe.metrics import add_metrics
+from .observe.scrape import add_metrics
 from .log.request_log import LogSettings, add_log, expanded
 from .service import Service
 from .access.tls import secure_transport
@@ -38,6 +39,7 @@ PARTS: dict[str, Part] = {
     "limits": limit_service,
     "fallback": add_fallback,
     "cache": cache_results,  # after fallback: what is kept asks nobody
+    "features": add_features,
     "log": add_log,
     "metrics": add_metrics,
     "rollout": add_rollout,  # after metrics, which it tells of what it does
@@ -62,7 +64,7 @@ def configure(
         part(service, settings.get(name, {}))
 
 # %% ../../nbs/serve/06_configure.ipynb #place
-_PATHS = ("log.folder", "log.to", "security.keys_file", "security.jwt.jwks", "tls.certfile", "tls.keyfile", "fallback.previous", "rollout.file", "rollout.reports")
+_PATHS = ("log.folder", "log.to", "security.keys_file", "security.jwt.jwks", "tls.certfile", "tls.keyfile", "fallback.previous", "features.store", "rollout.file", "rollout.reports")
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?![/:])(.+)")
 
 

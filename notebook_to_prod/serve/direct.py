@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..package.bundle import Prediction
 from .request import Refusal
-from .service import LARGE, PLAIN, Call, Steps, answer_fields, uncancel
+from .service import CLOSE, LARGE, PLAIN, Call, Steps, answer_fields, uncancel
 from .steady.limits import OVERLOADED
 
 if TYPE_CHECKING:
@@ -43,16 +43,8 @@ def is_whole(data: bytes) -> bool:
     return bool(found) and length.isdigit() and len(length) < 10 and int(length) == len(data) - end - 4
 
 
-def _message(
-    status: bytes,  # Its line
-    lines: Iterable[bytes],  # Of the headers
-    content: bytes,
-) -> bytes:
-    return b"%b%b\r\n\r\n%b" % (status, b"\r\n".join(lines), content)
-
-
-def _lines(fields: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    return [b"%b: %b" % field for field in fields]
+def _lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 # %% ../../nbs/serve/08_direct.ipynb #exchange
 _log = logging.getLogger("notebook_to_prod.serve")
@@ -65,7 +57,7 @@ class _Nobody:
         pass
 
 
-_SAFE_FIELD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*").fullmatch
+_SAFE_LINES = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n)*").fullmatch
 
 
 class Exchange:
@@ -189,16 +181,14 @@ class Exchange:
         call, protocol, transport = self._call, self._protocol, self._protocol.transport
         if self.disconnected or transport.is_closing():
             return
-        keep = self.keep_alive
-        lines = _lines(self._steps.fields(call))
-        for line in lines:
-            if not _SAFE_FIELD(line):
-                raise ValueError(f"a header would be {line!r}")
-            keep = keep and line != b"connection: close"
-        if not keep and b"connection: close" not in lines:
-            lines.append(b"connection: close")
-        lines += _lines(protocol.server_state.default_headers)
-        transport.write(_message(protocol.status_line(call.status), lines, call.content))
+        lines, close = _lines(call.headers), CLOSE in call.headers
+        if not _SAFE_LINES(lines) or lines.count(b"\n") != len(call.headers):
+            raise ValueError(f"the headers would be {lines!r}")
+        keep = self.keep_alive and not close and not self._steps.draining
+        if not keep and not close:
+            lines += _lines((CLOSE,))
+        opening = protocol.opening(call.status, self._steps.kind(call), protocol.server_state.default_headers)
+        transport.write(b"%b%d\r\n%b\r\n%b" % (opening, len(call.content), lines, call.content))
         if not keep:
             transport.close()
 
@@ -208,6 +198,7 @@ class Exchange:
 
 # %% ../../nbs/serve/08_direct.ipynb #protocol
 _PATIENCE, _HEAD = 0.1, 65_536  # Seconds, and bytes of an unfinished head
+_HEADS, _LONG = 1024, 1024  # Heads that are remembered, and the bytes of the longest of them
 _ELSEWHERE = frozenset((b"expect", b"transfer-encoding", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"))
 
 
@@ -218,8 +209,8 @@ def direct_protocol(app: Application) -> Any:
     except ImportError:
         return None
     service = app.service
-    refused = _message(STATUS_LINE[OVERLOADED.status], _lines(answer_fields(OVERLOADED.body, OVERLOADED.headers)), OVERLOADED.body)
-    too_long = _message(STATUS_LINE[431], (b"content-length: 0", b"connection: close"), b"")
+    refused = b"%b%b\r\n%b" % (STATUS_LINE[OVERLOADED.status], _lines(answer_fields(OVERLOADED.body, OVERLOADED.headers)), OVERLOADED.body)
+    too_long = b"%b%b\r\n" % (STATUS_LINE[431], _lines(((b"content-length", b"0"), CLOSE)))
     most = min(LARGE, service.body_limit)
     crowded: Callable[[], bool] = service.crowded or (lambda: False)
     found: list[Steps | None] = []
@@ -229,7 +220,21 @@ def direct_protocol(app: Application) -> Any:
             found.append(app.steps)
         return found[0]
 
+    heads: dict[bytes, tuple[int, dict[str, Any], list[tuple[bytes, bytes]]]] = {}  # The bytes of the body, the scope, the headers
     told: list[tuple[Exchange, Prediction | Refusal]] = []
+    opened: dict[tuple[int, bytes], bytes] = {}  # Answers up to their length, of this second
+    dated: list[Any] = [None]
+
+    def open_answer(status: int, kind: bytes, default_headers: list[tuple[bytes, bytes]]) -> bytes:
+        "An answer up to its length."
+        if default_headers is not dated[0]:  # uvicorn makes them anew each second
+            dated[0] = default_headers
+            opened.clear()
+        made = opened.get((status, kind))
+        if made is None:
+            fields = [*default_headers, *(field for field in answer_fields(b"", (), kind) if field[0] != b"content-length")]
+            opened[status, kind] = made = b"%b%bcontent-length: " % (STATUS_LINE[status], _lines(fields))
+        return made
 
     def finish_together(exchange: Exchange, said: Prediction | Refusal) -> None:
         "Answer with all whose prediction has come in this turn of the loop: the log writes them at once."
@@ -252,11 +257,12 @@ def direct_protocol(app: Application) -> Any:
 
     class Protocol(HttpToolsProtocol):
         _between = True  # Two requests: the parser has ended one, and has seen nothing of the next
+        _quiet = 0.0  # When, on the loop's clock, the last answer was given
         _head: int | None = None  # Bytes of a head that is not complete
         _parts: list[bytes] | None = None  # Of a body that is being read to be answered here
         _patience: asyncio.TimerHandle | None = None  # Until a body that has not come whole goes the common way
         _ready: Exchange | None = None
-        status_line = staticmethod(STATUS_LINE.__getitem__)
+        opening = staticmethod(open_answer)
         finish = staticmethod(finish_together)
 
         def on_message_begin(self) -> None:
@@ -289,8 +295,7 @@ def direct_protocol(app: Application) -> Any:
 
         def _is_plain(self) -> bool:
             "Whether the request is for one or a few rows in JSON, and nothing but its body is yet to come."
-            before = self.cycle
-            if self.url != b"/predict" or self.parser.get_method() != b"POST" or not (before is None or before.response_complete):
+            if self.url != b"/predict" or self.parser.get_method() != b"POST" or not self._is_idle():
                 return False
             kind = accept = b""
             length = -1
@@ -306,15 +311,23 @@ def direct_protocol(app: Application) -> Any:
             return kind == b"application/json" and accept in PLAIN and 0 <= length <= most and not self.flow.write_paused and not self.root_path and steps() is not None
 
         def data_received(self, data: bytes) -> None:
-            if self._between and self._may_turn_away() and is_whole(data):
-                service.turn_away()
-                self._unset_keepalive_if_required()
-                self.transport.write(refused)
-                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-                return
+            if self._between and self._is_idle() and not self.flow.write_paused:
+                if crowded() and not service.draining and steps() is not None and is_whole(data):
+                    service.turn_away()
+                    self.transport.write(refused)
+                    self._rest()
+                    return
+                end = data.find(b"\r\n\r\n") + 4
+                if (known := heads.get(data[:end])) is not None and known[0] == len(data) - end:
+                    self.scope = {**known[1], "headers": known[2][:], "server": self.server, "client": self.client, "state": self.app_state.copy()}  # type: ignore[typeddict-item]
+                    self.cycle = exchange = Exchange(self, found[0], data[end:], keep_alive=True)  # type: ignore[arg-type,assignment]
+                    exchange.begin()
+                    return
             super().data_received(data)
             if self._ready is not None:
                 exchange, self._ready = self._ready, None
+                if self._between and is_whole(data):
+                    self._remember(data)
                 exchange.begin()
             elif self._parts is not None:  # many clients send the body after the head
                 self._patience = self._patience or self.loop.call_later(_PATIENCE, self._go_the_common_way)
@@ -342,8 +355,36 @@ def direct_protocol(app: Application) -> Any:
                 self._go_the_common_way()
             super().shutdown()
 
-        def _may_turn_away(self) -> bool:
-            idle = self.cycle is None or self.cycle.response_complete
-            return idle and crowded() and not service.draining and not self.flow.write_paused and steps() is not None
+        def _remember(self, data: bytes) -> None:
+            "What the parser has found in a head: whoever sends the same again need not wait for it."
+            end = data.find(b"\r\n\r\n") + 4
+            if end <= _LONG:
+                if len(heads) >= _HEADS:
+                    heads.clear()
+                heads[data[:end]] = len(data) - end, dict(self.scope), self.headers[:]
+
+        def on_response_complete(self) -> None:
+            if self.pipeline or self.transport.is_closing():
+                super().on_response_complete()
+                return
+            self.server_state.total_requests += 1
+            self.flow.resume_reading()
+            self._rest()
+
+        def _rest(self) -> None:
+            "Nothing is asked at present: one timer, that looks now and then, closes what stays so."
+            self._quiet = self.loop.time()
+            if self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+        def timeout_keep_alive_handler(self) -> None:
+            left = self.timeout_keep_alive + (self._quiet - self.loop.time() if self._is_idle() else 0.0)
+            if left > 0.001 and not self.transport.is_closing():
+                self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+            else:
+                super().timeout_keep_alive_handler()
+
+        def _is_idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
 
     return Protocol

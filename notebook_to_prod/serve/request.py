@@ -186,6 +186,7 @@ def rows_of(request: Any) -> list[dict[str, Any]]:
 Row = tuple[Any, ...]  # The values of one row in the order of the schema's columns; None is missing
 ROW_LIMIT = 100_000
 _SHOWN_ERRORS, _SHOWN_LETTERS = 20, 200
+_OF_MLFLOW = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ class Refusal:
 
 
 def _told(where: list[Any], message: str) -> str:
-    parts = where[3:] if where[1:3] in (["columns", "columns"], ["rows", "rows"]) else [part for part in where if part not in ("body", "header", "path")]
+    within = 3 if where[1:3] in (["columns", "columns"], ["rows", "rows"]) else 2 if where[1:2] == ["columns"] else 0
+    parts = where[within:] if within else [part for part in where if part not in ("body", "header", "path")]
     named = ", ".join(f"row {part}" if isinstance(part, int) else f"'{part}'" for part in parts)
     return f"{named}: {message}" if named else message
 
@@ -261,6 +263,8 @@ class Reader:
         try:
             request = self._type.validate_python(content)
         except ValidationError as error:
+            if isinstance(content, dict) and (named := next((name for name in _OF_MLFLOW if name in content and name not in self.schema.names), None)):
+                return refusal(422, "wrong_route", ["body", named], f"'{named}' is how MLflow asks: send this to /invocations; here a body is a row, a list of rows, {{\"rows\": [...]}} or {{\"columns\": {{...}}}}")
             shown = error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_ERRORS]
             return Refusal(422, [{"type": each["type"], "loc": ["body", *map(_short, each["loc"])], "msg": _short(each["msg"])} for each in shown])
         return self._policies([tuple(row.values()) for row in rows_of(request)])

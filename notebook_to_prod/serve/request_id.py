@@ -44,15 +44,12 @@ _is_sane = re.compile(REQUEST_ID.encode()).fullmatch
 
 def identify(call: Call) -> None:
     "Give a call its id, and its answer the header."
-    for name, value in call.scope["headers"]:
-        if name == _HEADER:
-            if _is_sane(value):
-                call.id = value.decode()
-                call.headers.append((_HEADER, value))
-                return
-            break
-    call.id = made = f"{_process}{next(_numbers):08x}"
-    call.headers.append((_HEADER, made.encode()))
+    given = call.fields.get(_HEADER)
+    if given is not None and _is_sane(given):
+        call.id = given.decode()
+    else:
+        call.id, given = (made := f"{_process}{next(_numbers):08x}"), made.encode()
+    call.headers.append((_HEADER, given))
 
 
 def with_request_ids(service: Service) -> None:

@@ -19,8 +19,9 @@ from .batch import Model
 from .request import Refusal, Row, refusal
 
 # %% auto #0
-__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'PLAIN', 'LARGE', 'SAFE', 'Call', 'with_warnings', 'with_fallback',
-           'Wire', 'json_only', 'by_headers', 'read_body', 'uncancel', 'answer_fields', 'Guard', 'Service', 'Steps']
+__all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'CLOSE', 'PLAIN', 'LARGE', 'SAFE', 'Call', 'with_warnings',
+           'with_fallback', 'Wire', 'json_only', 'by_headers', 'read_body', 'uncancel', 'answer_fields', 'Guard',
+           'Service', 'Steps']
 
 # %% ../../nbs/serve/04_service.ipynb #call
 Scope = Mapping[str, Any]
@@ -32,10 +33,11 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Call:
     "One request for predictions and its answer."
 
-    __slots__ = ("began", "body", "cached", "cancel", "content", "cut", "decoded", "encoded", "fallback", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
+    __slots__ = ("began", "body", "cached", "cancel", "content", "cut", "decoded", "encoded", "fallback", "fields", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
 
     def __init__(self, scope: Scope, wire: Wire | None = None):
         self.scope = scope  # As ASGI gives it: method, path, headers, client
+        self.fields: dict[bytes, bytes] = dict(scope["headers"])  # Of headers that come twice, the last
         self.wire = wire  # How request and answer are spelt; None is the JSON of `/predict`
         self.began = perf_counter()  # Seconds of that clock, as the moments below are; 0 is a moment that did not come
         self.read = self.decoded = self.scored = self.encoded = 0.0  # When the body was there, its rows, the prediction, and the answer or refusal
@@ -86,7 +88,7 @@ class Wire:
 Wires = Callable[[bytes, bytes], "Wire | Refusal | None"]  # Given the media type of the body and the header `accept`; None is the JSON of `/predict`
 
 # %% ../../nbs/serve/04_service.ipynb #body
-_CLOSE = (b"connection", b"close")
+CLOSE = (b"connection", b"close")
 
 
 _JSON = b"application/json"
@@ -119,7 +121,7 @@ def by_headers(
 
 
 def _too_large(limit: int, closing: bool = False) -> Refusal:
-    return refusal(413, "too_large", ["body"], f"The body must not be longer than {limit} bytes", (_CLOSE,) if closing else ())
+    return refusal(413, "too_large", ["body"], f"The body must not be longer than {limit} bytes", (CLOSE,) if closing else ())
 
 
 async def read_body(
@@ -147,14 +149,14 @@ async def read_body(
                 elif length > 2 * limit:
                     break
     except TimeoutError:
-        return refusal(408, "timeout", ["body"], f"The body must arrive within {seconds:g} seconds", (_CLOSE,))
+        return refusal(408, "timeout", ["body"], f"The body must arrive within {seconds:g} seconds", (CLOSE,))
     if length <= limit:
         return b"".join(parts)
     return _too_large(limit, closing=message.get("more_body", False))
 
 # %% ../../nbs/serve/04_service.ipynb #service
 _log = logging.getLogger("notebook_to_prod.serve")
-LARGE = 65_536  # Bytes of a body from which decoding is left to a thread
+LARGE = 16_384  # Bytes of a body from which decoding is left to a thread
 _INTERNAL = refusal(500, "internal", [], "The service failed to answer; its log has the reason")
 
 
@@ -196,6 +198,7 @@ class Service:
     sent: list[Callable[[Call], None]] = field(default_factory=list)
     ended: list[Callable[[Call], None]] = field(default_factory=list)
     score: Callable[[Call, Model], Awaitable[Prediction | Refusal]] | None = None
+    fill: Callable[[Call], Awaitable[Refusal | None]] | None = None  # After `arrived`; may change `body` of the call before it is read
     start: list[Callable[[], None]] = field(default_factory=list)
     stop: list[Callable[[], None]] = field(default_factory=list)
     guard: Guard | None = None  # Asked by the application, also of routes that are not the service's
@@ -214,7 +217,7 @@ class Service:
     keeps_previous: bool = False  # Whether there shall be one, when the model is another
     draining: bool = False  # Whether the process is about to stop: connections are closed after their answer
 
-    def later(self, wires: Wires = json_only, wire: Wire | None = None, work: Callable[[Call], Prediction | Refusal] | None = None) -> Handler:
+    def later(self, wires: Wires = json_only, wire: Wire | None = None, work: Callable[[Call], Awaitable[Prediction | Refusal]] | None = None) -> Handler:
         "The same function, made with the hooks that are there when the first request comes."
         made: list[Handler] = []
 
@@ -229,10 +232,10 @@ class Service:
         self,
         wires: Wires = json_only,
         wire: Wire | None = None,  # What a refusal is spelt as until the headers have told
-        work: Callable[[Call], Prediction | Refusal] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
+        work: Callable[[Call], Awaitable[Prediction | Refusal]] | None = None,  # Answers in the place of a model: sets `content`, returns an empty prediction
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
-        steps, limit, seconds, plainly = Steps(self), self.body_limit, self.body_seconds, wire is None
+        steps, limit, seconds, plainly, fill = Steps(self), self.body_limit, self.body_seconds, wire is None, self.fill
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
             "What the model says, why not, or None if the client has left; raises what hooks raise."
@@ -240,7 +243,7 @@ class Service:
                 return refused
             if (spelt := by_headers(call.scope, limit, wires, plainly)) is not None:
                 if type(spelt) is Refusal:
-                    if spelt.status == 413 and _CLOSE not in spelt.headers:
+                    if spelt.status == 413 and CLOSE not in spelt.headers:
                         return await read_body(receive, limit, seconds) and spelt  # read, for the sender to read why
                     return spelt
                 call.wire = spelt
@@ -249,9 +252,13 @@ class Service:
                 return body
             if work is not None:
                 call.body, call.read = body, perf_counter()
-                return await asyncio.to_thread(work, call) if len(body) > LARGE else work(call)
+                return await work(call)
             if (refused := steps.arrive(call, body)) is not None:
                 return refused
+            if fill is not None:
+                if (refused := await fill(call)) is not None:
+                    return refused
+                body = call.body or b""
             spelt, model = call.wire, call.model
             large = len(body) > (LARGE if spelt is None else spelt.large)
             decode, given = (model.decode, body) if spelt is None else (spelt.decode, call)  # type: ignore[union-attr]
@@ -367,11 +374,19 @@ class Steps:
 
     def fields(self, call: Call) -> list[tuple[bytes, bytes]]:
         "The headers of the answer."
-        kind = _JSON if call.wire is None or call.status != 200 else call.wire.kind
-        found = answer_fields(call.content, call.headers, kind)
-        if self._service.draining:
-            found.append(_CLOSE)
+        found = answer_fields(call.content, call.headers, self.kind(call))
+        if self.draining:
+            found.append(CLOSE)
         return found
+
+    def kind(self, call: Call) -> bytes:
+        "The media type of the answer."
+        return _JSON if call.wire is None or call.status != 200 else call.wire.kind
+
+    @property
+    def draining(self) -> bool:
+        "Whether connections are closed after their answer."
+        return self._service.draining
 
     def sent(self, call: Call) -> None:
         "The answer is out."

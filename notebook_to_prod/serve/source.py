@@ -28,17 +28,17 @@ def registry_layout(store: Store, reference: str, settings: RolloutSettings) -> 
     name, alias = parse_reference(reference, store.alias)
     rollout = read_rollout(registry, name)
     if rollout is not None and rollout.answers and rollout.alias == alias:
-        if rollout.base != live.version or rollout.version == live.version:
+        if rollout.base != live.version or live.version in rollout.versions:
             return Layout(_target(store, live))
-        other = _target(store, registry.read(name, rollout.version))
+        arms = tuple(Arm(route, _target(store, registry.read(name, version)), weight) for route, version, weight in rollout.arms)
         if rollout.kind == "shadow":
-            return Layout(_target(store, live), shadow=other, rollout=rollout.id)
-        return Layout(_target(store, live), (Arm(rollout.route, other, rollout.weight),), rollout=rollout.id)
+            return Layout(_target(store, live), shadow=arms[0].target, rollout=rollout.id)
+        return Layout(_target(store, live), arms, rollout=rollout.id)
     others = {stage: registry.aliased(name, stage) for stage, wanted in (("canary", settings.canary > 0), ("shadow", settings.shadow)) if wanted}
     found = {stage: _target(store, registry.read(name, number)) for stage, number in others.items() if number not in (None, live.version)}
-    arms = (Arm("canary", found["canary"], settings.canary),) if "canary" in found else ()
+    canary = (Arm("canary", found["canary"], settings.canary),) if "canary" in found else ()
     told = "-".join(f"{stage}{each.version}" for stage, each in found.items())
-    return Layout(_target(store, live), arms, found.get("shadow"), f"settings-{live.version}-{told}" if found else "")
+    return Layout(_target(store, live), canary, found.get("shadow"), f"settings-{live.version}-{told}" if found else "")
 
 
 def _target(store: Store, version: ModelVersion) -> Target:

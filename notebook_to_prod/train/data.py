@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['FORMATS', 'Dataset', 'Format', 'find_format', 'read_snapshot', 'load', 'remember', 'remembered', 'record', 'loaded',
-           'add', 'current_digest']
+__all__ = ['FORMATS', 'Dataset', 'Format', 'find_format', 'unpacked', 'read_snapshot', 'load', 'remember', 'remembered', 'record',
+           'loaded', 'add', 'current_digest']
 
 # %% ../../nbs/train/10_data.ipynb #dataset
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def find_format(file_name: str, source: str, chosen: str | None = None) -> Forma
     return Format(name, compression)
 
 # %% ../../nbs/train/10_data.ipynb #unpacked
-def _unpacked(file: Any, compression: str | None, source: str) -> Any:
+def unpacked(file: Any, compression: str | None, source: str) -> Any:
     "The binary file `file`, unpacked while it is read."
     match compression:
         case "gz":
@@ -131,7 +131,7 @@ def _read_part(store: Store, part: KeptPart, format: Format, options: Mapping[st
     reader, defaults = FORMATS[format.name]
     try:
         with open_blob(store, part.digest) as blob:
-            file = _unpacked(blob, format.compression, source)
+            file = unpacked(blob, format.compression, source)
             if format.name in _SEEKING and not file.seekable():
                 file = io.BytesIO(file.read())
             frame = getattr(pd, reader)(file, **defaults | dict(options))

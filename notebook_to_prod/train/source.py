@@ -25,8 +25,8 @@ from .snapshot import Blob, blob_path, find_blob, keep_file, keep_stream, open_b
 from .sql import is_sql, query_table, sql_name, table_bytes
 
 # %% auto #0
-__all__ = ['Part', 'public_address', 'source_name', 'KeptPart', 'Snapshot', 'snapshot_folder', 'Kept', 'keep', 'keep_bytes',
-           'find_snapshot', 'verify_snapshot']
+__all__ = ['Part', 'find_parts', 'public_address', 'source_name', 'KeptPart', 'Snapshot', 'snapshot_folder', 'Kept', 'keep',
+           'keep_bytes', 'find_snapshot', 'verify_snapshot']
 
 # %% ../../nbs/train/09_source.ipynb #part
 @dataclass(frozen=True)
@@ -124,6 +124,30 @@ def _file_system(source: str, storage_options: Mapping[str, Any]) -> tuple[Any, 
         raise DependencyError(f"reading {protocol}:// needs a package", where=public_address(source), remedy=f"pip install {package}") from error
     except ValueError as error:
         raise DataError(f"there is no file system '{protocol}://'", where=public_address(source), remedy="check the beginning of the address") from error
+
+
+def find_parts(
+    source: str,  # Not of a database
+    storage_options: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+) -> tuple[Any, list[Part]]:  # The file system of fsspec, None of local files; and the files in order
+    "The files of a source where they are; raises `DataError`, `DependencyError` or `ServerError`."
+    if source.startswith("file://"):
+        source = urllib.parse.unquote(urllib.parse.urlsplit(source).path)
+    if "://" not in source:
+        return None, _local(str(_in_package(source)) if source.startswith("package:") else source, folder)[0]
+    name = public_address(source)
+    file_system, path = _file_system(source, storage_options or {})
+    try:
+        parts = _remote(source, file_system, path)
+        if len(parts) == 1 and not file_system.exists(parts[0].address):
+            raise DataError("no such file", where=name, remedy="check the address and the rights on it")
+        return file_system, parts
+    except N2PError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ServerError(f"the file system does not answer: {said}", where=name, remedy="check the address, the rights and the network") from error
 
 
 def _remote(source: str, file_system: Any, path: str) -> list[Part]:

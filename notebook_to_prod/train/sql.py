@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL, Engine
 
 # %% auto #0
-__all__ = ['is_sql', 'as_written', 'sql_name', 'is_ordered', 'query_table', 'table_bytes', 'read_table']
+__all__ = ['is_sql', 'as_written', 'sql_name', 'is_ordered', 'query_table', 'stream_query', 'connected', 'table_bytes',
+           'read_table']
 
 # %% ../../nbs/train/08_sql.ipynb #names
 _SECRET_NAMES = re.compile(r"pass|pwd|secret|token|key|credential|sig", re.IGNORECASE)
@@ -96,29 +97,50 @@ def query_table(source: str, options: Mapping[str, Any]) -> pa.Table:  # (rows, 
 
     Raises `DependencyError` without the driver, `ServerError` if the database does not answer, `DataError` if it refuses.
     """
-    import pyarrow as pa
+    name = sql_name(source, options)
+    with connected(source, name) as engine, engine.connect() as connection:
+        names, result = _executed(connection, options, name)
+        rows = result.fetchall()
+        connection.rollback()
+    table = _table(names, rows)
+    return table if "query" in options and is_ordered(str(options["query"])) else _sorted(table)
+
+
+def _executed(connection: Any, options: Mapping[str, Any], name: str) -> tuple[list[str], Any]:
+    "The columns of a result, and the result; a table in the order of its primary key."
     import sqlalchemy as sql
 
-    name = sql_name(source, options)
-    with _connected(source, name) as engine, engine.connect() as connection:
-        if "table" in options:
-            schema, _, table = str(options["table"]).rpartition(".")
-            reflected = sql.Table(table, sql.MetaData(), schema=schema or None, autoload_with=connection)
-            query: Any = sql.select(reflected)
-            ordered = False
-        else:
-            query, ordered = sql.text(str(options["query"])), is_ordered(str(options["query"]))
-        result = connection.execute(query, options.get("params") or {})
-        if not result.returns_rows:
-            raise DataError("the query returns no rows", where=name, remedy="write a query that selects")
-        names, rows = list(result.keys()), result.fetchall()
-        connection.rollback()
+    query: Any = sql.text(str(options.get("query")))
+    if "table" in options:
+        schema, _, table = str(options["table"]).rpartition(".")
+        reflected = sql.Table(table, sql.MetaData(), schema=schema or None, autoload_with=connection)
+        query = sql.select(reflected).order_by(*reflected.primary_key.columns)
+    result = connection.execute(query, options.get("params") or {})
+    if not result.returns_rows:
+        raise DataError("the query returns no rows", where=name, remedy="write a query that selects")
+    names = list(result.keys())
     doubled = sorted({each for each in names if names.count(each) > 1})
     if doubled:
         raise DataError(f"the result has more than one column '{doubled[0]}'", where=name, remedy="name them apart: select a.id as a_id, …")
+    return names, result
+
+
+def _table(names: Sequence[str], rows: Sequence[Any]) -> pa.Table:
+    import pyarrow as pa
+
     columns = zip(*rows, strict=True) if rows else [()] * len(names)
-    table = pa.table({each: _column(values) for each, values in zip(names, columns, strict=True)})
-    return table if ordered else _sorted(table)
+    return pa.table({each: _column(values) for each, values in zip(names, columns, strict=True)})
+
+
+def stream_query(source: str, options: Mapping[str, Any], rows: int = 50_000) -> Iterator[pa.Table]:
+    "The result as tables of so many rows, at least one, in the order in which the database gives them; raises what `query_table` raises."
+    name = sql_name(source, options)
+    with connected(source, name) as engine, engine.connect().execution_options(stream_results=True, max_row_buffer=rows) as connection:
+        names, result = _executed(connection, options, name)
+        yield _table(names, result.fetchmany(rows))
+        while some := result.fetchmany(rows):
+            yield _table(names, some)
+        connection.rollback()
 
 
 def _column(values: tuple[Any, ...]) -> pa.Array:
@@ -139,13 +161,13 @@ _PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
 
 
 @contextmanager
-def _connected(source: str, name: str) -> Iterator[Engine]:
+def connected(source: str, name: str, create: bool = False) -> Iterator[Engine]:  # `create`: a file that is not there is made
     "An engine, and the errors of SQLAlchemy as this package's, without the password."
     import sqlalchemy as sql
     from sqlalchemy import exc
 
     url = _url(source)
-    if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:") and not Path(url.database).is_file():
+    if not create and url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:") and not Path(url.database).is_file():
         raise DataError("no such file", where=name, remedy="give the path of an existing database: sqlite:///relative.db, sqlite:////absolute.db")
     try:
         engine = sql.create_engine(url, poolclass=sql.pool.NullPool)

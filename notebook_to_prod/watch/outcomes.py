@@ -61,14 +61,14 @@ class _Read:
 
 
 class Joined:
-    "What two versions have answered since a rollout began, and what was true of it; `read` reads what has come."
+    "What the versions have answered since a rollout began, and what was true of it; `read` reads what has come."
 
     def __init__(self, settings: LogSettings, rollout: Rollout):
         self.settings, self.rollout = settings, rollout
-        self.said: tuple[dict[Row, tuple[int, Any, Any]], dict[Row, tuple[int, Any, Any]]] = ({}, {})  # When, prediction and probabilities, of the live version and the other
+        self.said: tuple[dict[Row, tuple[int, Any, Any]], ...] = tuple({} for _ in range(1 + len(rollout.arms)))  # When, prediction and probabilities, of the live version and each other
         self.labels: dict[Row, tuple[tuple[int, str, int], Any]] = {}  # When it came, and what it is
         self._began = round(datetime.fromisoformat(rollout.began).timestamp() * 1e6)
-        self._arms = {(rollout.name, str(rollout.base), ""): 0, (rollout.name, str(rollout.version), rollout.route): 1}
+        self._arms = {(rollout.name, str(rollout.base), ""): 0} | {(rollout.name, str(version), route): place for place, (route, version, _) in enumerate(rollout.arms, 1)}
         self._read: dict[str, _Read] = {}
         self._there: set[str] = set()  # Segments, at the last look
         self._asked = -math.inf
@@ -103,7 +103,7 @@ class Joined:
         if kind == "m":
             seen.models.append((rest[0]["model"], rest[0]["version"]))
         elif kind == "p" and rest[0] >= self._began:
-            _, id, number, _, route, fallback, _, _, predictions, chances = rest
+            _, id, number, _, route, fallback, _, _, predictions, chances, *_ = rest
             arm = self._arms.get((*seen.models[number], route))
             if arm is not None and not fallback:
                 for row, said in enumerate(predictions):
@@ -145,19 +145,16 @@ def compared(
     joined: Joined,
     classes: Sequence[Any] | None,  # Of the live version; None if it predicts a number
     measure: str = "right",  # Of classes: or `brier`
-) -> tuple[Moments, Moments]:
-    "The outcomes of the live version and of the other."
+) -> tuple[Moments, ...]:
+    "The outcomes of the live version and of each other."
     pairs = [[(said[1:], joined.labels[row][1]) for row, said in some.items() if row in joined.labels] for some in joined.said]
     if classes is None:
         true = [float(each) for some in pairs for _, label in some for each in _listed(label)]
         unit = (statistics.pstdev(true) if len(true) > 1 else 0.0) or 1.0
-        before, after = (Moments.of(-error(said, label) / unit for (said, _), label in some) for some in pairs)
-        return before, after
+        return tuple(Moments.of(-error(said, label) / unit for (said, _), label in some) for some in pairs)
     if measure == "brier":
-        before, after = (Moments.of(brier(chances, label, classes) for (_, chances), label in some if chances and len(chances) == len(classes)) for some in pairs)
-        return before, after
-    before, after = (Moments.of(right(said, label) for (said, _), label in some) for some in pairs)
-    return before, after
+        return tuple(Moments.of(brier(chances, label, classes) for (_, chances), label in some if chances and len(chances) == len(classes)) for some in pairs)
+    return tuple(Moments.of(right(said, label) for (said, _), label in some) for some in pairs)
 
 
 class LoggedOutcomes:
@@ -168,8 +165,8 @@ class LoggedOutcomes:
         self._joined: Joined | None = None
         self._classes: Sequence[Any] | None = None
 
-    def read(self, rollout: Rollout) -> tuple[Moments, Moments] | None:
-        "The outcomes of the live version and the other; None if no row of either has a label, and of a shadow, which has answered nobody."
+    def read(self, rollout: Rollout) -> tuple[Moments, ...] | None:
+        "The outcomes of the live version and each other; None if no row of any has a label, and of a shadow, which has answered nobody."
         if not self._settings.enabled or rollout.kind == "shadow":
             return None
         if self._joined is None or self._joined.rollout.id != rollout.id:
@@ -178,4 +175,4 @@ class LoggedOutcomes:
             self._joined = Joined(self._settings, rollout)
         self._joined.read()
         found = compared(self._joined, self._classes, self._measure)
-        return found if found[0].count or found[1].count else None
+        return found if any(each.count for each in found) else None

@@ -11,16 +11,16 @@ import math
 import os
 import urllib.request
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, ServerError
+from ..errors import InputError, NotFoundError, ServerError
 from ..project import store_errors
 from ..release.people import identify
 from ..release.registry import Registry
-from ..release.rollout import PROMOTING, RUNNING, STARTING, Rollout, abort_rollout, advance_rollout, running_rollout
+from ..release.rollout import ABORTED, PROMOTING, RUNNING, STARTING, Rollout, abort_rollout, advance_rollout, read_rollout, running_rollout
 from ..serve.rollout.follow import RolloutSettings, read_reports, sum_reports
 from ..serve.source import reports_folder
 from ..serve.rollout.tally import Tally, prediction_shift
@@ -30,7 +30,7 @@ from .sequential import Moments, difference_interval
 
 # %% auto #0
 __all__ = ['WORSE', 'FINE', 'UNKNOWN', 'HOLD', 'ADVANCE', 'ABORT', 'Finding', 'judge', 'Decision', 'decide', 'read_outcomes',
-           'ask_services', 'look', 'act', 'decisions_path', 'log_decision', 'read_decisions']
+           'ask_services', 'look', 'act', 'ended_decision', 'decisions_path', 'log_decision', 'read_decisions']
 
 # %% ../../nbs/watch/02_rollout.ipynb #judge
 WORSE, FINE, UNKNOWN = "worse", "fine", "not known yet"
@@ -63,12 +63,14 @@ def judge(
     settings: RolloutSettings,
     outcomes: tuple[Moments, Moments] | None = None,  # Of the live version and the other, more is better
     mirrored: bool = False,  # Whether the other is a shadow, which answers nobody
+    versions: int = 1,  # That are judged at once: each has its part of the risk to be wrong
 ) -> list[Finding]:
     "The answers to all questions."
+    alpha = _ALPHA / versions
     before, after = before or Tally(""), after or Tally("")
     enough = min(before.requests, after.requests) >= max(1, settings.least)
     rates = [Moments.of_rate(each.failures, each.requests - each.refusals) for each in (before, after)]
-    low, _ = difference_interval(*rates, _ALPHA)
+    low, _ = difference_interval(*rates, alpha)
     found = [_finding("failures", enough, low > settings.failures, rates[1].mean - rates[0].mean, settings.failures, f"{after.failures} of {rates[1].count}, against {before.failures} of {rates[0].count}")]
     if not mirrored:
         slow = [each.seconds(0.95) for each in (before, after)]
@@ -78,13 +80,14 @@ def judge(
     shift = prediction_shift(before, after)
     found.append(_finding("predictions", seen >= settings.least, seen >= settings.least and shift > settings.shift, shift, settings.shift, f"stability index {shift:.3f} of {after.rows} rows, against {before.rows}"))
     if outcomes is not None:
-        low, high = difference_interval(*outcomes, _ALPHA)
+        low, high = difference_interval(*outcomes, alpha)
         known = min(outcomes[0].count, outcomes[1].count) >= max(2, settings.labels or settings.least)
         found.append(_finding("quality", known, high < -settings.quality, outcomes[1].mean - outcomes[0].mean, settings.quality, f"{outcomes[1].mean:.4g} of {outcomes[1].count}, against {outcomes[0].mean:.4g} of {outcomes[0].count}"))
     return found
 
 # %% ../../nbs/watch/02_rollout.ipynb #decide
 HOLD, ADVANCE, ABORT = "hold", "advance", "abort"
+_TEST = 0.05  # Of an A/B test, for all looks and versions together
 _PROMOTION = timedelta(minutes=10)  # Which one takes at most, gates included
 
 
@@ -115,7 +118,7 @@ def decide(
     live: int | None,  # Version that the alias points to
     tallies: Mapping[str, Tally],  # By route
     settings: RolloutSettings,
-    outcomes: tuple[Moments, Moments] | None = None,
+    outcomes: tuple[Moments, ...] | None = None,  # Of the live version and each other
     moment: datetime | None = None,  # Now, by default
     waiting: bool = True,  # Whether a step waits until quality is known
 ) -> Decision:
@@ -123,12 +126,17 @@ def decide(
     before, after = tallies.get("live"), tallies.get(rollout.route)
     requests = after.requests if after else 0
     mirrored = rollout.kind == "shadow"
+    arms = rollout.arms
     if outcomes is None and settings.labels and not mirrored:
-        outcomes = Moments.of(()), Moments.of(())
-    findings = tuple(judge(before, after, settings, outcomes, mirrored))
+        outcomes = (Moments.of(()),) * (1 + len(arms))
+    findings: list[Finding] = []
+    for place, (route, version, _) in enumerate(arms, 1):
+        known = None if outcomes is None else (outcomes[0], outcomes[place])
+        found = judge(before, tallies.get(route), settings, known, mirrored, len(arms))
+        findings += found if len(arms) == 1 else [replace(each, about=f"{each.about} of version {version}") for each in found]
 
-    def decided(action: str, why: str) -> Decision:
-        return Decision(now(), rollout.name, rollout.id, rollout.version, rollout.base, 100 * rollout.weight, action, why, findings, requests)
+    def decided(action: str, why: str, version: int = 0) -> Decision:
+        return Decision(now(), rollout.name, rollout.id, version or rollout.version, rollout.base, 100 * rollout.weight, action, why, tuple(findings), requests)
 
     if rollout.state == STARTING:
         return decided(HOLD, f"it is being let in since {rollout.moved}")
@@ -138,11 +146,11 @@ def decide(
         return decided(ADVANCE if gone else HOLD, f"it is being promoted since {rollout.moved}" + (": who did that is gone" if gone else ""))
     if live != rollout.base:
         return decided(ABORT, f"{rollout.alias} is version {live} now, not {rollout.base}")
-    guarding = findings if rollout.kind != "ab" else tuple(each for each in findings if each.about in ("failures", "latency"))
+    guarding = [each for each in findings if rollout.kind != "ab" or each.about.partition(" ")[0] in ("failures", "latency")]
     if worse := [each for each in guarding if each.verdict == WORSE]:
         return decided(ABORT, "; ".join(f"{each.about}: {each.told}" for each in worse))
     if rollout.kind == "ab":
-        return decided(*_tested(outcomes, settings))
+        return decided(*_tested(outcomes, settings, rollout.versions))
     if mirrored:
         return decided(HOLD, "a shadow is ended by hand")
     if (moment or datetime.now(UTC)) < rollout.due:
@@ -154,22 +162,33 @@ def decide(
     return decided(ADVANCE, "; ".join(f"{each.about}: {each.told}" for each in findings))
 
 
-def _tested(outcomes: tuple[Moments, Moments] | None, settings: RolloutSettings) -> tuple[str, str]:
-    "What an A/B test says."
-    if outcomes is None or not outcomes[0].count + outcomes[1].count:
-        return HOLD, "no outcomes: tell what was true by POST /feedback, or give --outcomes FILE"
-    low, high = difference_interval(*outcomes, 0.05)
+def _tested(outcomes: tuple[Moments, ...] | None, settings: RolloutSettings, versions: tuple[int, ...]) -> tuple[str, str, int]:
+    "What an A/B test says, and of which version."
+    if outcomes is None or not any(each.count for each in outcomes):
+        return HOLD, "no outcomes: tell what was true by POST /feedback, or give --outcomes FILE", 0
+    live, others = outcomes[0], dict(zip(versions, outcomes[1:], strict=True))
+    intervals = {version: difference_interval(live, each, _TEST / len(versions)) for version, each in others.items()}
+    told = "; ".join(_interval(version, live, others[version], interval, len(versions) > 1) for version, interval in intervals.items())
+    better = [version for version, (low, _) in intervals.items() if low > 0 and min(live.count, others[version].count) >= settings.least]
+    if better:
+        return ADVANCE, told, max(better, key=lambda version: others[version].mean)
+    if all(high < 0 for _, high in intervals.values()):
+        return ABORT, told, 0
+    finite = any(math.isfinite(high) for _, high in intervals.values())
+    return HOLD, f"no difference yet: {told}" if finite else told, 0
+
+
+def _interval(version: int, live: Moments, other: Moments, interval: tuple[float, float], several: bool) -> str:
+    low, high = interval
+    called = f"version {version}" if several else "the other version"
     if not (math.isfinite(low) and math.isfinite(high)):
-        return HOLD, f"too few outcomes to tell: {outcomes[0].count} and {outcomes[1].count}"
-    told = f"the other version is better by {low:.4g} to {high:.4g}"
-    if low > 0 and min(outcomes[0].count, outcomes[1].count) >= settings.least:
-        return ADVANCE, told
-    return (ABORT, told) if high < 0 else (HOLD, f"no difference yet: {told}")
+        return f"too few outcomes to tell: {live.count} and {other.count}" + (f" of version {version}" if several else "")
+    return f"{called} is better by {low:.4g} to {high:.4g}"
 
 # %% ../../nbs/watch/02_rollout.ipynb #watch
-def read_outcomes(path: Path, base: int, version: int) -> tuple[Moments, Moments]:
-    "The outcomes of the live version and the other; raises `InputError`."
-    values: dict[str, list[float]] = {str(base): [], str(version): []}
+def read_outcomes(path: Path, *versions: int) -> tuple[Moments, ...]:
+    "The outcomes of versions; raises `InputError`."
+    values: dict[str, list[float]] = {str(version): [] for version in versions}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows: Iterable[Mapping[str, Any]] = csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, filter(str.strip, file))
@@ -178,7 +197,7 @@ def read_outcomes(path: Path, base: int, version: int) -> tuple[Moments, Moments
                     values[str(row["version"])].append(float(row["value"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"the outcomes cannot be read: {type(error).__name__} {error}", where=str(path), remedy="give CSV or JSON lines with the columns version and value") from error
-    return Moments.of(values[str(base)]), Moments.of(values[str(version)])
+    return tuple(Moments.of(values[str(version)]) for version in versions)
 
 
 def ask_services(urls: Iterable[str], seconds: float = 5.0) -> dict[str, dict[str, Any]]:
@@ -205,7 +224,7 @@ def look(
     "What there is to decide about a rollout now, without doing it."
     rollout = running_rollout(registry, name)
     reports = read_reports(reports_folder(registry.store, name) / rollout.id) | ask_services(urls)
-    known = read_outcomes(outcomes, rollout.base, rollout.version) if outcomes else logged.read(rollout) if logged else None
+    known = read_outcomes(outcomes, rollout.base, *rollout.versions) if outcomes else logged.read(rollout) if logged else None
     waiting = bool(outcomes or settings.labels)
     return rollout, decide(rollout, registry.aliased(name, rollout.alias), sum_reports(reports, rollout.id), settings, known, waiting=waiting)
 
@@ -214,12 +233,22 @@ def act(registry: Registry, rollout: Rollout, decision: Decision, unsealed: bool
     "Do what was decided, and write it down; raises `VerdictError` if the rollout has changed meanwhile, or a gate says no."
     after = rollout
     if decision.action == ADVANCE:
-        after = advance_rollout(registry, rollout.name, f"by watch: {decision.why}", decision.requests, rollout, unsealed)
+        after = advance_rollout(registry, rollout.name, f"by watch: {decision.why}", decision.requests, rollout, unsealed, version=decision.version)
     elif decision.action == ABORT:
         after = abort_rollout(registry, rollout.name, f"by watch: {decision.why}", rollout)
     done = Decision(**{**vars(decision), "user": identify().user, "state": after.state})
     log_decision(registry, done)
     return done
+
+
+def ended_decision(registry: Registry, watched: Rollout) -> Decision:
+    "What became of a rollout that was watched, and that somebody else has ended; raises `NotFoundError` if it is not known any more."
+    found = read_rollout(registry, watched.name)
+    if found is None or found.id != watched.id or found.goes_on:
+        raise NotFoundError(f"the rollout of '{watched.name}' is not known any more", where=watched.name, remedy=f"see n2p history {watched.name}")
+    last = next(event for event in reversed(registry.history(watched.name)) if event.action == "rollout")
+    why = "; ".join(filter(None, (f"by {last.user}", last.reason)))
+    return Decision(now(), found.name, found.id, found.version, found.base, 0.0, ABORT if found.state == ABORTED else ADVANCE, why, user=last.user, state=found.state)
 
 
 def decisions_path(registry: Registry, name: str) -> Path:

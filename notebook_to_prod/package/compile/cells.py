@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .coded import Coded
 from .row import Ones, RowCells, RowCode, RowNumbers, Scalar, exact_numbers
 from .step import Builder, Cells, FiniteCells, Numbers, Refused, Step, not_compiled, transformer
 
@@ -37,8 +38,10 @@ def code_table(categories: Any, marker: str) -> dict[Any, int]:
     return table
 
 
-def look_up(column: Sequence[Any], table: Mapping[Any, Any], unknown: Any) -> list[Any]:
+def look_up(column: Sequence[Any], table: Mapping[Any, Any], unknown: Any) -> Any:  # A list, or an array of objects or numbers
     "What the table says of each value; `unknown` for those it does not have."
+    if isinstance(column, Coded):
+        return np.array(look_up(column.values, table, unknown)).take(column.codes)
     column = column.tolist() if isinstance(column, np.ndarray) else column
     missing = table.get(None, unknown)
     return [table.get(value, unknown) if value == value else missing for value in column]
@@ -78,14 +81,19 @@ class Fill(Step):
     columns: list[int]
     values: list[Any]  # None leaves the column alone
     indicators: list[int]  # Positions in `columns`
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         filled: list[Sequence[Any]] = []
         for position, value in zip(self.columns, self.values, strict=True):
             column = columns[position]
+            if isinstance(column, Coded):
+                filled.append(column if value is None else column.map(lambda cell, value=value: value if is_missing(cell) else cell))
+                continue
             filled.append(column if value is None else [value if cell is None or cell != cell else cell for cell in column])
         for each in self.indicators:
-            filled.append([cell is None or cell != cell for cell in columns[self.columns[each]]])
+            column = columns[self.columns[each]]
+            filled.append(column.map(is_missing) if isinstance(column, Coded) else [cell is None or cell != cell for cell in column])
         return filled
 
     def row(self, code: RowCode, value: Any) -> RowCells | None:
@@ -124,6 +132,9 @@ def fill_cells(builder: Builder, part: Any, value: Cells, path: str) -> Cells:
     )
 
 # %% ../../../nbs/package/compile/01_cells.ipynb #onehot
+_FEW_ROWS = 64  # Whose cells plain Python places sooner than an array for each column is made
+
+
 @dataclass(eq=False)
 class OneHot(Step):
     "A one at the place of each cell's category."
@@ -133,6 +144,7 @@ class OneHot(Step):
     unknown: list[int]  # Place of what the table does not have; -1 is none, -2 an error
     width: int
     dtype: str = "float64"
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> np.ndarray:
         rows = len(columns[self.columns[0]])
@@ -147,12 +159,21 @@ class OneHot(Step):
                 elif place == -2:
                     raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
             return matrix
+        ones: list[int] = []  # Of the matrix as one row
         for position, table, unknown in zip(self.columns, self.tables, self.unknown, strict=True):
-            places = np.array(look_up(columns[position], table, unknown))
+            found = look_up(columns[position], table, unknown)
+            if rows <= _FEW_ROWS:
+                if -2 in found:
+                    raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
+                ones += [row * self.width + place for row, place in enumerate(found) if place >= 0]
+                continue
+            places = np.array(found)
             if (places == -2).any():
                 raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
             at = np.flatnonzero(places >= 0)
             matrix[at, places[at]] = 1
+        if ones:
+            matrix.reshape(-1)[ones] = 1
         return matrix
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
@@ -224,13 +245,14 @@ class Recode(Step):
     tables: list[dict[Any, float]]
     unknown: list[float | None]  # None is an error
     dtype: str = "float64"
+    takes_coded = True
 
     def __call__(self, columns: Sequence[Sequence[Any]]) -> np.ndarray:
         rows = len(columns[self.columns[0]])
         matrix = np.empty((rows, len(self.columns)), dtype=self.dtype)
         for place, (position, table, unknown) in enumerate(zip(self.columns, self.tables, self.unknown, strict=True)):
             numbers = look_up(columns[position], table, unknown)
-            if unknown is None and None in numbers:
+            if unknown is None and None in (numbers if isinstance(numbers, list) or numbers.dtype == object else ()):
                 raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
             matrix[:, place] = numbers
         return matrix

@@ -16,7 +16,7 @@ import numpy as np
 from . import boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers
 from .compose import Outside
 from .rows import Programs, programs_of
-from .step import STEPS, Builder, Finite, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
+from .step import STEPS, Builder, Finite, FiniteCells, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
 from .trees import Forest
 from ...errors import BundleError, DependencyError
 from ..schema import Schema, infer_schema, jsonable
@@ -273,6 +273,19 @@ class Plan:
     def forests(self) -> list[Forest]:
         "The steps whose engine can be chosen."
         return [step for step, _ in self.steps if isinstance(step, Forest)]
+
+    @property
+    def takes_coded(self) -> bool:
+        "Whether columns of texts and categories may be `Coded`: every step that is given cells knows them."
+        held = {0}
+        for position, (step, inputs) in enumerate(self.steps, 1):
+            if held.isdisjoint(inputs):
+                continue
+            if not step.takes_coded:
+                return False
+            if isinstance(step, cells.Fill | FiniteCells):
+                held.add(position)
+        return True
 
     @property
     def outside(self) -> list[str]:

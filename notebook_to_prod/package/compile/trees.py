@@ -242,6 +242,7 @@ class LeafSum(Step):
 
 _FEW_OUTPUTS = 16  # That are taken out of an array
 
+
 # %% ../../../nbs/package/compile/07_trees.ipynb #cast
 @dataclass(eq=False)
 class Single(Step):

@@ -37,13 +37,13 @@ _WHERE = "[tool.n2p.serve.security]"
 class AccessSettings:
     "Who may call a service, and how often."
 
-    keys: Mapping[str, Caller] | None = field(default=None, repr=False)  # By digest
-    keys_file: Path | None = None
-    issuer: Issuer | None = None
-    rate: Rate | None = None
-    anonymous_rate: Rate | None = None
-    docs: str = "key"
-    cors: tuple[str, ...] = ()
+    keys: Mapping[str, Caller] | None = field(default=None, repr=False)  # By the name of a caller: n2p apikey new NAME makes the lines
+    keys_file: Path | None = None  # A file of such lines, read again when it changes
+    issuer: Issuer | None = None  # Who signs tokens (JWT)
+    rate: Rate | None = None  # Of each caller, who may have another of their own
+    anonymous_rate: Rate | None = None  # Of each address that shows no key; 10/second where keys are asked for
+    docs: str = "key"  # Who may read /docs: `key`, `open` or `off`
+    cors: tuple[str, ...] = ()  # Origins of pages that may ask from a browser
     without_authentication: bool = False  # Whether a service that asks nobody may be reached from elsewhere
     admin: tuple[str, int] | None = None  # Host and port of a listener apart, for metrics, pages and administration
 

@@ -28,8 +28,8 @@ STRICT = (b"strict-transport-security", b"max-age=31536000")  # A browser that h
 class Tls:
     "The files of a certificate, which have been loaded once."
 
-    certfile: Path
-    keyfile: Path | None = None
+    certfile: Path  # Of the certificate, in PEM, read again when it changes
+    keyfile: Path | None = None  # Of its key, if that is in another file
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = _WHERE) -> Tls | None:

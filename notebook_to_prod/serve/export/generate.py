@@ -21,7 +21,10 @@ from ...package.lock import hash_lock, lock_text, read_lock
 from ...package.schema import Column
 from ...package.trust import trusted_libraries
 from ...project import shipped_file
+from ..access.guard import is_local
+from ..configure import read_settings
 from .folder import FolderReport, read_state, write_folder
+from .settings import settings_text
 from ..predictor import Predictor
 from ...train.environment import requirement_closure
 
@@ -39,6 +42,8 @@ _RUNTIME_MODULES = (
     "package.profile",
     "package.policy",
     "package.bundle",
+    "package.features.definition",
+    "package.features.online",
     "serve.request",
     "serve.decode",
     "serve.predictor",
@@ -47,7 +52,9 @@ _RUNTIME_MODULES = (
     "serve.request_id",
     "serve.log.segments",
     "serve.log.request_log",
+    "serve.log.ids",
     "serve.log.feedback",
+    "serve.features",
     "serve.configure",
     "serve.app",
     "serve.direct",
@@ -136,13 +143,21 @@ def _memory(bundle: Bundle) -> int:
     return 64 * math.ceil((_LIBRARIES_MIB + 4 * model) / 64)
 
 
-def _context(predictor: Predictor, hashes: bool) -> dict[str, Any]:
+def _admin_port(folder: Path) -> int | None:
+    "The port of the listener apart, if the settings in a folder want one that is reached from outside its container; raises `InputError` if they cannot be read."
+    admin = read_settings(folder / "service.toml").get("security", {}).get("admin")
+    host, _, port = admin.rpartition(":") if isinstance(admin, str) else ("", "", "")
+    return int(port) if port.isdecimal() and not is_local(host.strip("[]")) else None
+
+
+def _context(predictor: Predictor, hashes: bool, admin: int | None = None) -> dict[str, Any]:
     "What a template may name."
     bundle, golden = predictor.bundle, predictor.bundle.golden
     said = {name: golden[name] and golden[name][:1] for name in ("predictions", "probabilities")}
     columns = [{"name": each.name, "kind": each.kind, "nullable": each.nullable, "annotation": _annotation(each), "remark": _remark(each)} for each in bundle.schema.columns]
     return {
         **predictor.identity,
+        "admin": admin,
         "slug": service_slug(predictor.name),
         "tag": re.sub(r"[^\w.-]+", "-", predictor.version, flags=re.ASCII).lstrip(".-") or "0",
         "n2p": notebook_to_prod.__version__,
@@ -177,9 +192,9 @@ def export_service(
     if state and state["model"] != predictor.name and not force:
         raise InputError(f"the folder holds the service of the model '{state['model']}'", where=str(target), remedy="name another folder, or give --force")
     lock = service_lock(predictor, hashes)
-    texts = {"requirements.lock": lock.encode(), "Dockerfile": _dockerfile(predictor.bundle.metadata["python"], hashes).encode()}
+    texts = {"service.toml": settings_text().encode(), "requirements.lock": lock.encode(), "Dockerfile": _dockerfile(predictor.bundle.metadata["python"], hashes).encode()}
     made = {"n2p": notebook_to_prod.__version__, **predictor.identity}
-    return write_folder(target, texts | _runtime_texts() | _render(_context(predictor, hashes)), predictor.bundle, made, force)
+    return write_folder(target, texts | _runtime_texts() | _render(_context(predictor, hashes, _admin_port(target))), predictor.bundle, made, force)
 
 
 def _dockerfile(python: str, hashes: bool) -> str:

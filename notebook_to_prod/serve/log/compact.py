@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ...errors import DependencyError, StoreError
 from ...project import store_errors, write_atomic
-from .predictions import Answerer, Answered, Entries, Labelled, answered_table, by_day, feature_name, joined, labels_table, read_entries
+from .predictions import Answerer, Answered, Entries, Labelled, answered_table, by_day, feature_name, joined, labels_table, read_entries, unmatched
 from .request_log import RequestLog, LogSettings
 from .segments import DAMAGED, OPEN, is_abandoned, read_segment, read_segments, segment_paths
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, MetaData, Table
 
 # %% auto #0
-__all__ = ['Target', 'ParquetTarget', 'SqlTarget', 'Compaction', 'open_target', 'compact', 'read_predictions', 'write_labels']
+__all__ = ['Target', 'ParquetTarget', 'SqlTarget', 'Compaction', 'open_target', 'compact', 'read_predictions', 'count_unmatched',
+           'write_labels']
 
 # %% ../../../nbs/serve/log/04_compact.ipynb #target
 class Target(Protocol):
@@ -161,7 +162,7 @@ def _tables(metadata: MetaData) -> tuple[Table, Table, Table, Table]:
     place = [("segment", sa.String, True), ("place", sa.BigInteger, True), ("row", sa.Integer, True)]
     told = [("id", sa.String, False), ("time", sa.DateTime(timezone=True), False), ("day", sa.Date, False)]
     answer = [(name, sa.String, False) for name in ("model", "version", "bundle", "protocol", "route", "fallback")]
-    answer += [("latency_us", sa.BigInteger, False), ("prediction", value, False), ("probabilities", value, False), ("features", value, False)]
+    answer += [("latency_us", sa.BigInteger, False), ("prediction", value, False), ("probabilities", value, False), ("features", value, False), ("changes", value, False)]
 
     def table(name: str, *columns: tuple[str, Any, bool]) -> Table:
         made = (sa.Column(title, kind, primary_key=key, autoincrement=False, index=title in ("id", "day") and not key) for title, kind, key in columns)
@@ -187,6 +188,25 @@ class SqlTarget:
             self._engine: Engine = sa.create_engine(address)
         with self._errors():
             self._metadata.create_all(self._engine)
+            self._add_column()
+
+    def _add_column(self) -> None:
+        "Give a table that an earlier release has made the column which it did not know."
+        from sqlalchemy import inspect, text
+        from sqlalchemy.exc import DBAPIError
+
+        def there() -> bool:
+            return "changes" in {each["name"] for each in inspect(self._engine).get_columns("n2p_answers")}
+
+        if there():
+            return
+        kind = self._answers.c.changes.type.compile(self._engine.dialect)
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(text(f"ALTER TABLE n2p_answers ADD COLUMN changes {kind}"))
+        except DBAPIError:
+            if not there():  # or another process was quicker
+                raise
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -314,7 +334,7 @@ def _answer_rows(segment: str, answerer: Answerer, answered: list[Answered]) -> 
         told |= {"protocol": each.protocol, "route": each.route, "fallback": each.fallback, "latency_us": each.latency_us}
         for row, (values, said) in enumerate(zip(each.rows, each.predictions, strict=True)):
             chances = each.probabilities and each.probabilities[row]
-            yield told | {"row": row, "prediction": said, "probabilities": chances, "features": dict(zip(names, values, strict=True))}
+            yield told | {"row": row, "prediction": said, "probabilities": chances, "features": dict(zip(names, values, strict=True)), "changes": each.changes.get(row)}
 
 
 def _label_rows(segment: str, labels: list[Labelled]) -> Iterator[dict[str, Any]]:
@@ -347,6 +367,8 @@ def _answer_tables(described: list[dict[str, Any]], rows: list[Any]) -> list[pa.
         answered: dict[int, Answered] = {}
         for row in some:
             each = answered.setdefault(row.place, Answered(row.place, _utc(row.time), row.id, row.protocol, row.route, row.fallback, row.latency_us, [], [], None if row.probabilities is None else []))
+            if row.changes:
+                each.changes[len(each.rows)] = row.changes
             each.rows.append([row.features[name] for name in names])
             each.predictions.append(row.prediction)
             if each.probabilities is not None:
@@ -447,13 +469,8 @@ def _alone(folder: Path) -> Iterator[None]:
             lock.release()
 
 # %% ../../../nbs/serve/log/04_compact.ipynb #read
-def read_predictions(
-    settings: LogSettings,  # With the folder
-    since: date | None = None,  # The first day, in UTC
-    until: date | None = None,  # The last one
-    model: str | None = None,  # Of this one alone, where a target has several
-) -> pd.DataFrame:
-    "All that a log holds, each row with its label if there is one; see `predictions` for the columns."
+def _read(settings: LogSettings, since: date | None = None, until: date | None = None) -> tuple[list[pa.Table], list[pa.Table]]:
+    "The answers of some days, and the labels that have come since the first of them."
     answers: list[pa.Table] = []
     labels: list[pa.Table] = []
     for segment in read_segments(settings.folder or Path()):
@@ -463,8 +480,23 @@ def read_predictions(
             answers += [answered_table(segment.name, answerer, some)] if some else []
         labels += [labels_table(segment.name, entries.labels)] if entries.labels else []
     known, true = open_target(settings).read(since, until)
-    found = joined(answers + known, labels + true)
+    return answers + known, labels + true
+
+
+def read_predictions(
+    settings: LogSettings,  # With the folder
+    since: date | None = None,  # The first day, in UTC
+    until: date | None = None,  # The last one
+    model: str | None = None,  # Of this one alone, where a target has several
+) -> pd.DataFrame:
+    "All that a log holds, each row with its label if there is one; see `predictions` for the columns."
+    found = joined(*_read(settings, since, until))
     return found if model is None else found[found["model"] == model].reset_index(drop=True)
+
+
+def count_unmatched(settings: LogSettings) -> int:
+    "Rows that have a label in the log or its target, and no answer in either."
+    return unmatched(*_read(settings))
 
 
 def write_labels(settings: LogSettings, labels: list[tuple[str, int, Any]]) -> None:

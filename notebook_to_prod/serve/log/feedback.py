@@ -5,8 +5,9 @@
 # %% ../../../nbs/serve/log/02_feedback.ipynb #imports
 from __future__ import annotations
 
+import asyncio
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,8 +19,9 @@ from ...package.bundle import Bundle, Prediction
 from ...package.schema import Column
 from ..request import ROW_LIMIT, Refusal, column_type, read_json, refusal
 from ..request_id import REQUEST_ID
+from .ids import KnownIds
 from .request_log import RequestLog
-from ..service import Call
+from ..service import LARGE, Call
 
 # %% auto #0
 __all__ = ['LABEL_LIMIT', 'Label', 'label_type', 'label_model', 'labels_type', 'take_labels', 'read_labels']
@@ -62,28 +64,36 @@ def labels_type(label: type[BaseModel]) -> Any:
 _NOT_LOGGED = refusal(503, "not_logged", ["server"], "The labels could not be written down", ((b"retry-after", b"1"),))
 
 
-def take_labels(bundle: Bundle, log: RequestLog) -> Callable[[Call], Prediction | Refusal]:
+def take_labels(bundle: Bundle, log: RequestLog) -> Callable[[Call], Awaitable[Prediction | Refusal]]:
     "What answers `/feedback`, given a call whose body is there."
     many = TypeAdapter(list[label_model(bundle)])  # type: ignore[misc]
+    known = KnownIds(log.writer.folder)
 
-    def take(call: Call) -> Prediction | Refusal:
-        content = read_json(call.body or b"")
+    def read(body: bytes) -> list[Any] | Refusal:
+        content = read_json(body)
         if type(content) is Refusal:
             return content
         alone = not isinstance(content, list)
         if not alone and not 0 < len(content) <= LABEL_LIMIT:
             return refusal(422, "too_long" if content else "too_short", ["body"], f"A list must have from 1 to {LABEL_LIMIT} labels")
         try:
-            labels = many.validate_python([content] if alone else content)
+            return many.validate_python([content] if alone else content)
         except ValidationError as error:
             shown = error.errors(include_url=False, include_context=False, include_input=False)[:20]
             told = [each["loc"][alone:] for each in shown]
             return Refusal(422, [{"type": each["type"], "loc": ["body", *map(_short, where)], "msg": _short(each["msg"])} for each, where in zip(shown, told, strict=True)])
+
+    async def take(call: Call) -> Prediction | Refusal:
+        body = call.body or b""
+        labels = await asyncio.to_thread(read, body) if len(body) > LARGE else read(body)
+        if type(labels) is Refusal:
+            return labels
         try:
-            log.write_labels([(each.id, each.row, each.label) for each in labels])  # type: ignore[attr-defined]
+            log.write_labels([(each.id, each.row, each.label) for each in labels])  # type: ignore[union-attr]
         except OSError:
             return _NOT_LOGGED
-        call.content = b'{"accepted":%d}' % len(labels)
+        missing = await asyncio.to_thread(known.missing, {each.id for each in labels})  # type: ignore[union-attr]
+        call.content = b'{"accepted":%d,"pending":%d}' % (len(labels), sum(each.id in missing for each in labels))  # type: ignore[union-attr]
         return Prediction([])
 
     return take

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Answerer', 'Answered', 'Labelled', 'Entries', 'read_entries', 'feature_name', 'features_of', 'answered_table',
-           'labels_table', 'by_day', 'joined', 'features']
+           'labels_table', 'by_day', 'joined', 'unmatched', 'features']
 
 # %% ../../../nbs/serve/log/03_predictions.ipynb #entry
 _FEATURE = "feature."
@@ -62,6 +62,7 @@ class Answered:
     rows: list[list[Any]]
     predictions: list[Any]
     probabilities: list[Any] | None
+    changes: dict[int, list[str]] = field(default_factory=dict)  # By row what policies have dealt with: `COLUMN: above the maximum, clipped`
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,16 @@ def _whole(value: Any) -> Any:
     return {_whole(name): _whole(each) for name, each in value.items()} if isinstance(value, dict) else value
 
 
+_ALWAYS = 7  # What each record of an answer tells behind its number
+
+
+def _by_row(changes: Iterable[tuple[int, str, str]]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for row, column, what in changes:
+        found.setdefault(row, []).append(f"{column}: {what}")
+    return found
+
+
 def read_entries(segment: Segment) -> Entries:
     "The entries of a segment."
     found = Entries(segment.name)
@@ -111,7 +122,8 @@ def read_entries(segment: Segment) -> Entries:
             found.answered.append((Answerer.from_record(rest[0]), []))
         elif kind == "p":
             moment, id, number, *others = rest
-            found.answered[number][1].append(Answered(place, _time(moment), id, *others))
+            changes = others.pop() if len(others) > _ALWAYS else ()  # there only if there are some
+            found.answered[number][1].append(Answered(place, _time(moment), id, *others, _by_row(changes)))
         elif kind == "l":
             found.labels.extend(Labelled(place + number, _time(rest[0]), *each) for number, each in enumerate(rest[1]))
     return found
@@ -182,6 +194,7 @@ def answered_table(segment: str, answerer: Answerer, answered: list[Answered]) -
         "latency_us": repeated([each.latency_us for each in answered], pa.int64()),
         "prediction": _said([said for each in answered for said in each.predictions], answerer.classes),
         "probabilities": _column([chances for each in answered for chances in each.probabilities or [None] * len(each.predictions)]),
+        "changes": pa.array([each.changes.get(row) for each, count in zip(answered, counts, strict=True) for row in range(count)], pa.list_(pa.string())),
     }
     features = features_of(answerer, [row for each in answered for row in each.rows])
     columns |= {feature_name(name): _column(features[name]) for name in features}
@@ -209,7 +222,7 @@ def by_day(entries: list[Any]) -> Iterator[tuple[date, list[Any]]]:
     yield from days.items()
 
 # %% ../../../nbs/serve/log/03_predictions.ipynb #joined
-_BASE = ("id", "row", "time", "model", "version", "bundle", "protocol", "route", "fallback", "latency_us", "prediction", "probabilities", "label")
+_BASE = ("id", "row", "time", "model", "version", "bundle", "protocol", "route", "fallback", "latency_us", "prediction", "probabilities", "changes", "label")
 
 
 def joined(answers: list[pa.Table], labels: list[pa.Table]) -> pd.DataFrame:
@@ -220,6 +233,8 @@ def joined(answers: list[pa.Table], labels: list[pa.Table]) -> pd.DataFrame:
     if not frames:
         return pd.DataFrame(columns=[*_BASE])
     told = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+    changes = told["changes"] if "changes" in told else [None] * len(told)  # or all of it was written before there were any
+    told["changes"] = pd.Series([each if isinstance(each, Iterable) else None for each in changes], dtype=object)
     told = told.drop_duplicates(["segment", "place", "row"]).sort_values(["time", "segment", "place", "row"], kind="stable", ignore_index=True)
     true = pd.concat([table.to_pandas() for table in labels], ignore_index=True) if labels else pd.DataFrame({"id": [], "row": [], "time": [], "segment": [], "place": [], "label": []})
     true = true.sort_values(["time", "segment", "place"], kind="stable").drop_duplicates(["id", "row"], keep="last")
@@ -227,6 +242,15 @@ def joined(answers: list[pa.Table], labels: list[pa.Table]) -> pd.DataFrame:
     told["label"] = pd.Series([found.get(each) for each in zip(told["id"], told["row"], strict=True)], dtype=object).infer_objects()
     features = [name for name in told if name.startswith(_FEATURE)]
     return told[[*_BASE, *features, "segment", "place"]]
+
+
+def unmatched(answers: list[pa.Table], labels: list[pa.Table]) -> int:
+    "Rows that have a label and no answer."
+
+    def rows(tables: list[pa.Table]) -> set[tuple[str, int]]:
+        return {each for table in tables for each in zip(table["id"].to_pylist(), table["row"].to_pylist(), strict=True)}
+
+    return len(rows(labels) - rows(answers)) if labels else 0
 
 
 def _alike(tables: list[pa.Table]) -> Iterator[pa.Table]:

@@ -21,9 +21,11 @@ from datetime import timedelta
 from pathlib import Path
 from time import perf_counter, time_ns
 from typing import Any
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from ...errors import InputError
+from ...package.policy import Adjusted
 from ...package.schema import Column
 from ...project import refuse_unknown, store_errors
 from ..batch import Model
@@ -77,18 +79,18 @@ _SALT = 16
 class LogSettings:
     "What is written of each prediction, where, and for how long."
 
-    folder: Path | None = None  # Without one there is no log
-    enabled: bool = True
-    sample: float = 1.0
-    redact: tuple[str, ...] = ()
-    hash: tuple[str, ...] = ()
-    salt: str = field(default="", repr=False)
-    columns: Mapping[str, ColumnRule] = field(default_factory=dict)
-    on_error: str = "refuse"
-    segment_size: int = 64 * 2**20  # Bytes
-    segment_age: float = 3600.0  # Seconds
-    to: str = ""
-    retention: timedelta | None = None
+    folder: Path | None = None  # Where the files are; `log` beside this file if there is this table, and no log without it
+    enabled: bool = True  # Whether there is a log, if there is this table
+    sample: float = 1.0  # The share of requests that are kept, by their id
+    redact: tuple[str, ...] = ()  # Columns whose values are not written
+    hash: tuple[str, ...] = ()  # Columns of whose values a keyed hash is written; needs a salt
+    salt: str = field(default="", repr=False)  # The name of a variable with 16 letters or more, the key of these hashes
+    columns: Mapping[str, ColumnRule] = field(default_factory=dict)  # By column how long its values are kept (keep), and of which share of requests (sample)
+    on_error: str = "refuse"  # What cannot be written is not answered, but 503; `answer`: it is answered, and the loss is counted and told
+    segment_size: int = 64 * 2**20  # When a process begins another file
+    segment_age: float = 3600.0  # The same, by its age
+    to: str = ""  # Where compaction puts the files: a folder, a URI of fsspec, or the address of a database; `compacted` in the folder if nothing is said
+    retention: timedelta | None = None  # How long whole days are kept; for ever if nothing is said
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = "[tool.n2p.serve.log]") -> LogSettings:
@@ -208,6 +210,11 @@ def hashed(value: Any, key: bytes) -> str | None:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12, key=key).hexdigest()
 
 
+def _left_out(settings: LogSettings, drawn: float) -> set[str]:
+    "The columns that are not written of a request."
+    return {*settings.redact, *(name for name, rule in settings.columns.items() if drawn >= rule.sample)}
+
+
 def _kept(
     columns: Sequence[Column],
     settings: LogSettings,
@@ -215,7 +222,7 @@ def _kept(
 ) -> tuple[list[dict[str, Any]], Keep | None]:
     "The columns of the log, and what makes its rows of those of a request; None if they are the same."
     key = hashlib.sha256(settings.salt.encode()).digest()
-    out = {*settings.redact, *(name for name, rule in settings.columns.items() if drawn >= rule.sample)}
+    out = _left_out(settings, drawn)
     places = [(place, each.name in settings.hash) for place, each in enumerate(columns) if each.name not in out]
     described = [_described(columns[place], secret) for place, secret in places]
     if len(places) == len(columns) and not any(secret for _, secret in places):
@@ -282,8 +289,7 @@ class RequestLog:
         self._shares = sorted({rule.sample for rule in settings.columns.values() if rule.sample < 1})
         self._draws = bool(self._shares) or settings.sample < 1
         self._models: dict[tuple[str, ...], int] = {}  # Those that the open segment describes, each with so many columns
-        self._model: Model | None = None  # The last one; for each number of shares that a draw is not below, its number and what is kept of its rows
-        self._kept: dict[int, tuple[int, Keep | None]] = {}
+        self._kept: WeakKeyDictionary[Model, dict[int, tuple[int, Keep | None]]] = WeakKeyDictionary()  # For each number of shares that a draw is not below, the model's number and what is kept of its rows
         self._told = 0.0
         self._gathered: list[tuple[bytes, Call]] | None = None  # What is to be written at once
 
@@ -300,14 +306,19 @@ class RequestLog:
         now = time_ns() // 1000
         try:
             self._ready(now / 1e6)
-            if call.model is not self._model:
-                self._model, self._kept = call.model, {}
-            number, keep = self._kept.get(without) or self._describe(call.model, without, drawn)  # type: ignore[arg-type]
+            try:
+                number, keep = self._kept[call.model][without]  # type: ignore[index]
+            except KeyError:
+                number, keep = self._describe(call.model, without, drawn)  # type: ignore[arg-type]
             rows = call.rows if keep is None else keep(call.rows)
             said, wire = call.said, call.wire
             took = int((perf_counter() - call.began) * 1e6)
             protocol = "predict" if wire is None else wire.name
-            record = self._encode(("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities))  # type: ignore[union-attr]
+            told: tuple[Any, ...] = ("p", now, call.id, number, protocol, call.route, call.fallback, took, rows, said.predictions, said.probabilities)  # type: ignore[union-attr]
+            if type(call.rows) is Adjusted:
+                out = _left_out(self.settings, drawn)
+                told += ([(each.row, each.column, each.what) for each in call.changes if each.column not in out],)
+            record = self._encode(told)
             if self._gathered is not None:
                 self._gathered.append((record, call))
                 return
@@ -354,7 +365,7 @@ class RequestLog:
             writer.end()
         if writer.path is None:
             writer.begin()
-            self._models, self._model = {}, None
+            self._models, self._kept = {}, WeakKeyDictionary()
 
     def _describe(self, model: Model, without: int, drawn: float) -> tuple[int, Keep | None]:
         "The number of a model with the columns that such a draw keeps, and what makes its rows."
@@ -364,7 +375,8 @@ class RequestLog:
         if identity not in self._models:
             self.writer.append(self._encode(("m", {**predictor.identity, "classes": predictor.classes, "columns": columns})))
             self._models[identity] = len(self._models)
-        self._kept[without] = found = self._models[identity], keep
+        found = self._models[identity], keep
+        self._kept.setdefault(model, {})[without] = found
         return found
 
     def _fail(self, call: Call, error: OSError) -> None:

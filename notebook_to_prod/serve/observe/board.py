@@ -10,7 +10,7 @@ import json
 import mmap
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ __all__ = ['Name', 'Place', 'Board']
 
 # %% ../../../nbs/serve/observe/01_board.ipynb #board
 _HEAD, _SPARE = 8, 512  # Numbers: the head of a slot, and what is written to when it is full
-_PID, _NAMED, _PLACED = range(3)
+_PID, _PLACED, _TURN, _NAMED = range(4)  # `_NAMED` and the number after it: the length of each list of names, of which the turn tells the one that holds
 Name = tuple[str, tuple[str, ...]]  # A metric, and the values of its labels
 
 
@@ -53,15 +53,18 @@ class Board:
     "The numbers of the processes of a service; made before they are forked."
 
     def __init__(self, numbers: int = 32_768, slots: int = 272, letters: int = 262_144):
-        self._letters, self._each = letters // 8 * 8, letters // 8 + _HEAD + _SPARE + numbers
+        self._letters = letters // 8 * 8  # Bytes of a list of names, of which a slot has two
+        self._front = _HEAD + _SPARE + self._letters // 4  # Numbers of a slot before those that are placed
+        self._each = self._front + numbers
         self.slots = slots
         self._file = _nameless(8 * self._each * slots)
         self._memory = mmap.mmap(self._file.fileno(), 8 * self._each * slots)
         self.numbers = memoryview(self._memory).cast("d")  # Of all slots: `numbers[place] += 1` is the quickest way to count
         self.array = np.frombuffer(self._memory, dtype=np.float64)
         self._heads = np.frombuffer(self._memory, dtype=np.int64)
-        self._seen: dict[int, tuple[int, dict[Name, Place]]] = {}
+        self._seen: dict[int, tuple[int, int, dict[Name, Place]]] = {}  # The turn, the bytes that were read, and the names
         self._known: dict[Name, Place] = {}
+        self._gaps: list[tuple[int, int]] = []  # Where numbers have become free, and how many
         self._owner = 0
         self.slot = -1
 
@@ -74,7 +77,8 @@ class Board:
             return
         self._owner, self.slot = os.getpid(), self._free()
         self._heads[self.slot * self._each + _PID] = self._owner
-        self._known = self.names(self.slot)
+        self._known = dict(self.names(self.slot))
+        self._gaps = self._find_gaps()
         for (name, _), place in self._known.items():
             if name in passing:
                 self.array[place.start : place.start + place.size] = 0.0
@@ -96,31 +100,88 @@ class Board:
         if found is not None:
             return found
         head = self.slot * self._each
-        named, placed = int(self._heads[head + _NAMED]), int(self._heads[head + _PLACED])
-        start = head + _HEAD + _SPARE + self._letters // 8 + placed
-        line = json.dumps([name, labels, placed, size, bounds]).encode() + b"\n"
+        turn = int(self._heads[head + _TURN]) % 2
+        named, placed = int(self._heads[head + _NAMED + turn]), int(self._heads[head + _PLACED])
+        gap = next((number for number, (_, free) in enumerate(self._gaps) if free >= size), None)
+        start = head + self._front + placed if gap is None else self._gaps[gap][0]
+        line = _line(name, labels, start - head - self._front, size, bounds)
         if named + len(line) > self._letters or start + size > head + self._each:
             return Place(head + _HEAD, min(size, _SPARE))
-        begin = 8 * (head + _HEAD + _SPARE) + named
+        begin = self._begin(self.slot, turn) + named
         self._memory[begin : begin + len(line)] = line
-        self._heads[head + _PLACED] = placed + size
-        self._heads[head + _NAMED] = named + len(line)
+        if gap is None:
+            self._heads[head + _PLACED] = placed + size
+        else:
+            self.array[start : start + size] = 0.0
+            self._gaps[gap] = start + size, self._gaps[gap][1] - size
+        self._heads[head + _NAMED + turn] = named + len(line)
         self._known[name, labels] = made = Place(start, size, bounds)
         return made
 
+    def retire(
+        self,
+        gone: Callable[[str, tuple[str, ...]], bool],  # Of a metric and the values of its labels
+    ) -> None:
+        "Forget names of this process: other names get their places. Who has kept a place of theirs must ask again."
+        if self._owner != os.getpid():
+            self.claim()
+        kept = {key: place for key, place in self._known.items() if not gone(*key)}
+        if len(kept) == len(self._known):
+            return
+        head = self.slot * self._each
+        turn = int(self._heads[head + _TURN]) + 1
+        first = head + self._front
+        lines = b"".join(_line(*key, place.start - first, place.size, place.bounds) for key, place in kept.items())
+        begin = self._begin(self.slot, turn % 2)
+        self._memory[begin : begin + len(lines)] = lines
+        self._heads[head + _NAMED + turn % 2] = len(lines)
+        self._heads[head + _TURN] = turn
+        self._known = kept
+        self._gaps = self._find_gaps()
+
+    def _find_gaps(self) -> list[tuple[int, int]]:
+        "Where in this process' slot no name has numbers."
+        end = self.slot * self._each + self._front
+        last, found = end + int(self._heads[self.slot * self._each + _PLACED]), []
+        for place in sorted(self._known.values(), key=lambda each: each.start):
+            if place.start > end:
+                found.append((end, place.start - end))
+            end = place.start + place.size
+        return [*found, (end, last - end)] if last > end else found
+
+    def _begin(self, slot: int, turn: int) -> int:
+        "The first byte of a list of names."
+        return 8 * (slot * self._each + _HEAD + _SPARE) + turn * self._letters
+
+    @property
+    def known(self) -> Collection[Name]:
+        "The names of this process, the oldest first."
+        return self._known.keys()
+
     def names(self, slot: int) -> dict[Name, Place]:
         "The names of a slot."
+        return self._names(slot)[1]
+
+    def _names(self, slot: int) -> tuple[int, dict[Name, Place]]:
+        "The turn of a slot, and its names."
         head = slot * self._each
-        named = int(self._heads[head + _NAMED])
-        known, found = self._seen.get(slot, (0, {}))
-        if named > known:
-            begin, first = 8 * (head + _HEAD + _SPARE), head + _HEAD + _SPARE + self._letters // 8
-            found = dict(found)
-            for line in self._memory[begin + known : begin + named].splitlines():
+        while True:
+            turn = int(self._heads[head + _TURN])
+            named = int(self._heads[head + _NAMED + turn % 2])
+            before, known, found = self._seen.get(slot, (turn, 0, {}))
+            if before != turn:
+                known, found = 0, {}
+            if named == known:
+                return turn, found
+            begin, found = self._begin(slot, turn % 2), dict(found)
+            lines = self._memory[begin + known : begin + named]
+            if int(self._heads[head + _TURN]) != turn:  # another list holds, and this one may have been written over
+                continue
+            for line in lines.splitlines():
                 name, labels, placed, size, bounds = json.loads(line)
-                found[name, tuple(labels)] = Place(first + placed, size, tuple(bounds))
-            self._seen[slot] = named, found
-        return found
+                found[name, tuple(labels)] = Place(head + self._front + placed, size, tuple(bounds))
+            self._seen[slot] = turn, named, found
+            return turn, found
 
     def used(self) -> Iterator[tuple[int, bool]]:
         "The slots that were ever owned, and whether their owner lives."
@@ -138,12 +199,22 @@ class Board:
         "The sum of all slots by name."
         found: dict[Name, tuple[np.ndarray, tuple[float, ...]]] = {}
         for slot, living in self.used():
-            for key, place in self.names(slot).items():
-                if (only and key[0] not in only) or (key[0] in passing and not living):
-                    continue
-                part = self.array[place.start : place.start + place.size]
-                found[key] = (found[key][0] + part, place.bounds) if key in found else (part.copy(), place.bounds)
+            for key, (part, bounds) in self._parts(slot, only, () if living else passing).items():
+                found[key] = (found[key][0] + part, bounds) if key in found else (part, bounds)
         return found
+
+    def _parts(self, slot: int, only: Collection[str], without: Collection[str]) -> dict[Name, tuple[np.ndarray, tuple[float, ...]]]:
+        "What a slot adds, read while no place had its name changed."
+        while True:
+            turn, names = self._names(slot)
+            places = [(key, place) for key, place in names.items() if (not only or key[0] in only) and key[0] not in without]
+            found = {key: (self.array[place.start : place.start + place.size].copy(), place.bounds) for key, place in places}
+            if int(self._heads[slot * self._each + _TURN]) == turn:
+                return found
+
+
+def _line(name: str, labels: tuple[str, ...], placed: int, size: int, bounds: tuple[float, ...]) -> bytes:
+    return json.dumps([name, labels, placed, size, bounds]).encode() + b"\n"
 
 
 def _lives(pid: int) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from ...package.bundle import Prediction
 from ...package.explain.origins import NotExplained
 from ..request import Refusal, Row, refusal
 from ..service import Call, Wire, Wires, with_warnings
-from .tables import JSON
+from .tables import CSV, JSON, read_csv_rows, read_json_rows
 
 # %% auto #0
 __all__ = ['explain_wires']
@@ -22,13 +23,13 @@ __all__ = ['explain_wires']
 def explain_wires() -> tuple[Wires, Wire]:
     "What `/explain` speaks, and its wire."
 
-    def decode(call: Call) -> list[Row] | Refusal:
+    def decode(call: Call, read: Callable[[Call], list[Row] | Refusal] = read_json_rows) -> list[Row] | Refusal:
         model: Any = call.model
         try:
             explainer = model.predictor.explainer
         except NotExplained as error:
             return refusal(404, "no_explanation", ["path"], f"This model has no exact contributions: {error.what}")
-        rows = model.decode(call.body)
+        rows = read(call)
         if isinstance(rows, Refusal):
             return rows
         if len(rows) > explainer.rows:
@@ -46,7 +47,9 @@ def explain_wires() -> tuple[Wires, Wire]:
         return rows
 
     def choose(kind: bytes, accept: bytes) -> Wire | Refusal:
-        return wire if kind == JSON else refusal(415, "content_type", ["header", "content-type"], "The content type must be application/json")
+        known = {JSON: wire, CSV: by_csv}.get(kind)
+        return known or refusal(415, "content_type", ["header", "content-type"], "The content type must be application/json or text/csv")
 
     wire = Wire("explain", decode, lambda call, said: b"", large=-1)
+    by_csv = replace(wire, decode=lambda call: decode(call, read_csv_rows))
     return choose, wire

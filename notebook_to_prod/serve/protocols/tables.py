@@ -21,7 +21,7 @@ from ..service import Call, Wire, Wires, with_warnings
 
 # %% auto #0
 __all__ = ['CSV', 'ARROW', 'JSON', 'Columns', 'scalar_kind', 'csv_columns', 'arrow_columns', 'answer_columns', 'write_csv',
-           'write_arrow', 'write_json', 'wanted', 'spoken_kinds', 'predict_wires']
+           'write_arrow', 'write_json', 'read_json_rows', 'read_csv_rows', 'wanted', 'spoken_kinds', 'predict_wires']
 
 # %% ../../../nbs/serve/protocols/00_tables.ipynb #cell
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", re.ASCII)
@@ -59,6 +59,9 @@ def _not_csv(reason: str) -> Refusal:
     return refusal(422, "csv_invalid", ["body"], f"The body is not valid CSV: {reason}")
 
 
+_MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
 def csv_columns(
     body: bytes,
     schema: Schema,
@@ -77,6 +80,8 @@ def csv_columns(
         names = next(lines, [])
         if len({*names}) < len(names):
             return _not_csv("a column is given twice")
+        if mark := next((mark for mark in _MARKS if len(names) == 1 and {*names[0].split(mark)} & {*schema.names} - {*names}), None):
+            return _not_csv(f"its cells are separated by {_MARKS[mark]}, and have to be by commas")
         for row in lines:
             if row and len(row) != len(names):
                 return _not_csv(f"line {lines.line_num} has {len(row)} cells, and the first has {len(names)}")
@@ -291,11 +296,13 @@ def _model_of(call: Call) -> Any:
     return call.model
 
 
-def _read_json(call: Call) -> list[Row] | Refusal:
+def read_json_rows(call: Call) -> list[Row] | Refusal:
+    "The rows of a body in JSON, as the model of a call takes them."
     return _model_of(call).decode(call.body)
 
 
-def _read_csv(call: Call) -> list[Row] | Refusal:
+def read_csv_rows(call: Call) -> list[Row] | Refusal:
+    "The same of a body in CSV."
     model = _model_of(call)
     columns = csv_columns(call.body or b"", model.predictor.bundle.schema)
     return columns if isinstance(columns, Refusal) else model.decode.columns(columns)
@@ -307,7 +314,7 @@ def _read_arrow_stream(call: Call) -> list[Row] | Refusal:
     return columns if isinstance(columns, Refusal) else model.decode.columns(columns)
 
 
-_READERS = {JSON: _read_json, CSV: _read_csv, ARROW: _read_arrow_stream}
+_READERS = {JSON: read_json_rows, CSV: read_csv_rows, ARROW: _read_arrow_stream}
 _WRITERS = {JSON: write_json, CSV: write_csv, ARROW: write_arrow}
 _RANGES = {b"*/*": JSON, b"application/*": JSON, b"text/*": CSV}
 

@@ -95,13 +95,7 @@ def header_key(name: str) -> Key:
     "What a request has in a header."
     wanted = name.lower().encode()
 
-    def read(call: Call) -> bytes | None:
-        for each, value in call.scope["headers"]:
-            if each == wanted:
-                return value
-        return None
-
-    return read
+    return lambda call: call.fields.get(wanted)
 
 
 def column_key(name: str) -> Key:

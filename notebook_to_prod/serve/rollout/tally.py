@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
+
+import numpy as np
 
 from ...package.bundle import Prediction
 from ..request import Refusal
@@ -21,6 +25,7 @@ __all__ = ['bucket', 'Tally', 'total', 'stability_index', 'prediction_shift']
 # %% ../../../nbs/serve/rollout/01_tally.ipynb #tally
 _ROWS, _LABELS = 20, 1_000  # Of one request; different ones that are told apart
 _OF_THE_MODEL = ("refused", "not_finite")  # Refusals of rows that the schema takes
+_TOGETHER = 256  # Requests that are noted before they are counted
 _STEPS = 4  # Buckets for a factor of two: each is 19% wide
 
 
@@ -31,6 +36,16 @@ def bucket(value: float) -> int:
         return 0
     found = 1 + max(0, int(_STEPS * (math.log2(size) + 30)))
     return found if value > 0 else -found
+
+
+def _add(counts: dict[Any, int], more: Mapping[Any, int]) -> None:
+    for key, count in more.items():
+        counts[key] = counts.get(key, 0) + count
+
+
+def _is_of_two(chances: Any) -> bool:
+    "Whether these are the probabilities of two classes, of one output."
+    return len(chances) == 2 and not isinstance(chances[1], list)
 
 
 @dataclass
@@ -45,6 +60,8 @@ class Tally:
     times: dict[int, int] = field(default_factory=dict)  # Requests by the bucket of their microseconds
     labels: dict[str, int] = field(default_factory=dict)  # Rows by predicted label
     values: dict[int, int] = field(default_factory=dict)  # Rows by predicted number, or probability of the second of two classes
+    _noted: deque[tuple[float, Prediction, bool]] = field(default_factory=deque, init=False, repr=False, compare=False)  # Seconds, prediction, whether it is a number
+    _folding: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     def count(self, call: Call) -> None:
         "Count a call that has been answered."
@@ -57,31 +74,38 @@ class Tally:
             else:
                 self.refusals += 1
         elif call.scored:
-            place = int(_STEPS * math.log2(max(1.0, 1e6 * (call.scored - call.read))))
-            self.times[place] = self.times.get(place, 0) + 1
-            said = call.said
-            if said is not None and type(said) is not Refusal:
-                self.count_rows(said, call.model.predictor.classes is None)  # type: ignore[union-attr, arg-type]
+            said, regression = call.said, call.model.predictor.classes is None  # type: ignore[union-attr]
+            self._noted.append((call.scored - call.read, said, regression))  # type: ignore[arg-type]
+            if len(self._noted) >= _TOGETHER or len(said.predictions) > 1:  # type: ignore[union-attr]
+                self.fold()
+
+    def fold(self) -> Tally:
+        "Count what was noted, once whichever thread asks; returns this tally."
+        with self._folding:
+            noted = [self._noted.popleft() for _ in range(len(self._noted))]
+            places = _STEPS * np.log2(np.maximum(1.0, [1e6 * seconds for seconds, _, _ in noted]))
+            _add(self.times, Counter(places.astype(int).tolist()))
+            for regression in (False, True):
+                some = [said for _, said, numeric in noted if numeric == regression and said.predictions and not isinstance(said.predictions[0], list)]
+                self._count(some, regression)
+        return self
 
     def count_rows(self, said: Prediction, regression: bool) -> None:
         "Count what was predicted."
-        chances = said.probabilities
-        if not said.predictions or isinstance(said.predictions[0], list):
-            return
-        self.rows += min(_ROWS, len(said.predictions))
+        if said.predictions and not isinstance(said.predictions[0], list):
+            self._count([said], regression)
+
+    def _count(self, some: Sequence[Prediction], regression: bool) -> None:
+        values = list(chain.from_iterable(islice(said.predictions, _ROWS) for said in some))
+        self.rows += len(values)
         if regression:
-            for value in islice(said.predictions, _ROWS):
-                place = bucket(value)
-                self.values[place] = self.values.get(place, 0) + 1
+            _add(self.values, Counter(map(bucket, values)))
             return
-        for value in islice(said.predictions, _ROWS):
-            label = value if type(value) is str else str(value)
+        for label, count in Counter(value if type(value) is str else str(value) for value in values).items():
             if label in self.labels or len(self.labels) < _LABELS:
-                self.labels[label] = self.labels.get(label, 0) + 1
-        if chances and len(chances[0]) == 2 and not isinstance(chances[0][1], list):
-            for chance in islice(chances, _ROWS):
-                place = min(19, int(20 * chance[1]))
-                self.values[place] = self.values.get(place, 0) + 1
+                self.labels[label] = self.labels.get(label, 0) + count
+        chances = chain.from_iterable(islice(said.probabilities, _ROWS) for said in some if said.probabilities and _is_of_two(said.probabilities[0]))
+        _add(self.values, Counter([min(19, int(20 * chance[1])) for chance in chances]))
 
     @property
     def failure_rate(self) -> float:
@@ -90,6 +114,7 @@ class Tally:
 
     def seconds(self, part: float) -> float:
         "What that part of the answered requests took at most, to a fifth; NaN if there are none."
+        self.fold()
         wanted, seen = part * sum(self.times.values()), 0
         for place in sorted(self.times):
             seen += self.times[place]
@@ -99,6 +124,7 @@ class Tally:
 
     def to_dict(self) -> dict[str, Any]:
         "As a process reports it."
+        self.fold()
         return {"version": self.version, "requests": self.requests, "failures": self.failures, "refusals": self.refusals, "rows": self.rows} | {
             name: {str(key): count for key, count in getattr(self, name).copy().items()} for name in ("times", "labels", "values")
         }
@@ -115,13 +141,11 @@ def total(tallies: Iterable[Tally]) -> Tally | None:
     "The sum of tallies of one version, None if there are none."
     found: Tally | None = None
     for each in tallies:
-        found = found or Tally(each.version)
+        found, each = found or Tally(each.version), each.fold()
         for name in ("requests", "failures", "refusals", "rows"):
             setattr(found, name, getattr(found, name) + getattr(each, name))
         for name in ("times", "labels", "values"):
-            counts = getattr(found, name)
-            for key, count in getattr(each, name).items():
-                counts[key] = counts.get(key, 0) + count
+            _add(getattr(found, name), getattr(each, name))
     return found
 
 # %% ../../../nbs/serve/rollout/01_tally.ipynb #shift
@@ -156,4 +180,5 @@ def stability_index(
 
 def prediction_shift(before: Tally, after: Tally) -> float:
     "How far the predictions of a version are from those of another: the larger index of labels and numbers."
+    before, after = before.fold(), after.fold()
     return max(stability_index(before.labels, after.labels, ordered=False), stability_index(before.values, after.values, ordered=True))

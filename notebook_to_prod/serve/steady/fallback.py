@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from ...errors import InputError
 from ...package.bundle import Prediction
 from ...project import refuse_unknown
-from ..batch import Model
+from ..batch import Model, where_raised
 from .cache import Results
 from .limits import LATE, read_number
 from ..predictor import load_predictor
@@ -217,7 +217,7 @@ class StandIns:
                 raise
             uncancel()
         except Exception as error:  # noqa: BLE001 - whatever a wire or a pipeline raises
-            _log.error("the previous version failed as well", exc_info=error)
+            _log.error("the previous version failed as well: %s", where_raised(error))
         if isinstance(said, Prediction):
             return said
         call.model, call.rows = model, rows

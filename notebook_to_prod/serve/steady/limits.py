@@ -69,13 +69,13 @@ class Limits:
 # %% ../../../nbs/serve/steady/00_limits.ipynb #gate
 _WINDOW, _SHARE = 0.25, 0.4  # Seconds, and the share of refusals in them up to which bursts are welcome again
 _BURST = 8  # Requests that may be inside in quiet times, however long they take
-_TRIAL = 16  # Answers, within a second, of a process that is cold: they set no limit
+_TRIAL = 16  # Answers of a process that is cold, or those of its first second of work: they set no limit
 
 
 class Gate:
     "How many may be inside at once, and how many are."
 
-    __slots__ = ("_asked", "_began", "_burst", "_floor", "_most", "_refused", "_since", "_trial", "_wait", "cost", "inside", "limit", "loaded", "usual")
+    __slots__ = ("_asked", "_burst", "_floor", "_most", "_refused", "_since", "_spent", "_trial", "_wait", "cost", "inside", "limit", "loaded", "usual")
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Gate:
     ):
         self._most, self._wait, self._floor, self._burst = most, wait, floor, min(burst, most)
         self._since, self._asked, self._refused = 0.0, 0, 0  # The window
-        self._trial, self._began = trial, 0.0
+        self._trial, self._spent = trial, 0.0  # Seconds of answers on trial
         self.loaded = False  # Whether load is being shed
         self.inside = 0
         self.limit = float(most)
@@ -141,8 +141,8 @@ class Gate:
             each = seconds / company
             self.cost += (each - self.cost) * (0.1 if each < self.cost else 0.002) if self.cost else each
             if self._trial:
-                self._trial, self._began, self.cost = self._trial - 1, self._began or now, min(self.cost, each)
-                if now - self._began < 1.0:
+                self._trial, self._spent, self.cost = self._trial - 1, self._spent + each, min(self.cost, each)
+                if self._spent < 1.0:
                     return
             if company == 1 and not self.inside:
                 self.usual = self.usual * (1.045 if seconds > self.usual else 0.995 if seconds > self.usual / 2 else 0.8) or seconds
@@ -212,12 +212,11 @@ class Limiter:
     def arrived(self, call: Call) -> Refusal | None:
         "Take a call in, and begin its time."
         seconds, hurried = self.limits.seconds, False
-        for name, value in call.scope["headers"]:
-            if name == b"x-timeout-ms":
-                if not (value.isdigit() and len(value) < 12 and int(value)):
-                    return _NO_TIME
-                wanted = int(value) / 1000
-                hurried, seconds = wanted < seconds, min(seconds, wanted)
+        if (given := call.fields.get(b"x-timeout-ms")) is not None:
+            if not (given.isdigit() and len(given) < 12 and int(given)):
+                return _NO_TIME
+            wanted = int(given) / 1000
+            hurried, seconds = wanted < seconds, min(seconds, wanted)
         threaded = not call.model.at_once or len(call.body) > (LARGE if call.wire is None else call.wire.large)  # type: ignore[union-attr,arg-type]
         gate = self.thread_gate if threaded else self.loop_gate
         if gate.full:
@@ -287,12 +286,10 @@ class Limiter:
 
 def _announced(call: Call, most: int) -> int:
     "The bytes of a body, as its headers have it: at most `most`, since no more is kept, and as much where they do not say."
-    for name, value in call.scope["headers"]:
-        if name == b"content-length":
-            return min(int(value), most) if value.isdigit() and len(value) < 20 else most
-        if name == b"transfer-encoding":
-            return most
-    return 0
+    length = call.fields.get(b"content-length")
+    if length is None:
+        return most if b"transfer-encoding" in call.fields else 0
+    return min(int(length), most) if length.isdigit() and len(length) < 20 else most
 
 
 def limit_service(service: Service, table: Mapping[str, Any]) -> None:
