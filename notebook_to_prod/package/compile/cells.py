@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .coded import Coded
-from .row import Ones, RowCells, RowCode, RowNumbers, Scalar, exact_numbers
+from .row import Ones, RowCells, RowCode, RowNumbers, Scalar, are_numbers
 from .step import Builder, Cells, FiniteCells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
@@ -55,7 +55,7 @@ class Split(Step):
         return matrix.T.tolist()
 
     def row(self, code: RowCode, value: Any) -> RowCells | None:
-        names = value.scalars if exact_numbers(value) else None
+        names = value.names if are_numbers(value) else None
         return None if names is None else RowCells(tuple(names))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from .adversary import pick, table_of
 from .parity import Parity, prove_parity
 from .plan import Plan, columns_of, compile_pipeline, rows_of
+from .rows import Programs
 from .step import NotCompiled, Refused
 from .trees import ENGINES, Forest
 from ..schema import Schema, infer_schema
@@ -65,14 +66,15 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
                 many[engine] = seconds_of(lambda step=step, matrix=matrix: step(matrix), 0.01, clock=_OWN)
         step.use(*(min(times, key=times.__getitem__) for times in (one, many, several)))
         chosen[str(place)] = [step.engine, step.engine_few, step.engine_many]
+    rows = [*rows_of(pick(some, np.arange(min(64, len(some[0])))))]
     plan.derive()
     for place in chosen:
-        _choose_masks(plan, plan.steps[int(place)][0], some)  # type: ignore[arg-type]
-    choose_functions(plan, some)
+        _choose_masks(plan, plan.steps[int(place)][0], rows)  # type: ignore[arg-type]
+    choose_functions(plan, rows)
     return chosen
 
 
-def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 6) -> Any:
+def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 4) -> Any:
     "Which of some calls takes least, by turns, for a machine may be busy for a while."
     times = dict.fromkeys(ways, float("inf"))
     for way in [*ways] * rounds:
@@ -82,47 +84,48 @@ def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 6) -> Any:
     return min(times, key=times.__getitem__)
 
 
-def _choose_masks(plan: Plan, forest: Forest, columns: Sequence[Sequence[Any]]) -> None:
+def _choose_masks(plan: Plan, forest: Forest, rows: Sequence[Sequence[Any]]) -> None:
     "Let one row and a few find their leaves by masks where that is faster."
-    rows = list(rows_of(pick(columns, np.arange(min(200, len(columns[0]))))))
-    if plan.programs.alone is None or not rows:
+    without = plan.programs
+    if without.alone is None or not forest.use_masks():
         return
-    made = {}
-    for wanted in (False, True):
-        if forest.use_masks(wanted) == wanted:
-            plan.derive()
-            made[wanted] = plan.programs.alone
-    if len(made) > 1 and not _fastest({wanted: partial(plan.alone, rows, function) for wanted, function in made.items()}):
+    plan.derive()
+    if _fastest({programs: partial(_alone_by, plan, programs, rows) for programs in (without, plan.programs)}) is without:
         forest.use_masks(False)
-        plan.derive()
+    plan.derive()
+
+
+def _alone_by(plan: Plan, programs: Programs, rows: Sequence[Sequence[Any]]) -> None:
+    plan.programs = programs
+    plan.alone(rows)
 
 
 _FEW = (1, 2, 4, 8, 16, 32, 64)
 
 
-def choose_functions(plan: Plan, columns: Sequence[Sequence[Any]]) -> tuple[int, int]:
+def choose_functions(plan: Plan, rows: Sequence[Sequence[Any]]) -> tuple[int, int]:
     "Measure up to how many rows at once the function of lone rows is the fastest, and then that of first arrays; the plan keeps both."
-    count, alone_until, front_until = len(columns[0]), 0, 0
-    plain = [cells.tolist() if isinstance(cells, np.ndarray) else cells for cells in columns]
-    for size in _FEW if plan.stepwise is None else ():
-        several = [pick(plain, np.arange(start, start + size) % count) for start in range(0, max(2 * size, 32), size)]
-
-        def answered(limits: tuple[int, int], several: Any = several, size: int = size) -> None:
-            plan.alone_until, plan.front_until = limits
-            for each in several:
-                plan.answer_row([cells[0] for cells in each]) if size == 1 else plan.answer(each)
-
-        ways = {"alone": (size, size), "front": (0, size), "steps": (0, 0)}
-        lost = {"alone": plan.programs.alone is None or size > 4 * max(alone_until, 1), "front": plan.programs.front is None or size == 1}
-        best = _fastest({way: partial(answered, limits) for way, limits in ways.items() if not lost.get(way)})
-        if best == "alone" and alone_until == size // 2:
+    alone_until = front_until = 0
+    for size in _FEW:
+        several = [[rows[(start + place) % len(rows)] for place in range(size)] for start in range(0, max(size, 16), size)]
+        limits = {"steps": (0, 0)}
+        if plan.programs.front is not None and size > 1 and front_until >= size // 4:
+            limits["front"] = (0, size)
+        if plan.programs.alone is not None and alone_until == size // 2 and (size == 1 or plan.programs.alike):
+            limits["alone"] = (size, 0)
+        best = _fastest({way: partial(_answered, plan, several, each) for way, each in limits.items()}) if len(limits) > 1 else "steps"
+        if best == "alone":
             alone_until = size
         if best != "steps":
             front_until = size
-        elif size > 4 * max(front_until, 1):
-            break
     plan.alone_until, plan.front_until = alone_until, front_until
     return alone_until, front_until
+
+
+def _answered(plan: Plan, several: Sequence[Sequence[Sequence[Any]]], limits: tuple[int, int]) -> None:
+    plan.alone_until, plan.front_until = limits
+    for rows in several:
+        plan.answer_rows(rows)
 
 # %% ../../../nbs/package/compile/18_choose.ipynb #crossover
 SIZES = (1, 10, 100, 1_000, 10_000)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .numeric import standard_scaler
-from .row import Ones, RowCode, RowNumbers, Scalar, exact_numbers
+from .row import Ones, RowCode, RowNumbers, Scalar, are_numbers
 from .step import Builder, Cells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
@@ -130,7 +130,7 @@ class Bin(Step):
         return ones
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if exact_numbers(value) else None
+        names = value.names if are_numbers(value) else None
         if names is None:
             return None
         bins = [f"{code.keep(bisect_right)}({code.keep(edges)}, {name})" for edges, name in zip(self._lists, names, strict=True)]

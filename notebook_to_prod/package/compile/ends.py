@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .row import RowCode, RowNumbers, Scalar, exact_numbers, exact_scalars, number_by_number
+from .row import RowCode, RowNumbers, are_numbers, number_by_number, scalars
 from .step import Builder, Model, Numbers, Step
 
 # %% auto #0
@@ -27,25 +27,14 @@ class Largest(Step):
         return scores.argmax(axis=1)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
+        names = value.names if isinstance(value, RowNumbers) else None
         if not names or len(names) < 2:
             return None
+        code.unless(" and ".join(f"{name} == {name}" for name in names))
         if len(names) == 2:
-            code.unless(_apart(names[0], names[1], value.error))
-            return exact_scalars(code.let(f"1 if {names[1]} > {names[0]} else 0"))
+            return scalars(code.let(f"1 if {names[1]} > {names[0]} else 0"))
         every = code.let(f"({', '.join(names)})")
-        largest = code.let(f"max({every})")
-        place = code.let(f"{every}.index({largest})")
-        if value.error:
-            code.unless(f"{largest} - sorted({every})[-2] > 2 * {value.error}")
-        else:
-            code.unless(" and ".join(f"{name} == {name}" for name in names))
-        return exact_scalars(place)
-
-
-def _apart(one: str, other: str, error: str | None) -> str:
-    "That two numbers are surely not the other way round, nor missing, as a condition."
-    return f"abs({one} - {other}) > 2 * {error}" if error else f"{one} == {one} and {other} == {other}"
+        return scalars(code.let(f"{every}.index(max({every}))"))
 
 
 @dataclass(eq=False)
@@ -60,12 +49,11 @@ class Beyond(Step):
         return (column >= self.threshold if self.inclusive else column > self.threshold).astype(np.intp)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
+        names = value.names if isinstance(value, RowNumbers) else None
         if not names:
             return None
         threshold = code.number(float(self.threshold))
-        code.unless(_apart(names[0], threshold, value.error))
-        return exact_scalars(code.let(f"1 if {names[0]} {'>=' if self.inclusive else '>'} {threshold} else 0"))
+        return scalars(code.let(f"1 if {names[0]} {'>=' if self.inclusive else '>'} {threshold} else 0"))
 
 
 @dataclass(eq=False)
@@ -79,7 +67,7 @@ class Always(Step):
         return np.repeat(self.numbers[None], rows.shape[0] if first is None else len(first), axis=0)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        return exact_scalars(*map(code.number, self.numbers.reshape(-1).tolist())) if self.numbers.dtype in (np.float64, np.int64) else None
+        return scalars(*map(code.number, self.numbers.reshape(-1).tolist())) if self.numbers.dtype in (np.float64, np.int64) else None
 
 # %% ../../../nbs/package/compile/05_ends.ipynb #probability
 @dataclass(eq=False)
@@ -100,23 +88,11 @@ class Logistic(Step):
         return probabilities
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
+        names = value.names if isinstance(value, RowNumbers) else None
         if not names:
             return None
-        chance = code.let(_logistic(code, names[0], self.factor))
-        return replace(exact_scalars(code.let(f"1.0 - {chance}"), chance), error=_error_of(code, value, self.factor))
-
-
-def _logistic(code: RowCode, name: str, factor: float = 1.0) -> str:
-    return f"1.0 / (1.0 + exp(-{name}))" if factor == 1.0 else f"1.0 / (1.0 + exp({code.number(-float(factor))} * {name}))"
-
-
-_ROUNDING = 1e-14  # How far Python's exponential and what follows may be from numpy's, for numbers up to one
-
-
-def _error_of(code: RowCode, value: RowNumbers, factor: float = 1.0) -> str:
-    "The error of probabilities, whose slope is never more than that of the scores."
-    return f"{code.number(_ROUNDING)}" if value.error is None else code.let(f"{value.error} * {code.number(2 * abs(float(factor)))} + {_ROUNDING!r}")
+        chance = code.let(f"float({code.keep(self._expit)}({names[0] if self.factor == 1.0 else f'{code.number(float(self.factor))} * {names[0]}'}))")
+        return scalars(code.let(f"1 - {chance}"), chance)
 
 
 @dataclass(eq=False)
@@ -131,16 +107,6 @@ class Softmax(Step):
         exponentials /= exponentials.sum(axis=1, keepdims=True)
         return exponentials
 
-    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
-        if not names or len(names) < 2:
-            return None
-        scaled = names if self.factor == 1.0 else [code.let(f"{name} * {code.number(float(self.factor))}") for name in names]
-        largest = code.let(f"max({', '.join(scaled)})")
-        powers = [code.let(f"exp({name} - {largest})") for name in scaled]
-        total = code.let(" + ".join(powers))
-        return replace(exact_scalars(*(code.let(f"{power} / {total}") for power in powers)), error=_error_of(code, value, self.factor))
-
 
 @dataclass(eq=False)
 class Expit(Step):
@@ -150,10 +116,6 @@ class Expit(Step):
         from scipy.special import expit
 
         return expit(scores)
-
-    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
-        return names and replace(exact_scalars(*(code.let(_logistic(code, name)) for name in names)), error=_error_of(code, value))
 
 
 @dataclass(eq=False)
@@ -167,17 +129,6 @@ class Shares(Step):
             numbers = np.where(empty[:, None], 1, numbers)
             sums = np.where(empty, numbers.shape[1], sums)
         return numbers / sums[:, None]
-
-    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
-        if not names or len(names) > 7:  # more are added in another order
-            return None
-        total = code.let(" + ".join(names))
-        code.unless(f"{total} > 1e-4")
-        error = value.error and code.let(f"{value.error} * {len(names) + 1} / {total}")
-        if error:
-            code.unless(f"{error} < 1e-8")
-        return replace(exact_scalars(*(code.let(f"{name} / {total}") for name in names)), error=error)
 
 
 @dataclass(eq=False)
@@ -195,13 +146,6 @@ class Exponential(Step):
 
     def __call__(self, numbers: np.ndarray) -> np.ndarray:
         return np.exp(numbers)
-
-    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
-        if not names:
-            return None
-        powers = [code.let(f"exp({name})") for name in names]
-        return replace(exact_scalars(*powers), error=code.let(f"({value.error or 0.0} + {_ROUNDING!r}) * max(0.0, {', '.join(powers)})"))
 
 # %% ../../../nbs/package/compile/05_ends.ipynb #classifier
 def classes_of(part: Any) -> tuple[Any, ...]:
@@ -242,7 +186,7 @@ class Beside(Step):
         return sparse.hstack(matrices, format="csr")
 
     def row(self, code: RowCode, *values: Any) -> RowNumbers | None:
-        if not all(exact_numbers(value, getattr(values[0], "dtype", "")) for value in values):
+        if not all(are_numbers(value, getattr(values[0], "dtype", "")) for value in values):
             return None
         return RowNumbers(tuple(part for value in values for part in value.parts), values[0].dtype)
 
@@ -260,4 +204,4 @@ class Times(Step):
         return matrix * self.factor
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        return number_by_number(code, self, value, lambda name, _: f"{name} * {code.number(float(self.factor))}") if exact_numbers(value) else None
+        return number_by_number(code, self, value, lambda name, _: f"{name} * {code.number(float(self.factor))}") if are_numbers(value) else None

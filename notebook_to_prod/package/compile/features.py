@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .row import Ones, RowCode, RowNumbers, Scalar, exact_numbers, number_by_number
+from .row import Ones, RowCode, RowNumbers, Scalar, are_numbers, number_by_number
 from .step import OUTSIDE, TRANSFORMERS, Builder, Cells, Numbers, Step, not_compiled, transformer
 
 # %% auto #0
@@ -34,7 +34,7 @@ class Products(Step):
         return np.concatenate([*ones, terms[:, self.skip + self.bias :]], axis=1) if self.skip else terms
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        columns = value.scalars if exact_numbers(value) else None
+        columns = value.names if are_numbers(value) else None
         if columns is None:
             return None
         ones = ["1.0"] if self.bias else []
@@ -163,7 +163,7 @@ class Elementwise(Step):
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
         form = _ROW_FORMS.get(self.function)
-        return number_by_number(code, self, value, lambda name, _: form.format(name)) if form and exact_numbers(value) else None
+        return number_by_number(code, self, value, lambda name, _: form.format(name)) if form and are_numbers(value) else None
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return self._function(matrix)
@@ -233,7 +233,7 @@ class Above(Step):
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
         threshold = code.number(float(self.threshold))
-        return number_by_number(code, self, value, lambda name, _: f"1.0 if {name} > {threshold} else 0.0") if exact_numbers(value) else None
+        return number_by_number(code, self, value, lambda name, _: f"1.0 if {name} > {threshold} else 0.0") if are_numbers(value) else None
 
 
 @transformer("sklearn.Binarizer")

@@ -5,14 +5,14 @@
 # %% ../../../nbs/package/compile/08_linear.ipynb #imports
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .ends import Always, Beyond, Exponential, Expit, Huber, Largest, Logistic, Model, Shares, classes_of, classifier, from_probabilities, probabilities_of
 from .features import Above
-from .row import RowCode, RowNumbers, Scalar, exact_numbers, exact_scalars
+from .row import FEW_OUTPUTS, RowCode, RowNumbers, are_numbers, scalars
 from .step import Builder, Cells, Numbers, Refused, Step, model, not_compiled
 
 # %% auto #0
@@ -35,36 +35,10 @@ class Linear(Step):
         return scores if scores.ndim == 2 else scores[:, None]
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        coefficients, scores = self.coefficients, len(self.coefficients)
-        plain = exact_numbers(value) and coefficients.dtype == self.intercepts.dtype == np.float64 and coefficients.shape[1] == value.width
-        if not code.alone or not plain or scores * len(value.parts) > _FEW_TERMS or len(self.intercepts) != scores:
+        scores = len(self.coefficients)
+        if not code.alone or not are_numbers(value) or self.coefficients.dtype != np.float64 or scores > FEW_OUTPUTS:
             return None
-        constants, terms = self.intercepts.astype(float), [[] for _ in range(scores)]
-        sizes, constant_size, count = [], np.abs(constants), 4
-        for column, part in value.placed():
-            if isinstance(part, Scalar):
-                factors = coefficients[:, column].tolist()
-                for place, factor in enumerate(factors):
-                    terms[place] += [f"{part.name} * {code.number(factor)}"]
-                sizes.append(f"abs({part.name}) * {code.number(float(np.abs(factors).max()))}")
-                count += 1
-            elif len(part.off):
-                factors = coefficients[:, column : column + len(part.off)]
-                off = factors * part.off.astype(float)
-                constants = constants + off.sum(axis=1)
-                change = factors * (part.on.astype(float) - part.off)
-                constant_size = constant_size + np.abs(off).sum(axis=1) + np.abs(change).max()
-                count += int(np.count_nonzero(part.off)) + 2
-                for place in range(scores):
-                    terms[place] += [f"{code.keep([*change[place].tolist(), 0.0])}[{part.place}]"]
-        made = [code.let(" + ".join([code.number(constant), *each])) for constant, each in zip(constants.tolist(), terms, strict=True)]
-        size = " + ".join([code.number(float(constant_size.max())), *sizes])
-        error = code.let(f"({size}) * {code.number(2 * count * float(np.finfo(float).eps))}")
-        code.unless(f"{error} <= 1e-8 + 1e-8 * abs({made[0]}) < 1e290" if scores == 1 else f"{error} <= 1e-8")
-        return replace(exact_scalars(*made), error=error)
-
-
-_FEW_TERMS = 80  # That plain Python adds sooner than numpy is called
+        return code.taken(code.call(self, code.filled(value)), scores)
 
 
 def linear_scores(builder: Builder, value: Numbers | Cells, coefficients: Any, intercepts: Any, path: str) -> Numbers:
@@ -129,16 +103,6 @@ class LogShares(Step):
         largest = np.where(np.isfinite(largest), largest, 0)
         return np.exp(joint - (np.log(np.exp(joint - largest).sum(axis=1, keepdims=True)) + largest))
 
-    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
-        if not names:
-            return None
-        largest = code.let(f"max({', '.join(names)})" if len(names) > 1 else names[0])
-        total = code.let(f"log({' + '.join(f'exp({name} - {largest})' for name in names)}) + {largest}")
-        error = code.let(f"3 * ({value.error or 0.0} + 1e-15 * abs({total})) + 1e-14")
-        code.unless(f"{error} <= 1e-7")
-        return replace(exact_scalars(*(code.let(f"exp({name} - {total})") for name in names)), error=error)
-
 
 @dataclass(eq=False)
 class Gaussian(Step):
@@ -154,20 +118,6 @@ class Gaussian(Step):
             squares = ((matrix - self.means[place]) ** 2) / self.variances[place]
             joint[:, place] = prior + (constant - 0.5 * squares.sum(axis=1))
         return joint
-
-    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if exact_numbers(value) else None
-        if not code.alone or not names or len(names) * len(self.means) > _FEW_TERMS:
-            return None
-        made, sizes = [], []
-        for (prior, constant), means, variances in zip(self.constants.tolist(), self.means.tolist(), self.variances.tolist(), strict=True):
-            apart = [code.let(f"{name} - {code.number(mean)}") for name, mean in zip(names, means, strict=True)]
-            squares = code.let(" + ".join(f"{each} * {each} / {code.number(spread)}" for each, spread in zip(apart, variances, strict=True)))
-            made.append(code.let(f"{code.number(prior)} + ({code.number(constant)} - 0.5 * {squares})"))
-            sizes.append(f"{squares} + {code.number(abs(prior) + abs(constant))}")
-        error = code.let(f"max({', '.join(sizes)}) * {code.number((len(names) + 8) * float(np.finfo(float).eps))}" if len(sizes) > 1 else f"({sizes[0]}) * 1e-14")
-        code.unless(f"{error} <= 1e-8")
-        return replace(exact_scalars(*made), error=error)
 
 
 def _bayes(builder: Builder, joint: Numbers, part: Any) -> Model:
@@ -309,8 +259,8 @@ class Complement(Step):
         return np.concatenate([1 - matrix, matrix], axis=1)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
-        return names and replace(value, parts=tuple(Scalar(each) for each in [*(code.let(f"1 - {name}") for name in names), *names]))
+        names = value.names if isinstance(value, RowNumbers) else None
+        return names and scalars(*(code.let(f"1 - {name}") for name in names), *names)
 
 
 @model("sklearn.MLPClassifier", "sklearn.MLPRegressor")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .cells import fill_cells
-from .row import RowCode, RowNumbers, Scalar, exact_numbers, number_by_number
+from .row import RowCode, RowNumbers, Scalar, are_numbers, number_by_number
 from .step import Builder, Cells, Numbers, Step, all_numeric, not_compiled, transformer
 
 # %% auto #0
@@ -40,7 +40,7 @@ class Impute(Step):
         return filled if self.indicators is None else np.concatenate((filled, mask[:, self.indicators]), axis=1, dtype=filled.dtype)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if exact_numbers(value) else None
+        names = value.names if are_numbers(value) else None
         if names is None:
             return None
         kept = range(len(names)) if self.keep is None else self.keep.tolist()
@@ -92,7 +92,7 @@ class Indicate(Step):
         return np.isnan(matrix[:, self.columns]).astype(float)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if exact_numbers(value) else None
+        names = value.names if are_numbers(value) else None
         if names is None:
             return None
         chosen = np.array(names)[self.columns].tolist()
@@ -120,7 +120,7 @@ class Scale(Step):
         return source
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        if not exact_numbers(value) or any(numbers.dtype != np.float64 for _, numbers in self.operations):
+        if not are_numbers(value) or any(numbers.dtype != np.float64 for _, numbers in self.operations):
             return None
         todo = [(_SIGNS[name], np.broadcast_to(numbers, value.width).tolist()) for name, numbers in self.operations if name in _ARITHMETIC]
 
@@ -147,7 +147,7 @@ class Clip(Step):
         return np.clip(matrix, matrix.dtype.type(self.low), matrix.dtype.type(self.high))
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        if not exact_numbers(value):
+        if not are_numbers(value):
             return None
         low, high = code.number(float(self.low)), code.number(float(self.high))
         return number_by_number(code, self, value, lambda name, _: f"{low} if {name} < {low} else {high} if {name} > {high} else {name}")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,7 +34,7 @@ class Parity:
     label_differences: int = 0
     number_differences: int = 0  # Beyond the tolerance
     refusal_differences: int = 0  # Refused by one of the two only
-    row_differences: int = 0  # Answers, or first arrays, of the functions of rows that are not those of the pipeline and the steps
+    row_differences: int = 0  # Answers, or first arrays, of the functions of rows that are not those of the steps, to the last bit
     largest_difference: float = 0.0  # Of a probability or number, absolute
     example: str | None = None  # The first row that differs, and how
     row_example: str | None = None  # The first that the functions of rows get wrong
@@ -121,45 +122,53 @@ def compare(plan: Plan, pipeline: Any, expected: Answer, columns: Sequence[Seque
         else:
             example = f"{_shown([cells[0] for cells in row])} gives {_shown(found[0][at])} for {_shown(expected[0][at])}"
             parity += Parity(label_differences=int(labels[at]), number_differences=int(numbers[at]), example=example)
-    return parity + _functions_alone(plan, pipeline, expected, found, columns) + _functions_front(plan, columns)
+    return parity + _functions_alone(plan, found, columns) + _functions_front(plan, columns)
 
 
-def _functions_alone(plan: Plan, pipeline: Any, expected: Answer, found: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
-    "Compare the function of lone rows with the pipeline, and where the pipeline's answer depends on the company also with the steps."
-    said = [] if plan.programs.alone is None else plan.alone(rows_of(columns))
-    taken = np.array([at for at, each in enumerate(said) if each is not None], dtype=int)
-    if not len(taken):
+def _identical(one: Any, other: Any) -> np.ndarray:
+    "Which rows of two answers are the same to the last bit, the sign of a zero included."
+    one, other = np.asarray(one), np.asarray(other)
+    if one.shape != other.shape or one.dtype.kind != "f":
+        return np.array([mine == others for mine, others in zip(one.tolist(), other.tolist(), strict=True)], dtype=bool)
+    same = (one == other) & (np.signbit(one) == np.signbit(other)) | (np.isnan(one) & np.isnan(other))
+    return same.reshape(len(same), -1).all(axis=1)
+
+
+def _functions_alone(plan: Plan, found: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
+    "Compare the function of lone rows with the steps, to the last bit: among others where that is promised, or else alone."
+    rows = [*rows_of(columns)]
+    said = [(at, each) for at, each in enumerate(plan.alone(rows)) if each is not None]
+    if not said:
         return Parity()
-    firsts, chances = zip(*(said[at] for at in taken), strict=True)  # type: ignore[misc]
-    own: Answer = (plan.named(np.array(firsts)), None if expected[1] is None else np.array(chances))
-    wrong = np.ones(len(taken), dtype=bool)
-    for other in (expected, found):
-        labels, numbers, _ = _wrong(plan, (other[0][taken], None if other[1] is None else other[1][taken]), own)
-        wrong &= labels | numbers
-    parity = Parity()
-    for at in np.flatnonzero(wrong):
-        row = pick(columns, [int(taken[at])])
-        if parity.row_example is None and _like_alone(plan, pipeline, row, (own[0][at : at + 1], None if own[1] is None else own[1][at : at + 1])):
-            parity += Parity(ambiguous=1)
-        else:
-            parity += Parity(row_differences=1, row_example=f"{_shown([cells[0] for cells in row])} gives {_shown(own[0][at])} alone for {_shown(expected[0][taken[at]])}")
-    return parity
+    taken, (firsts, chances) = [at for at, _ in said], zip(*(each for _, each in said), strict=True)
+    same = _identical(plan.named(np.array(firsts)), found[0][taken])
+    if found[1] is not None:
+        same &= _identical(chances, found[1][taken])
+    if not plan.programs.alike:
+        for place in np.flatnonzero(~same):
+            same[place] = _alike(plan.answer_row_by_steps(rows[taken[place]]), plan.plain(said[place][1]))
+    wrong = np.flatnonzero(~same)
+    return Parity(row_differences=len(wrong), row_example=f"{_shown(rows[taken[wrong[0]]])} gives {_shown(said[wrong[0]][1])} alone") if len(wrong) else Parity()
+
+
+def _alike(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    return all(bool(_identical([mine], [others]).all()) for mine, others in zip(one, other, strict=True))
 
 
 def _functions_front(plan: Plan, columns: Sequence[Sequence[Any]]) -> Parity:
     "Compare the first arrays with those of the steps, to the last bit; where the function gives some rows up, row by row."
-    rows = len(columns[0])
-    made = None if plan.programs.front is None else plan.front(rows_of(columns), rows)
+    rows = [*rows_of(columns)]
+    made = plan.front_arrays(rows)
     if made is None:
-        if plan.programs.front is None or rows == 1:
+        if plan.programs.front is None or len(rows) == 1:
             return Parity()
-        half = rows // 2
-        return _functions_front(plan, pick(columns, np.arange(half))) + _functions_front(plan, pick(columns, np.arange(half, rows)))
-    for register, array in zip(plan.programs.made, made, strict=True):
+        half = len(rows) // 2
+        return _functions_front(plan, pick(columns, np.arange(half))) + _functions_front(plan, pick(columns, np.arange(half, len(rows))))
+    for register, array in made.items():
         held = plan.hold(register, columns)
         held = held if isinstance(held, np.ndarray) else held.toarray()
-        if held.dtype != array.dtype or not np.array_equal(held, array, equal_nan=True):
-            return Parity(row_differences=rows, row_example=f"the first array of {rows} rows is another, among them {_shown([cells[0] for cells in columns])}")
+        if held.dtype != array.dtype or not _identical(held, array).all():
+            return Parity(row_differences=len(rows), row_example=f"the first array of {len(rows)} rows is another, among them {_shown(rows[0])}")
     return Parity()
 
 
@@ -200,11 +209,10 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
 
 def _functions_refuse(plan: Plan, columns: Sequence[Sequence[Any]], row: str) -> Parity:
     "Whether the functions of rows answer what the pipeline and the steps refuse."
-    answered = plan.programs.alone is not None and plan.alone(rows_of(columns)) != [None]
-    try:
-        answered |= plan.answer_by_front(columns) is not None
-    except Refused:
-        pass
+    rows = [*rows_of(columns)]
+    answered = plan.alone(rows) != [None]
+    with suppress(Refused):
+        answered |= plan.front(rows) is not None
     return Parity(row_differences=1, row_example=f"{row} is answered, though it is refused") if answered else Parity()
 
 
@@ -338,7 +346,7 @@ def _one_by_one(plan: Plan, pipeline: Any, tables: Sequence[Sequence[Sequence[An
             one = pick(columns, [at])
             row = [cells.tolist()[0] if isinstance(cells, np.ndarray) else cells[0] for cells in one]
             try:
-                together = plan.answer_by_steps([cells * 2 if isinstance(cells, list) else np.repeat(cells, 2) for cells in one])
+                together = plan.answer([cells * 2 if isinstance(cells, list) else np.repeat(cells, 2) for cells in one])
             except Refused:
                 continue
             first, chances = plan.answer_row_by_steps(row)

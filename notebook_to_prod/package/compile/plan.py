@@ -89,7 +89,6 @@ class Plan:
         self._programs = {name: self._program({register}) for name, register in self.ends.items()}
         self._answer = self._program(set(self.ends.values()))
         self._inside: dict[int, list[tuple[Step, int, tuple[int, ...], int]]] = {}
-        self.alone_until, self.front_until = 4, 16  # Rows at once, until somebody measures: see `choose_engines`
         self.derive()
 
     def derive(self) -> None:
@@ -97,6 +96,7 @@ class Plan:
         todo = [(position, step, inputs or (first,)) for step, first, inputs, position in self._answer]
         self.programs = programs_of(todo, self.ends, len(self.schema.columns)) if self.stepwise is None else Programs()
         self._rest = [each for each in self._answer if each[-1] in self.programs.rest]
+        self.alone_until, self.front_until = 4 if self.programs.alike else 1, 16  # Rows at once, until somebody measures: see `choose_engines`
 
     def _program(self, needed: set[int]) -> list[tuple[Step, int, tuple[int, ...], int]]:
         "The steps that make some registers, in order."
@@ -129,7 +129,7 @@ class Plan:
 
     def _columns(self, columns: Any) -> Sequence[Sequence[Any]]:
         columns = [columns[name] for name in self.schema.names] if isinstance(columns, Mapping) else columns
-        if not len(columns[0]):
+        if not columns or not len(columns[0]):
             raise Refused("there are no rows", remedy="send at least one")
         return columns
 
@@ -166,72 +166,28 @@ class Plan:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         "Labels or numbers, and probabilities where the pipeline has them, in one pass; raises `Refused`."
         columns = self._columns(columns)
-        if len(columns[0]) <= self._few:
-            found = self._answer_few(columns)
-            if found is not None:
-                return found
-        return self.answer_by_steps(columns)
-
-    @property
-    def _few(self) -> int:
-        return max(self.alone_until if self.programs.alone else 0, self.front_until if self.programs.front else 0)
-
-    def _answer_few(self, columns: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None] | None:
-        if self.programs.alone is not None and len(columns[0]) <= self.alone_until:
-            said = self.alone(rows_of(columns))
-            if None in said:
-                return None
-            first = np.array([each for each, _ in said])  # type: ignore[misc]
-            return self.named(first), np.array([each for _, each in said]) if "probabilities" in self.ends else None  # type: ignore[misc]
-        return self.answer_by_front(columns)
-
-    def answer_by_front(self, columns: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None] | None:
-        "As `answer`, by the function of first arrays; None where there is none or it gives up."
-        made = None if self.programs.front is None else self.front(rows_of(columns), len(columns[0]))
-        if made is None:
-            return None
-        held = self._run(self._rest, columns, dict(zip(self.programs.made, made, strict=True)))
-        return self.named(held[self.ends[self._first]]), held[self.ends["probabilities"]] if "probabilities" in self.ends else None
-
-    def alone(self, rows: Iterable[Sequence[Any]], function: Any = None) -> list[tuple[Any, Any] | None]:
-        "Each row by a function of lone rows, the plan's own if none is given: the label's place, or numbers, and probabilities; None where it gives up."
-        function, found = function or self.programs.alone, []
-        for row in rows:
-            try:
-                found.append(function(*row))  # type: ignore[misc]
-            except Exception:  # noqa: BLE001 - the steps say what is wrong with the row
-                found.append(None)
-        return found
-
-    def front(self, rows: Iterable[Sequence[Any]], count: int) -> tuple[np.ndarray, ...] | None:
-        "The first arrays of rows; None where the function gives up."
-        try:
-            return self.programs.front(rows, count)  # type: ignore[misc]
-        except Exception:  # noqa: BLE001 - the steps say what is wrong with a row
-            return None
-
-    def answer_by_steps(self, columns: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None]:
-        "As `answer`, however few the rows are."
         rows, portion = len(columns[0]), self._portion
         parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion)) if rows > portion else [columns]
-        held = [self._run(self._answer, part) for part in parts]
-        first = np.concatenate([each[self.ends[self._first]] for each in held]) if len(held) > 1 else held[0][self.ends[self._first]]
-        chances = [each[self.ends["probabilities"]] for each in held] if "probabilities" in self.ends else None
-        return self.named(first), None if chances is None else np.concatenate(chances) if len(chances) > 1 else chances[0]
+        held = [self._ends_of(self._run(self._answer, part)) for part in parts]
+        firsts, chances = zip(*held, strict=True)
+        first = np.concatenate(firsts) if len(held) > 1 else firsts[0]
+        return self.named(first), None if chances[0] is None else np.concatenate(chances) if len(held) > 1 else chances[0]
+
+    def _ends_of(self, held: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        return held[self.ends[self._first]], held[self.ends["probabilities"]] if "probabilities" in self.ends else None
 
     def answer_rows(
         self,
         rows: Sequence[Sequence[Any]],  # As `answer_row` takes them
     ) -> tuple[list[Any], list[list[float]] | None]:
         "As `answer`, of rows and as Python values; raises `Refused`."
-        if self.programs.alone is not None and 0 < len(rows) <= self.alone_until:
+        if len(rows) <= self.alone_until:
             said = self.alone(rows)
-            if None not in said:
-                firsts, chances = [each[0] for each in said], [each[1] for each in said]  # type: ignore[index]
-                if self._names is not None:
-                    return [self.classes[each] for each in firsts], chances if "probabilities" in self.ends else None
-                return [each[0] for each in firsts] if len(firsts[0]) == 1 else firsts, None
-        first, shares = self.answer([*map(list, zip(*rows, strict=True))])
+            if said and None not in said:
+                firsts, chances = zip(*map(self.plain, said), strict=True)
+                return list(firsts), None if chances[0] is None else list(chances)
+        found = self.front(rows) if 0 < len(rows) <= self.front_until else None
+        first, shares = found or self.answer([*map(list, zip(*rows, strict=True))])
         return first.tolist(), None if shares is None else shares.tolist()
 
     def answer_row(
@@ -239,26 +195,44 @@ class Plan:
         row: Sequence[Any],  # Python values in the schema's order; None is missing
     ) -> tuple[Any, list[float] | None]:
         "Label or number of one row, and its probabilities, as Python values; raises `Refused`."
-        if self.programs.alone is not None and self.alone_until:
-            try:
-                said = self.programs.alone(*row)
-            except Exception:  # noqa: BLE001 - the steps say what is wrong with the row
-                said = None
-            if said is not None:
-                first, chances = said
-                if self._names is not None:
-                    return self.classes[first], chances
-                return (first[0] if len(first) == 1 else first), None
-        return self.answer_row_by_steps(row)
+        said = self.alone([row])[0] if self.alone_until else None
+        return self.answer_row_by_steps(row) if said is None else self.plain(said)
 
     def answer_row_by_steps(self, row: Sequence[Any]) -> tuple[Any, list[float] | None]:
         "As `answer_row`, by the steps."
-        held = self._run(self._answer, [[value] for value in row])
-        if self._names is None:
-            numbers = held[self.ends["values"]][0].tolist()
-            return (numbers[0] if len(numbers) == 1 else numbers), None
-        label = self.classes[held[self.ends["labels"]][0]]
-        return label, held[self.ends["probabilities"]][0].tolist() if "probabilities" in self.ends else None
+        first, chances = self._ends_of(self._run(self._answer, [[value] for value in row]))
+        return self.plain((first[0].tolist(), None if chances is None else chances[0].tolist()))
+
+    def plain(self, said: tuple[Any, Any]) -> tuple[Any, Any]:
+        "Label or number, and probabilities, of what `alone` says."
+        first, chances = said
+        return (self.classes[first] if self._names is not None else first[0] if len(first) == 1 else first), chances
+
+    def alone(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, Any] | None]:
+        "Each row by the function of lone rows: the label's place, or numbers, and probabilities; None where it gives up."
+        function, found = self.programs.alone, []
+        for row in rows:
+            try:
+                found.append(function and function(*row))
+            except Exception:  # noqa: BLE001 - the steps say what is wrong with the row
+                found.append(None)
+        return found
+
+    def front(self, rows: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None] | None:
+        "As `answer`, by the function of first arrays; None where it gives up."
+        made = self.front_arrays(rows)
+        if made is None:
+            return None
+        first, chances = self._ends_of(self._run(self._rest, [*map(list, zip(*rows, strict=True))], made))
+        return self.named(first), chances
+
+    def front_arrays(self, rows: Sequence[Sequence[Any]]) -> dict[int, np.ndarray] | None:
+        "The first arrays of rows, by register; None where the function gives up."
+        try:
+            made = self.programs.front and self.programs.front(rows, len(rows))
+        except Exception:  # noqa: BLE001 - the steps say what is wrong with a row
+            return None
+        return made and dict(zip(self.programs.made, made, strict=True))
 
     def to_bytes(self) -> bytes:
         "The plan as `from_bytes` reads it."

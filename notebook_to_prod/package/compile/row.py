@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['Scalar', 'Ones', 'RowCells', 'RowNumbers', 'RowObject', 'RowLeaves', 'exact_numbers', 'exact_scalars', 'RowCode',
-           'off_row', 'number_by_number']
+__all__ = ['FEW_OUTPUTS', 'Scalar', 'Ones', 'RowCells', 'RowNumbers', 'RowObject', 'RowLeaves', 'are_numbers', 'scalars',
+           'RowCode', 'off_row', 'number_by_number']
 
 # %% ../../../nbs/package/compile/00_row.ipynb #values
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class RowNumbers:
 
     parts: tuple[Scalar | Ones, ...]
     dtype: str = "float64"  # `float32` is rounded to when written into an array
-    error: str | None = None  # How far they may be from numpy's, as an expression; None is not at all
     then: Callable[[np.ndarray], np.ndarray] | None = None  # What makes the matrix of an array of them
 
     @property
@@ -55,7 +54,7 @@ class RowNumbers:
         return sum(1 if isinstance(part, Scalar) else len(part.off) for part in self.parts)
 
     @property
-    def scalars(self) -> list[str] | None:
+    def names(self) -> list[str] | None:
         "The names, if every part is a scalar of float64."
         alike = self.dtype == "float64" and all(isinstance(part, Scalar) for part in self.parts)
         return [part.name for part in self.parts if isinstance(part, Scalar)] if alike else None
@@ -75,6 +74,9 @@ class RowObject:
     name: str
 
 
+FEW_OUTPUTS = 16  # That are taken out of an array one by one
+
+
 @dataclass(frozen=True)
 class RowLeaves:
     "The leaf of each tree, by name."
@@ -82,12 +84,12 @@ class RowLeaves:
     names: tuple[str, ...]
 
 
-def exact_numbers(value: Any, dtype: str = "float64") -> bool:
-    "Whether a value is numbers of a type without error."
-    return isinstance(value, RowNumbers) and value.dtype == dtype and value.error is None
+def are_numbers(value: Any, dtype: str = "float64") -> bool:
+    "Whether a value is numbers of a type."
+    return isinstance(value, RowNumbers) and value.dtype == dtype
 
 
-def exact_scalars(*names: str) -> RowNumbers:
+def scalars(*names: str) -> RowNumbers:
     "Scalars side by side."
     return RowNumbers(tuple(map(Scalar, names)))
 
@@ -97,8 +99,10 @@ class RowCode:
 
     def __init__(self, alone: bool = True):
         self.alone = alone  # Whether the lines go on to the answer, or only as far as the first array
+        self.quiet = True  # Whether no step that may warn of numbers is called
+        self.alike = True  # Whether a row has the same answer, to the last bit, among others
         self.lines: list[str] = []
-        self.objects: dict[str, Any] = {"NAN": math.nan, "zeros": np.zeros, "exp": math.exp, "log": math.log}
+        self.objects: dict[str, Any] = {"NAN": math.nan, "zeros": np.zeros}
         self._count = 0
 
     def fresh(self) -> str:
@@ -150,6 +154,23 @@ class RowCode:
             self.lines.append(f"{name}[:] = {self.keep(off)}")
         self.lines.append(f"{flat} = {name}.reshape(-1).data")
         return name, flat
+
+    def call(self, step: Callable[..., Any], *names: str) -> str:
+        "Name what a step makes, in its form for matrices, of arrays of one row: it may warn, and may add in an order that depends on how many rows there are."
+        self.quiet = self.alike = False
+        return self.let(f"{self.keep(step)}({', '.join(names)})")
+
+    def filled(self, value: RowNumbers) -> str:
+        "The name of an array of one row with the numbers in it."
+        name, flat = self.array(value)
+        self.write(value, flat)
+        return name
+
+    def taken(self, array: str, count: int) -> RowNumbers:
+        "The numbers of the only row of an array, one by one."
+        names = [self.fresh() for _ in range(count)]
+        self.lines.append(f"{', '.join(names)}, = {array}[0].tolist()")
+        return scalars(*names)
 
     def function(self, parameters: str, result: str, opening: Sequence[str] = (), loop: str | None = None, inside: Sequence[str] = ()) -> Callable[..., Any]:
         "The function of the lines; with `loop`, they and `inside` are done for each of its turns."

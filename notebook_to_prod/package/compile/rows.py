@@ -27,6 +27,7 @@ class Programs:
     "Functions of rows that follow from the steps of a plan."
 
     alone: Callable[..., tuple[Any, Any] | None] | None = None  # Values of a row to place of the label, or numbers, and probabilities
+    alike: bool = False  # Whether `alone` also gives what the steps give a row among others
     front: Callable[[Any, int], tuple[np.ndarray, ...] | None] | None = None  # Rows and their count to arrays
     made: tuple[int, ...] = ()  # Registers of those arrays
     rest: frozenset[int] = frozenset()  # Registers that steps still have to make
@@ -36,49 +37,38 @@ def programs_of(steps: Todo, ends: Mapping[str, int], width: int) -> Programs:
     "The functions of a plan whose requests have so many columns; none where nothing has a row form."
     parameters = [f"c{place}" for place in range(width)]
     try:
-        return Programs(_alone(steps, ends, parameters), *_front(steps, ends, parameters))
+        return Programs(*_alone(steps, ends, parameters), *_front(steps, ends, parameters))
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):  # of numbers that no converter makes
         return Programs()
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #alone
-def _alone(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> Callable[..., Any] | None:
-    as_ever: set[int] = set()
-    while True:
-        code, held, covered = RowCode(), {0: RowCells(tuple(parameters))}, 0
-        arrays: dict[int, RowObject] = {}
-        quiet, inexact = True, set()
-        for register, step, inputs in steps:
-            values = [held[each] for each in inputs]
-            made = None if register in as_ever else step.row(code, *values)
-            covered += made is not None
-            if made is None:
-                inexact |= {each for each, value in zip(inputs, values, strict=True) if isinstance(value, RowNumbers) and value.error}
-                arrays.update({each: _called_with(code, held[each]) for each in inputs if each not in arrays})
-                arguments = [arrays[each].name for each in inputs]
-                made, quiet = RowObject(code.let(f"{code.keep(step)}({', '.join(arguments)})")), quiet and step.quiet
-            held[register] = made
-        if not inexact:
-            break
-        as_ever |= inexact
+def _alone(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Callable[..., Any] | None, bool]:
+    code, held, covered = RowCode(), {0: RowCells(tuple(parameters))}, 0
+    arrays: dict[int, RowObject] = {}
+    for register, step, inputs in steps:
+        before = len(code.lines)
+        made = step.row(code, *(held[each] for each in inputs))
+        covered += made is not None
+        if made is None:
+            del code.lines[before:]
+            arrays.update({each: _called_with(code, held[each]) for each in inputs if each not in arrays})
+            made = RowObject(code.call(step, *(arrays[each].name for each in inputs)))
+        held[register] = made
     if not covered or len(code.lines) > _MOST_LINES:
-        return None
+        return None, False
     first = held[ends["labels"]] if "labels" in ends else held[ends["values"]]
     chances = held[ends["probabilities"]] if "probabilities" in ends else None
     result = f"{_listed(code, first)}{'[0]' if 'labels' in ends else ''}, {None if chances is None else _listed(code, chances)}"
-    if not quiet:
+    if not code.quiet:
         code.objects["ignoring"] = lambda: np.errstate(all="ignore")
-    return code.function(", ".join(parameters), result, loop=None if quiet else "with ignoring():")
+    return code.function(", ".join(parameters), result, loop=None if code.quiet else "with ignoring():"), code.alike
 
 
 def _called_with(code: RowCode, value: Any) -> RowObject:
     "What a step in its form for matrices is called with."
     if isinstance(value, RowCells):
         return RowObject(f"[{', '.join(f'[{name}]' for name in value.names)}]")
-    if not isinstance(value, RowNumbers):
-        return value
-    name, flat = code.array(value)
-    code.write(value, flat)
-    return RowObject(name)
+    return RowObject(code.filled(value)) if isinstance(value, RowNumbers) else value
 
 
 def _plain(array: np.ndarray) -> list[Any]:
@@ -87,10 +77,9 @@ def _plain(array: np.ndarray) -> list[Any]:
 
 def _listed(code: RowCode, value: Any) -> str:
     "The numbers of an end as a list."
-    if isinstance(value, RowNumbers) and value.scalars:
-        return f"[{', '.join(value.scalars)}]"
-    name = _called_with(code, value).name
-    return f"{name}[0].tolist()" if isinstance(value, RowNumbers) else f"{code.keep(_plain)}({name})"
+    if isinstance(value, RowNumbers):
+        return f"[{', '.join(value.names)}]" if value.names else f"{code.filled(value)}[0].tolist()"
+    return f"{code.keep(_plain)}({_called_with(code, value).name})"
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #front
 def _front(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Any, tuple[int, ...], frozenset[int]]:
@@ -101,7 +90,7 @@ def _front(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> t
         for register, step, inputs in steps:
             values, before = [held.get(each) for each in inputs], len(code.lines)
             made = None if register in as_ever or None in values else step.row(code, *values)
-            if made is None or (isinstance(made, RowNumbers) and made.error):
+            if made is None:
                 del code.lines[before:]
                 rest.add(register)
                 wanted.update({each: held[each] for each in inputs if each in held})

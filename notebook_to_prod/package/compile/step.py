@@ -51,7 +51,6 @@ class Step:
     carries_infinity: ClassVar[bool] = False  # Whether an infinite input stays infinite or becomes NaN
     carries_nan: ClassVar[bool] = False
     takes_sparse: ClassVar[bool] = False  # Whether inputs may be scipy's csr matrices
-    quiet: ClassVar[bool] = False  # Whether numpy has nothing to warn of
     takes_coded: ClassVar[bool] = False  # Whether columns of cells may be `Coded`
 
     def __init_subclass__(cls) -> None:
@@ -137,7 +136,7 @@ class Finite(Step):
         return values
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        if not isinstance(value, RowNumbers) or value.error or not all(np.isfinite(part.on).all() for part in value.parts if isinstance(part, Ones)):
+        if not isinstance(value, RowNumbers) or not all(np.isfinite(part.on).all() for part in value.parts if isinstance(part, Ones)):
             return None
         if not np.isfinite(off_row(value)).all():
             return None

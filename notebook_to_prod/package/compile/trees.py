@@ -15,7 +15,7 @@ import numpy as np
 from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
 from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
-from .row import Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, exact_numbers, exact_scalars
+from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, are_numbers, scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
 
 # %% auto #0
@@ -38,8 +38,6 @@ _FEW_COMPARISONS = 100  # Of one row, that plain Python does sooner than another
 @dataclass(eq=False)
 class Forest(Step):
     "The leaf of every tree that each row falls into, counted over all trees."
-
-    quiet = True
 
     feature: np.ndarray  # Column compared by each node; of a leaf, -1
     threshold: np.ndarray  # Left if the value is not above it; in the type of the rows
@@ -141,15 +139,17 @@ class Forest(Step):
         return found
 
     def row(self, code: RowCode, value: Any) -> RowLeaves | RowObject | RowNumbers | None:
-        if not exact_numbers(value, self.threshold.dtype.name):
+        if not are_numbers(value, self.threshold.dtype.name):
             return None
         if self._masks is not None:
             gaps = self._masked(code, value, self._masks)
             if not code.alone:
                 return RowNumbers(tuple(map(Scalar, gaps)), "int64", then=self._masks.leaves)
             return RowObject(code.let(f"{code.keep(self._masks.leaves_of_one)}([{', '.join(gaps)}])"))
-        if not code.alone or self.engine != "loop":
+        if not code.alone:
             return None
+        if self.engine != "loop":
+            return RowObject(code.let(f"{code.keep(self)}({code.filled(value)})"))
         _, flat = code.array(value)
         code.write(value, flat)
         names = [code.fresh() for _ in self.roots]
@@ -191,8 +191,6 @@ def _levels(children: np.ndarray, roots: np.ndarray, ends: np.ndarray) -> int:
 class LeafSum(Step):
     "The leaves' values, added in the order of the trees."
 
-    quiet = True
-
     values: np.ndarray  # (leaves, outputs), or (leaves, 1) where trees take turns in adding to the outputs
     base: np.ndarray  # (outputs,) what the sum begins with
     divisor: float | None  # What the sum is divided by
@@ -229,19 +227,14 @@ class LeafSum(Step):
         if not code.alone or self.values.dtype != np.float64 or self.base.dtype != np.float64:
             return None
         outputs = len(self.base)
-        if isinstance(value, RowObject) and outputs <= _FEW_OUTPUTS:
-            names = [code.fresh() for _ in range(outputs)]
-            code.lines.append(f"{', '.join(names)}, = {code.keep(self.sums_of_one)}({value.name}[0]).tolist()")
-            return exact_scalars(*(names if self.divisor is None else [code.let(f"{name} / {code.number(float(self.divisor))}") for name in names]))
-        if isinstance(value, RowLeaves) and self.values.shape[1] == outputs <= _FEW_OUTPUTS:
+        if isinstance(value, RowObject) and outputs <= FEW_OUTPUTS:
+            total = code.taken(f"{code.keep(self.sums_of_one)}({value.name}[0])[None]", outputs)
+            return total if self.divisor is None else scalars(*(code.let(f"{name} / {code.number(float(self.divisor))}") for name in total.names or ()))
+        if isinstance(value, RowLeaves) and self.values.shape[1] == outputs <= FEW_OUTPUTS:
             lists = [code.keep(each) for each in self.values.T.tolist()]
             sums = [" + ".join([*([code.number(base)] if self._begins else []), *(f"{each}[{leaf}]" for leaf in value.names)]) for each, base in zip(lists, self.base.tolist(), strict=True)]
-            return exact_scalars(*(code.let(each if self.divisor is None else f"({each}) / {code.number(float(self.divisor))}") for each in sums))
+            return scalars(*(code.let(each if self.divisor is None else f"({each}) / {code.number(float(self.divisor))}") for each in sums))
         return None
-
-
-_FEW_OUTPUTS = 16  # That are taken out of an array
-
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #cast
 @dataclass(eq=False)
@@ -255,7 +248,7 @@ class Single(Step):
         return np.ascontiguousarray(matrix, dtype=np.float32)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        if not isinstance(value, RowNumbers) or value.error:
+        if not isinstance(value, RowNumbers):
             return None
         with np.errstate(all="ignore"):
             parts = [replace(part, off=part.off.astype(np.float32), on=part.on.astype(np.float32)) if isinstance(part, Ones) else part for part in value.parts]
@@ -435,4 +428,4 @@ class Double(Step):
         return np.ascontiguousarray(matrix, dtype=np.float64)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        return value if exact_numbers(value) else None
+        return value if are_numbers(value) else None

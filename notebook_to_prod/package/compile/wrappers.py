@@ -13,7 +13,7 @@ import numpy as np
 from .ensembles import need
 from .features import Elementwise, function_name
 from .numeric import Scale
-from .row import RowCode, RowNumbers, exact_scalars
+from .row import RowCode, RowNumbers, scalars
 from .step import Builder, Cells, Model, Numbers, Step, model, not_compiled
 
 # %% auto #0
@@ -60,13 +60,11 @@ class AtLeast(Step):
         return (scores[:, self.column] >= self.threshold).astype(np.intp)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        names = value.scalars if isinstance(value, RowNumbers) else None
+        names = value.names if isinstance(value, RowNumbers) else None
         if not names:
             return None
         threshold = code.number(float(self.threshold))
-        if value.error:
-            code.unless(f"abs({names[self.column]} - {threshold}) > 2 * {value.error}")
-        return exact_scalars(code.let(f"1 if {names[self.column]} >= {threshold} else 0"))
+        return scalars(code.let(f"1 if {names[self.column]} >= {threshold} else 0"))
 
 
 @model("sklearn.FixedThresholdClassifier", "sklearn.TunedThresholdClassifierCV")
