@@ -45,6 +45,9 @@ def seconds_of(call: Callable[[], Any], at_least: float = 0.02, repeats: int = 3
     return best
 
 
+_MANY_COMPARISONS = 500  # Of one row, that plain Python never does soonest
+
+
 def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500) -> dict[str, list[str]]:
     "Time every engine of each forest and keep the best for one row, a few and many; returns them by the forest's place among the steps. Then `choose_functions`."
     chosen = {}
@@ -53,12 +56,12 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
         if step not in plan.forests:
             continue
         matrix = plan.hold(inputs[0], some)
-        single = [matrix[at : at + 1] for at in range(min(100, len(matrix)))]
+        single = [matrix[at : at + 1] for at in range(min(20, len(matrix)))]
         few = matrix[: min(16, len(matrix))]
         one, several, many = {}, {}, {}
         for engine in ENGINES:
             step.use(engine)
-            if step.engine != engine:
+            if step.engine != engine or (engine == "loop" and step.comparisons > _MANY_COMPARISONS):
                 continue
             one[engine] = seconds_of(lambda step=step, single=single: [step(row) for row in single], clock=_OWN)
             if engine != "loop":
@@ -66,7 +69,7 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
                 many[engine] = seconds_of(lambda step=step, matrix=matrix: step(matrix), 0.01, clock=_OWN)
         step.use(*(min(times, key=times.__getitem__) for times in (one, many, several)))
         chosen[str(place)] = [step.engine, step.engine_few, step.engine_many]
-    rows = [*rows_of(pick(some, np.arange(min(64, len(some[0])))))]
+    rows = [*rows_of(pick(some, np.arange(min(32, len(some[0])))))]
     plan.derive()
     for place in chosen:
         _choose_masks(plan, plan.steps[int(place)][0], rows)  # type: ignore[arg-type]
@@ -90,9 +93,10 @@ def _choose_masks(plan: Plan, forest: Forest, rows: Sequence[Sequence[Any]]) -> 
     if without.alone is None or not forest.use_masks():
         return
     plan.derive()
-    if _fastest({programs: partial(_alone_by, plan, programs, rows) for programs in (without, plan.programs)}) is without:
+    by_masks = plan.programs
+    plan.programs = _fastest({programs: partial(_alone_by, plan, programs, rows) for programs in (without, by_masks)})
+    if plan.programs is without:
         forest.use_masks(False)
-    plan.derive()
 
 
 def _alone_by(plan: Plan, programs: Programs, rows: Sequence[Sequence[Any]]) -> None:
@@ -107,7 +111,7 @@ def choose_functions(plan: Plan, rows: Sequence[Sequence[Any]]) -> tuple[int, in
     "Measure up to how many rows at once the function of lone rows is the fastest, and then that of first arrays; the plan keeps both."
     alone_until = front_until = 0
     for size in _FEW:
-        several = [[rows[(start + place) % len(rows)] for place in range(size)] for start in range(0, max(size, 16), size)]
+        several = [[rows[(start + place) % len(rows)] for place in range(size)] for start in range(0, max(size, 8), size)]
         limits = {"steps": (0, 0)}
         if plan.programs.front is not None and size > 1 and front_until >= size // 4:
             limits["front"] = (0, size)

@@ -18,6 +18,7 @@ __all__ = ['MOST_BYTES', 'Masks', 'bytes_of_masks', 'before_rounding']
 # %% ../../../nbs/package/compile/06b_masks.ipynb #masks
 MOST_BYTES = 24_000_000  # Of the masks of one forest
 _WORD = 64
+_PORTION = 128  # Gaps at a time
 
 
 class Masks:
@@ -89,25 +90,22 @@ class Masks:
         return self._starts[key]
 
     def _gaps(self, column: int) -> np.ndarray:
+        "A gap leaves a leaf open if it is behind every threshold that the leaf lies right of, and before every one that it lies left of."
         nodes = np.flatnonzero(self._feature == column)
-        place = np.unique(self._threshold[nodes], return_inverse=True)[1]
-        order = np.argsort(place, kind="stable")
-        nodes = nodes[order]
-        groups = np.split(nodes, np.flatnonzero(np.diff(place[order])) + 1)
-        masks = self._struck("right", groups[::-1])[::-1] & self._struck("left", groups)
-        left = self._missing_left[nodes]
-        missing = self._struck("right", [nodes[left]])[-1] & self._struck("left", [nodes[~left]])[-1]
-        return np.concatenate([masks, missing[None]])
-
-    def _struck(self, side: str, groups: Sequence[np.ndarray]) -> np.ndarray:
-        "Masks from which the leaves on one side of ever more nodes are gone."
-        present, (first, last) = self._open.copy(), self._sides[side]
-        masks = [_packed(present)]
-        for nodes in groups:
-            for node in nodes.tolist():
-                present[first[node] : last[node]] = False
-            masks.append(_packed(present))
-        return np.stack(masks)
+        edges, place = np.unique(self._threshold[nodes], return_inverse=True)
+        behind, before, present = np.full(len(self._open), -1), np.full(len(self._open), len(edges)), self._open.copy()
+        (left, left_end), (right, right_end) = ([each[nodes].tolist() for each in self._sides[side]] for side in ("left", "right"))
+        places, missing_left = place.tolist(), self._missing_left[nodes].tolist()
+        order = np.argsort(place, kind="stable").tolist()
+        for node in order:
+            behind[right[node] : right_end[node]] = places[node]
+        for node in reversed(order):
+            before[left[node] : left_end[node]] = places[node]
+            start, end = (right[node], right_end[node]) if missing_left[node] else (left[node], left_end[node])
+            present[start:end] = False
+        gaps = np.arange(len(edges) + 1)[:, None]
+        portions = (gaps[start : start + _PORTION] for start in range(0, len(gaps), _PORTION))
+        return np.concatenate([*(_packed((behind < each) & (each <= before) & self._open) for each in portions), _packed(present[None])])
 
     def _block(self, start: int, ones: Ones, used: Sequence[int]) -> np.ndarray:
         "What is off strikes out for every column but one, and what is on for that one."
@@ -125,7 +123,7 @@ class Masks:
 
 
 def _packed(present: np.ndarray) -> np.ndarray:
-    return np.packbits(present, bitorder="little").view("<u8").astype(np.uint64)
+    return np.packbits(present, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
 
 
 def _slots(feature: np.ndarray, roots: np.ndarray) -> int:

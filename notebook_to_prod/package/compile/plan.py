@@ -15,7 +15,7 @@ import numpy as np
 
 from . import boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers
 from .compose import Outside
-from .rows import Programs, programs_of
+from .rows import Programs, Todo, programs_of
 from .step import STEPS, Builder, Finite, FiniteCells, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
 from .trees import Forest
 from ...errors import BundleError, DependencyError
@@ -88,17 +88,15 @@ class Plan:
         self._first = "labels" if "labels" in self.ends else "values"
         self._programs = {name: self._program({register}) for name, register in self.ends.items()}
         self._answer = self._program(set(self.ends.values()))
-        self._inside: dict[int, list[tuple[Step, int, tuple[int, ...], int]]] = {}
+        self._inside: dict[int, list[Todo]] = {}
         self.derive()
 
     def derive(self) -> None:
         "Write the functions of rows anew, as steps and engines now are."
-        todo = [(position, step, inputs or (first,)) for step, first, inputs, position in self._answer]
-        self.programs = programs_of(todo, self.ends, len(self.schema.columns)) if self.stepwise is None else Programs()
-        self._rest = [each for each in self._answer if each[-1] in self.programs.rest]
+        self.programs = programs_of(self._answer, self.ends, len(self.schema.columns)) if self.stepwise is None else Programs()
         self.alone_until, self.front_until = 4 if self.programs.alike else 1, 16  # Rows at once, until somebody measures: see `choose_engines`
 
-    def _program(self, needed: set[int]) -> list[tuple[Step, int, tuple[int, ...], int]]:
+    def _program(self, needed: set[int]) -> list[Todo]:
         "The steps that make some registers, in order."
         taken = []
         for position in range(len(self.steps), 0, -1):
@@ -108,7 +106,7 @@ class Plan:
                 taken.append((step, inputs[0], inputs if len(inputs) != 1 else (), position))
         return taken[::-1]
 
-    def _run(self, program: Sequence[tuple[Step, int, tuple[int, ...], int]], columns: Sequence[Sequence[Any]], made: Mapping[int, Any] | None = None) -> list[Any]:
+    def _run(self, program: Sequence[Todo], columns: Sequence[Sequence[Any]], made: Mapping[int, Any] | None = None) -> list[Any]:
         held: list[Any] = [None] * (len(self.steps) + 1)
         held[0] = columns
         for position, value in (made or {}).items():
@@ -223,7 +221,7 @@ class Plan:
         made = self.front_arrays(rows)
         if made is None:
             return None
-        first, chances = self._ends_of(self._run(self._rest, [*map(list, zip(*rows, strict=True))], made))
+        first, chances = self._ends_of(self._run(self.programs.rest, [*map(list, zip(*rows, strict=True))], made))
         return self.named(first), chances
 
     def front_arrays(self, rows: Sequence[Sequence[Any]]) -> dict[int, np.ndarray] | None:

@@ -18,7 +18,7 @@ from .step import Step
 __all__ = ['Todo', 'Programs', 'programs_of']
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #programs
-Todo = Sequence[tuple[int, Step, tuple[int, ...]]]  # Register, the step that makes it, and from which registers
+Todo = tuple[Step, int, tuple[int, ...], int]  # A step, the register it reads, or all of several that it reads, and the one that it makes
 _MOST_LINES = 3000  # Beyond which numpy is the faster anyway
 
 
@@ -30,10 +30,10 @@ class Programs:
     alike: bool = False  # Whether `alone` also gives what the steps give a row among others
     front: Callable[[Any, int], tuple[np.ndarray, ...] | None] | None = None  # Rows and their count to arrays
     made: tuple[int, ...] = ()  # Registers of those arrays
-    rest: frozenset[int] = frozenset()  # Registers that steps still have to make
+    rest: tuple[Todo, ...] = ()  # What steps still have to do
 
 
-def programs_of(steps: Todo, ends: Mapping[str, int], width: int) -> Programs:
+def programs_of(steps: Sequence[Todo], ends: Mapping[str, int], width: int) -> Programs:
     "The functions of a plan whose requests have so many columns; none where nothing has a row form."
     parameters = [f"c{place}" for place in range(width)]
     try:
@@ -42,11 +42,11 @@ def programs_of(steps: Todo, ends: Mapping[str, int], width: int) -> Programs:
         return Programs()
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #alone
-def _alone(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Callable[..., Any] | None, bool]:
+def _alone(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Callable[..., Any] | None, bool]:
     code, held, covered = RowCode(), {0: RowCells(tuple(parameters))}, 0
     arrays: dict[int, RowObject] = {}
-    for register, step, inputs in steps:
-        before = len(code.lines)
+    for step, first, several, register in steps:
+        inputs, before = several or (first,), len(code.lines)
         made = step.row(code, *(held[each] for each in inputs))
         covered += made is not None
         if made is None:
@@ -56,9 +56,9 @@ def _alone(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> t
         held[register] = made
     if not covered or len(code.lines) > _MOST_LINES:
         return None, False
-    first = held[ends["labels"]] if "labels" in ends else held[ends["values"]]
+    said = held[ends["labels"]] if "labels" in ends else held[ends["values"]]
     chances = held[ends["probabilities"]] if "probabilities" in ends else None
-    result = f"{_listed(code, first)}{'[0]' if 'labels' in ends else ''}, {None if chances is None else _listed(code, chances)}"
+    result = f"{_listed(code, said)}{'[0]' if 'labels' in ends else ''}, {None if chances is None else _listed(code, chances)}"
     if not code.quiet:
         code.objects["ignoring"] = lambda: np.errstate(all="ignore")
     return code.function(", ".join(parameters), result, loop=None if code.quiet else "with ignoring():"), code.alike
@@ -82,17 +82,19 @@ def _listed(code: RowCode, value: Any) -> str:
     return f"{code.keep(_plain)}({_called_with(code, value).name})"
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #front
-def _front(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Any, tuple[int, ...], frozenset[int]]:
+def _front(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Any, tuple[int, ...], tuple[Todo, ...]]:
     as_ever: set[int] = set(ends.values())
     while True:
         code, held = RowCode(alone=False), {0: RowCells(tuple(parameters))}
-        rest, wanted = set(), {}
-        for register, step, inputs in steps:
-            values, before = [held.get(each) for each in inputs], len(code.lines)
+        rest, wanted = [], {}
+        for todo in steps:
+            step, first, several, register = todo
+            inputs, before = several or (first,), len(code.lines)
+            values = [held.get(each) for each in inputs]
             made = None if register in as_ever or None in values else step.row(code, *values)
             if made is None:
                 del code.lines[before:]
-                rest.add(register)
+                rest.append(todo)
                 wanted.update({each: held[each] for each in inputs if each in held})
             else:
                 held[register] = made
@@ -102,8 +104,8 @@ def _front(steps: Todo, ends: Mapping[str, int], parameters: Sequence[str]) -> t
         as_ever |= cells
     wanted.pop(0, None)
     if not wanted or len(code.lines) > _MOST_LINES:
-        return None, (), frozenset()
-    return _loop(code, wanted, parameters), tuple(wanted), frozenset(rest)
+        return None, (), ()
+    return _loop(code, wanted, parameters), tuple(wanted), tuple(rest)
 
 
 def _loop(code: RowCode, wanted: Mapping[int, RowNumbers], parameters: Sequence[str]) -> Callable[..., Any]:

@@ -59,7 +59,12 @@ class Forest(Step):
         self._lists: Any = None
         self._masks: Masks | None = None
         many = "onnxruntime" if has_onnxruntime() else "numpy"
-        self.use("loop" if self._levels * len(self.roots) <= _FEW_COMPARISONS else many, many)
+        self.use("loop" if self.comparisons <= _FEW_COMPARISONS else many, many)
+
+    @property
+    def comparisons(self) -> int:
+        "The most that one row takes."
+        return self._levels * len(self.roots)
 
     def use(self, engine: str, engine_many: str | None = None, engine_few: str | None = None) -> None:
         "Choose the engines for one row, for many, and for a few; numpy takes the place of one that is not installed."
