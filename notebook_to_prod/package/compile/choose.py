@@ -17,7 +17,6 @@ import numpy as np
 from .adversary import pick, table_of
 from .parity import Parity, prove_parity
 from .plan import Plan, columns_of, compile_pipeline, rows_of
-from .rows import Programs
 from .step import NotCompiled, Refused
 from .trees import ENGINES, Forest
 from ..schema import Schema, infer_schema
@@ -70,9 +69,7 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
         step.use(*(min(times, key=times.__getitem__) for times in (one, many, several)))
         chosen[str(place)] = [step.engine, step.engine_few, step.engine_many]
     rows = [*rows_of(pick(some, np.arange(min(32, len(some[0])))))]
-    plan.derive()
-    for place in chosen:
-        _choose_masks(plan, plan.steps[int(place)][0], rows)  # type: ignore[arg-type]
+    plan.derive(_are_masks_faster(plan, rows))
     choose_functions(plan, rows)
     return chosen
 
@@ -87,21 +84,10 @@ def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 4) -> Any:
     return min(times, key=times.__getitem__)
 
 
-def _choose_masks(plan: Plan, forest: Forest, rows: Sequence[Sequence[Any]]) -> None:
-    "Let one row and a few find their leaves by masks where that is faster."
-    without = plan.programs
-    if without.alone is None or not forest.use_masks():
-        return
-    plan.derive()
-    by_masks = plan.programs
-    plan.programs = _fastest({programs: partial(_alone_by, plan, programs, rows) for programs in (without, by_masks)})
-    if plan.programs is without:
-        forest.use_masks(False)
-
-
-def _alone_by(plan: Plan, programs: Programs, rows: Sequence[Sequence[Any]]) -> None:
-    plan.programs = programs
-    plan.alone(rows)
+def _are_masks_faster(plan: Plan, rows: Sequence[Sequence[Any]]) -> bool:
+    if plan.derived(False).alone is None or not any([forest.masks() for forest in plan.forests]):
+        return False
+    return _fastest({masks: partial(plan.alone, rows, plan.derived(masks)) for masks in (False, True)})
 
 
 _FEW = (1, 2, 4, 8, 16, 32, 64)
@@ -189,7 +175,7 @@ class Compiled:
         "What to record: everything but the plan."
         times = None if self.times is None else {str(size): list(each) for size, each in self.times.items()}
         about = {"compiled": self.plan is not None, "reason": self.reason, "parity": self.parity and self.parity.to_dict()}
-        rows = None if self.plan is None else {"alone_until": self.plan.alone_until, "front_until": self.plan.front_until, "stepwise": self.plan.stepwise}
+        rows = None if self.plan is None else {"masks": self.plan.masks, "alone_until": self.plan.alone_until, "front_until": self.plan.front_until, "stepwise": self.plan.stepwise}
         return {**about, "engines": self.engines, "rows": rows, "microseconds_a_row": times, "pipeline_from": self.pipeline_from}
 
     def record(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from .adversary import border_rows, mixed_rows, pick, special_values, table_of
 from .plan import Plan, columns_of, rows_of
+from .rows import Programs
 from .step import Refused
 
 # %% auto #0
@@ -122,7 +123,10 @@ def compare(plan: Plan, pipeline: Any, expected: Answer, columns: Sequence[Seque
         else:
             example = f"{_shown([cells[0] for cells in row])} gives {_shown(found[0][at])} for {_shown(expected[0][at])}"
             parity += Parity(label_differences=int(labels[at]), number_differences=int(numbers[at]), example=example)
-    return parity + _functions_alone(plan, found, columns) + _functions_front(plan, columns)
+    for masks in (False, True) if plan.forests else (False,):
+        programs = plan.derived(masks)
+        parity += _functions_alone(plan, programs, found, columns) + _functions_front(plan, programs, columns)
+    return parity
 
 
 def _identical(one: Any, other: Any) -> np.ndarray:
@@ -134,17 +138,17 @@ def _identical(one: Any, other: Any) -> np.ndarray:
     return same.reshape(len(same), -1).all(axis=1)
 
 
-def _functions_alone(plan: Plan, found: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
+def _functions_alone(plan: Plan, programs: Programs, found: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
     "Compare the function of lone rows with the steps, to the last bit: among others where that is promised, or else alone."
     rows = [*rows_of(columns)]
-    said = [(at, each) for at, each in enumerate(plan.alone(rows)) if each is not None]
+    said = [(at, each) for at, each in enumerate(plan.alone(rows, programs)) if each is not None]
     if not said:
         return Parity()
     taken, (firsts, chances) = [at for at, _ in said], zip(*(each for _, each in said), strict=True)
     same = _identical(plan.named(np.array(firsts)), found[0][taken])
     if found[1] is not None:
         same &= _identical(chances, found[1][taken])
-    if not plan.programs.alike:
+    if not programs.alike:
         for place in np.flatnonzero(~same):
             same[place] = _alike(plan.answer_row_by_steps(rows[taken[place]]), plan.plain(said[place][1]))
     wrong = np.flatnonzero(~same)
@@ -155,15 +159,15 @@ def _alike(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
     return all(bool(_identical([mine], [others]).all()) for mine, others in zip(one, other, strict=True))
 
 
-def _functions_front(plan: Plan, columns: Sequence[Sequence[Any]]) -> Parity:
+def _functions_front(plan: Plan, programs: Programs, columns: Sequence[Sequence[Any]]) -> Parity:
     "Compare the first arrays with those of the steps, to the last bit; where the function gives some rows up, row by row."
     rows = [*rows_of(columns)]
-    made = plan.front_arrays(rows)
+    made = plan.front_arrays(rows, programs)
     if made is None:
-        if plan.programs.front is None or len(rows) == 1:
+        if programs.front is None or len(rows) == 1:
             return Parity()
         half = len(rows) // 2
-        return _functions_front(plan, pick(columns, np.arange(half))) + _functions_front(plan, pick(columns, np.arange(half, len(rows))))
+        return _functions_front(plan, programs, pick(columns, np.arange(half))) + _functions_front(plan, programs, pick(columns, np.arange(half, len(rows))))
     for register, array in made.items():
         held = plan.hold(register, columns)
         held = held if isinstance(held, np.ndarray) else held.toarray()
@@ -210,9 +214,11 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
 def _functions_refuse(plan: Plan, columns: Sequence[Sequence[Any]], row: str) -> Parity:
     "Whether the functions of rows answer what the pipeline and the steps refuse."
     rows = [*rows_of(columns)]
-    answered = plan.alone(rows) != [None]
-    with suppress(Refused):
-        answered |= plan.front(rows) is not None
+    answered = False
+    for programs in map(plan.derived, (False, True)):
+        answered |= plan.alone(rows, programs) != [None]
+        with suppress(Refused):
+            answered |= plan.front(rows, programs) is not None
     return Parity(row_differences=1, row_example=f"{row} is answered, though it is refused") if answered else Parity()
 
 

@@ -89,12 +89,23 @@ class Plan:
         self._programs = {name: self._program({register}) for name, register in self.ends.items()}
         self._answer = self._program(set(self.ends.values()))
         self._inside: dict[int, list[Todo]] = {}
+        self._derived: dict[tuple[Any, ...], Programs] = {}
         self.derive()
 
-    def derive(self) -> None:
-        "Write the functions of rows anew, as steps and engines now are."
-        self.programs = programs_of(self._answer, self.ends, len(self.schema.columns)) if self.stepwise is None else Programs()
+    def derive(self, masks: bool = False) -> None:
+        "Take the functions of rows as the engines now are; with masks, forests find the leaves by them where they are not too large."
+        self.masks, self.programs = masks, self.derived(masks)
+        for forest in () if masks else self.forests:
+            forest.forget_masks()
+        self._derived.clear()
         self.alone_until, self.front_until = 4 if self.programs.alike else 1, 16  # Rows at once, until somebody measures: see `choose_engines`
+
+    def derived(self, masks: bool) -> Programs:
+        "The functions of rows, which machines may choose with masks or without."
+        chosen = (masks, *(forest.engine for forest in self.forests))
+        if chosen not in self._derived:
+            self._derived[chosen] = programs_of(self._answer, self.ends, len(self.schema.columns), masks) if self.stepwise is None else Programs()
+        return self._derived[chosen]
 
     def _program(self, needed: set[int]) -> list[Todo]:
         "The steps that make some registers, in order."
@@ -206,9 +217,9 @@ class Plan:
         first, chances = said
         return (self.classes[first] if self._names is not None else first[0] if len(first) == 1 else first), chances
 
-    def alone(self, rows: Iterable[Sequence[Any]]) -> list[tuple[Any, Any] | None]:
+    def alone(self, rows: Iterable[Sequence[Any]], programs: Programs | None = None) -> list[tuple[Any, Any] | None]:
         "Each row by the function of lone rows: the label's place, or numbers, and probabilities; None where it gives up."
-        function, found = self.programs.alone, []
+        function, found = (programs or self.programs).alone, []
         for row in rows:
             try:
                 found.append(function and function(*row))
@@ -216,21 +227,22 @@ class Plan:
                 found.append(None)
         return found
 
-    def front(self, rows: Sequence[Sequence[Any]]) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def front(self, rows: Sequence[Sequence[Any]], programs: Programs | None = None) -> tuple[np.ndarray, np.ndarray | None] | None:
         "As `answer`, by the function of first arrays; None where it gives up."
-        made = self.front_arrays(rows)
+        programs = programs or self.programs
+        made = self.front_arrays(rows, programs)
         if made is None:
             return None
-        first, chances = self._ends_of(self._run(self.programs.rest, [*map(list, zip(*rows, strict=True))], made))
+        first, chances = self._ends_of(self._run(programs.rest, [*map(list, zip(*rows, strict=True))], made))
         return self.named(first), chances
 
-    def front_arrays(self, rows: Sequence[Sequence[Any]]) -> dict[int, np.ndarray] | None:
+    def front_arrays(self, rows: Sequence[Sequence[Any]], programs: Programs) -> dict[int, np.ndarray] | None:
         "The first arrays of rows, by register; None where the function gives up."
         try:
-            made = self.programs.front and self.programs.front(rows, len(rows))
+            made = programs.front and programs.front(rows, len(rows))
         except Exception:  # noqa: BLE001 - the steps say what is wrong with a row
             return None
-        return made and dict(zip(self.programs.made, made, strict=True))
+        return made and dict(zip(programs.made, made, strict=True))
 
     def to_bytes(self) -> bytes:
         "The plan as `from_bytes` reads it."

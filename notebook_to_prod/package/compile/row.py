@@ -97,8 +97,9 @@ def scalars(*names: str) -> RowNumbers:
 class RowCode:
     "The lines of one row's work, and the objects they name."
 
-    def __init__(self, alone: bool = True):
+    def __init__(self, alone: bool = True, masks: bool = False):
         self.alone = alone  # Whether the lines go on to the answer, or only as far as the first array
+        self.masks = masks  # Whether forests find leaves by masks, if theirs are not too large
         self.quiet = True  # Whether no step that may warn of numbers is called
         self.alike = True  # Whether a row has the same answer, to the last bit, among others
         self.lines: list[str] = []

@@ -33,17 +33,17 @@ class Programs:
     rest: tuple[Todo, ...] = ()  # What steps still have to do
 
 
-def programs_of(steps: Sequence[Todo], ends: Mapping[str, int], width: int) -> Programs:
+def programs_of(steps: Sequence[Todo], ends: Mapping[str, int], width: int, masks: bool = False) -> Programs:
     "The functions of a plan whose requests have so many columns; none where nothing has a row form."
     parameters = [f"c{place}" for place in range(width)]
     try:
-        return Programs(*_alone(steps, ends, parameters), *_front(steps, ends, parameters))
+        return Programs(*_alone(steps, ends, parameters, masks), *_front(steps, ends, parameters, masks))
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):  # of numbers that no converter makes
         return Programs()
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #alone
-def _alone(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Callable[..., Any] | None, bool]:
-    code, held, covered = RowCode(), {0: RowCells(tuple(parameters))}, 0
+def _alone(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> tuple[Callable[..., Any] | None, bool]:
+    code, held, covered = RowCode(masks=masks), {0: RowCells(tuple(parameters))}, 0
     arrays: dict[int, RowObject] = {}
     for step, first, several, register in steps:
         inputs, before = several or (first,), len(code.lines)
@@ -82,10 +82,10 @@ def _listed(code: RowCode, value: Any) -> str:
     return f"{code.keep(_plain)}({_called_with(code, value).name})"
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #front
-def _front(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str]) -> tuple[Any, tuple[int, ...], tuple[Todo, ...]]:
+def _front(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> tuple[Any, tuple[int, ...], tuple[Todo, ...]]:
     as_ever: set[int] = set(ends.values())
     while True:
-        code, held = RowCode(alone=False), {0: RowCells(tuple(parameters))}
+        code, held = RowCode(alone=False, masks=masks), {0: RowCells(tuple(parameters))}
         rest, wanted = [], {}
         for todo in steps:
             step, first, several, register = todo

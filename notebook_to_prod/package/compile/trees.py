@@ -81,17 +81,15 @@ class Forest(Step):
             named = (self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
             self._lists = tuple(each.tolist() for each in named)
 
-    @property
-    def by_masks(self) -> bool:
-        "Whether a lone row finds its leaves by masks, where its columns are known one by one."
-        return self._masks is not None
-
-    def use_masks(self, wanted: bool = True) -> bool:
-        "Make the masks, unless they would be too large, or drop them; returns whether they are there."
-        self._masks = None
-        if wanted and (self.feature >= 0).any() and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
+    def masks(self) -> Masks | None:
+        "Masks of the leaves, made when they are first wanted; None if they would be too large."
+        if self._masks is None and (self.feature >= 0).any() and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
             self._masks = Masks(self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
-        return self.by_masks
+        return self._masks
+
+    def forget_masks(self) -> None:
+        "Give their memory back."
+        self._masks = None
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         rows = len(matrix)
@@ -146,11 +144,12 @@ class Forest(Step):
     def row(self, code: RowCode, value: Any) -> RowLeaves | RowObject | RowNumbers | None:
         if not are_numbers(value, self.threshold.dtype.name):
             return None
-        if self._masks is not None:
-            gaps = self._masked(code, value, self._masks)
+        masks = self.masks() if code.masks else None
+        if masks is not None:
+            gaps = self._masked(code, value, masks)
             if not code.alone:
-                return RowNumbers(tuple(map(Scalar, gaps)), "int64", then=self._masks.leaves)
-            return RowObject(code.let(f"{code.keep(self._masks.leaves_of_one)}([{', '.join(gaps)}])"))
+                return RowNumbers(tuple(map(Scalar, gaps)), "int64", then=masks.leaves)
+            return RowObject(code.let(f"{code.keep(masks.leaves_of_one)}([{', '.join(gaps)}])"))
         if not code.alone:
             return None
         if self.engine != "loop":
