@@ -18,7 +18,7 @@ from .adversary import pick, table_of
 from .parity import Parity, prove_parity
 from .plan import Plan, columns_of, compile_pipeline, rows_of
 from .step import NotCompiled, Refused
-from .trees import ENGINES, Forest
+from .trees import ENGINES
 from ..schema import Schema, infer_schema
 
 # %% auto #0
@@ -90,32 +90,26 @@ def _are_masks_faster(plan: Plan, rows: Sequence[Sequence[Any]]) -> bool:
     return _fastest({masks: partial(plan.alone, rows, plan.derived(masks)) for masks in (False, True)})
 
 
-_FEW = (1, 2, 4, 8, 16, 32, 64)
+_FEW = (2, 4, 8, 16, 32, 64)
 
 
-def choose_functions(plan: Plan, rows: Sequence[Sequence[Any]]) -> tuple[int, int]:
-    "Measure up to how many rows at once the function of lone rows is the fastest, and then that of first arrays; the plan keeps both."
-    alone_until = front_until = 0
-    for size in _FEW:
+def choose_functions(plan: Plan, rows: Sequence[Sequence[Any]]) -> tuple[bool, int]:
+    "Measure whether the function of lone rows is faster than the steps, and up to how many rows that of first arrays is; the plan keeps both."
+    plan.lone = plan.programs.alone is not None and _fastest({way: partial(_each, way, rows[:8]) for way in (plan.answer_row_by_steps, plan.answer_row)}) == plan.answer_row
+    plan.front_until = 0
+    for size in _FEW if plan.programs.front is not None else ():
         several = [[rows[(start + place) % len(rows)] for place in range(size)] for start in range(0, max(size, 8), size)]
-        limits = {"steps": (0, 0)}
-        if plan.programs.front is not None and size > 1 and front_until >= size // 4:
-            limits["front"] = (0, size)
-        if plan.programs.alone is not None and alone_until == size // 2 and (size == 1 or plan.programs.alike):
-            limits["alone"] = (size, 0)
-        best = _fastest({way: partial(_answered, plan, several, each) for way, each in limits.items()}) if len(limits) > 1 else "steps"
-        if best == "alone":
-            alone_until = size
-        if best != "steps":
-            front_until = size
-    plan.alone_until, plan.front_until = alone_until, front_until
-    return alone_until, front_until
+        columns = [[*map(list, zip(*each, strict=True))] for each in several]
+        if _fastest({"steps": partial(_each, plan.answer, columns), "front": partial(_each, plan.front, several)}) == "front":
+            plan.front_until = size
+        elif plan.front_until < size // 2:
+            break
+    return plan.lone, plan.front_until
 
 
-def _answered(plan: Plan, several: Sequence[Sequence[Sequence[Any]]], limits: tuple[int, int]) -> None:
-    plan.alone_until, plan.front_until = limits
-    for rows in several:
-        plan.answer_rows(rows)
+def _each(call: Callable[[Any], Any], tried: Sequence[Any]) -> None:
+    for each in tried:
+        call(each)
 
 # %% ../../../nbs/package/compile/18_choose.ipynb #crossover
 SIZES = (1, 10, 100, 1_000, 10_000)
@@ -175,7 +169,7 @@ class Compiled:
         "What to record: everything but the plan."
         times = None if self.times is None else {str(size): list(each) for size, each in self.times.items()}
         about = {"compiled": self.plan is not None, "reason": self.reason, "parity": self.parity and self.parity.to_dict()}
-        rows = None if self.plan is None else {"masks": self.plan.masks, "alone_until": self.plan.alone_until, "front_until": self.plan.front_until, "stepwise": self.plan.stepwise}
+        rows = None if self.plan is None else {"masks": self.plan.masks, "lone": self.plan.lone, "front_until": self.plan.front_until, "stepwise": self.plan.stepwise}
         return {**about, "engines": self.engines, "rows": rows, "microseconds_a_row": times, "pipeline_from": self.pipeline_from}
 
     def record(self) -> dict[str, Any]:

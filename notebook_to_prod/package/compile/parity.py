@@ -139,7 +139,7 @@ def _identical(one: Any, other: Any) -> np.ndarray:
 
 
 def _functions_alone(plan: Plan, programs: Programs, found: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
-    "Compare the function of lone rows with the steps, to the last bit: among others where that is promised, or else alone."
+    "Compare the function of lone rows with the steps, to the last bit: theirs of the row among others, or else alone."
     rows = [*rows_of(columns)]
     said = [(at, each) for at, each in enumerate(plan.alone(rows, programs)) if each is not None]
     if not said:
@@ -148,9 +148,8 @@ def _functions_alone(plan: Plan, programs: Programs, found: Answer, columns: Seq
     same = _identical(plan.named(np.array(firsts)), found[0][taken])
     if found[1] is not None:
         same &= _identical(chances, found[1][taken])
-    if not programs.alike:
-        for place in np.flatnonzero(~same):
-            same[place] = _alike(plan.answer_row_by_steps(rows[taken[place]]), plan.plain(said[place][1]))
+    for place in np.flatnonzero(~same):
+        same[place] = _alike(plan.answer_row_by_steps(rows[taken[place]]), plan.plain(said[place][1]))
     wrong = np.flatnonzero(~same)
     return Parity(row_differences=len(wrong), row_example=f"{_shown(rows[taken[wrong[0]]])} gives {_shown(said[wrong[0]][1])} alone") if len(wrong) else Parity()
 

@@ -98,7 +98,7 @@ class Plan:
         for forest in () if masks else self.forests:
             forest.forget_masks()
         self._derived.clear()
-        self.alone_until, self.front_until = 4 if self.programs.alike else 1, 16  # Rows at once, until somebody measures: see `choose_engines`
+        self.lone, self.front_until = True, 16  # Whether a lone row has its function, and how many rows at once theirs, until somebody measures: see `choose_engines`
 
     def derived(self, masks: bool) -> Programs:
         "The functions of rows, which machines may choose with masks or without."
@@ -190,11 +190,9 @@ class Plan:
         rows: Sequence[Sequence[Any]],  # As `answer_row` takes them
     ) -> tuple[list[Any], list[list[float]] | None]:
         "As `answer`, of rows and as Python values; raises `Refused`."
-        if len(rows) <= self.alone_until:
-            said = self.alone(rows)
-            if said and None not in said:
-                firsts, chances = zip(*map(self.plain, said), strict=True)
-                return list(firsts), None if chances[0] is None else list(chances)
+        if len(rows) == 1:
+            label, chances = self.answer_row(rows[0])
+            return [label], None if chances is None else [chances]
         found = self.front(rows) if 0 < len(rows) <= self.front_until else None
         first, shares = found or self.answer([*map(list, zip(*rows, strict=True))])
         return first.tolist(), None if shares is None else shares.tolist()
@@ -204,7 +202,7 @@ class Plan:
         row: Sequence[Any],  # Python values in the schema's order; None is missing
     ) -> tuple[Any, list[float] | None]:
         "Label or number of one row, and its probabilities, as Python values; raises `Refused`."
-        said = self.alone([row])[0] if self.alone_until else None
+        said = self.alone([row])[0] if self.lone else None
         return self.answer_row_by_steps(row) if said is None else self.plain(said)
 
     def answer_row_by_steps(self, row: Sequence[Any]) -> tuple[Any, list[float] | None]:

@@ -101,7 +101,6 @@ class RowCode:
         self.alone = alone  # Whether the lines go on to the answer, or only as far as the first array
         self.masks = masks  # Whether forests find leaves by masks, if theirs are not too large
         self.quiet = True  # Whether no step that may warn of numbers is called
-        self.alike = True  # Whether a row has the same answer, to the last bit, among others
         self.lines: list[str] = []
         self.objects: dict[str, Any] = {"NAN": math.nan, "zeros": np.zeros}
         self._count = 0
@@ -157,8 +156,8 @@ class RowCode:
         return name, flat
 
     def call(self, step: Callable[..., Any], *names: str) -> str:
-        "Name what a step makes, in its form for matrices, of arrays of one row: it may warn, and may add in an order that depends on how many rows there are."
-        self.quiet = self.alike = False
+        "Name what a step makes, in its form for matrices, of arrays of one row."
+        self.quiet = False
         return self.let(f"{self.keep(step)}({', '.join(names)})")
 
     def filled(self, value: RowNumbers) -> str:

@@ -27,7 +27,6 @@ class Programs:
     "Functions of rows that follow from the steps of a plan."
 
     alone: Callable[..., tuple[Any, Any] | None] | None = None  # Values of a row to place of the label, or numbers, and probabilities
-    alike: bool = False  # Whether `alone` also gives what the steps give a row among others
     front: Callable[[Any, int], tuple[np.ndarray, ...] | None] | None = None  # Rows and their count to arrays
     made: tuple[int, ...] = ()  # Registers of those arrays
     rest: tuple[Todo, ...] = ()  # What steps still have to do
@@ -37,12 +36,12 @@ def programs_of(steps: Sequence[Todo], ends: Mapping[str, int], width: int, mask
     "The functions of a plan whose requests have so many columns; none where nothing has a row form."
     parameters = [f"c{place}" for place in range(width)]
     try:
-        return Programs(*_alone(steps, ends, parameters, masks), *_front(steps, ends, parameters, masks))
+        return Programs(_alone(steps, ends, parameters, masks), *_front(steps, ends, parameters, masks))
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):  # of numbers that no converter makes
         return Programs()
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #alone
-def _alone(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> tuple[Callable[..., Any] | None, bool]:
+def _alone(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> Callable[..., Any] | None:
     code, held, covered = RowCode(masks=masks), {0: RowCells(tuple(parameters))}, 0
     arrays: dict[int, RowObject] = {}
     for step, first, several, register in steps:
@@ -55,13 +54,13 @@ def _alone(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[
             made = RowObject(code.call(step, *(arrays[each].name for each in inputs)))
         held[register] = made
     if not covered or len(code.lines) > _MOST_LINES:
-        return None, False
+        return None
     said = held[ends["labels"]] if "labels" in ends else held[ends["values"]]
     chances = held[ends["probabilities"]] if "probabilities" in ends else None
     result = f"{_listed(code, said)}{'[0]' if 'labels' in ends else ''}, {None if chances is None else _listed(code, chances)}"
     if not code.quiet:
         code.objects["ignoring"] = lambda: np.errstate(all="ignore")
-    return code.function(", ".join(parameters), result, loop=None if code.quiet else "with ignoring():"), code.alike
+    return code.function(", ".join(parameters), result, loop=None if code.quiet else "with ignoring():")
 
 
 def _called_with(code: RowCode, value: Any) -> RowObject:
