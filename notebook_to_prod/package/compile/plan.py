@@ -102,9 +102,11 @@ class Plan:
 
     def derived(self, masks: bool) -> Programs:
         "The functions of rows, which machines may choose with masks or without."
+        if self.stepwise is not None:
+            return Programs()
         chosen = (masks, *(forest.engine for forest in self.forests))
         if chosen not in self._derived:
-            self._derived[chosen] = programs_of(self._answer, self.ends, len(self.schema.columns), masks) if self.stepwise is None else Programs()
+            self._derived[chosen] = programs_of(self._answer, self.ends, len(self.schema.columns), masks)
         return self._derived[chosen]
 
     def _program(self, needed: set[int]) -> list[Todo]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .row import RowCells, RowCode, RowNumbers, RowObject
+from .row import RowCells, RowCode, RowLeaves, RowNumbers, RowObject
 from .step import Step
 
 # %% auto #0
@@ -67,6 +67,8 @@ def _called_with(code: RowCode, value: Any) -> RowObject:
     "What a step in its form for matrices is called with."
     if isinstance(value, RowCells):
         return RowObject(f"[{', '.join(f'[{name}]' for name in value.names)}]")
+    if isinstance(value, RowLeaves):
+        return RowObject(f"{code.keep(np.array)}([[{', '.join(value.names)}]])")
     return RowObject(code.filled(value)) if isinstance(value, RowNumbers) else value
 
 

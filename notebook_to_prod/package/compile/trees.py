@@ -234,10 +234,13 @@ class LeafSum(Step):
         if isinstance(value, RowObject) and outputs <= FEW_OUTPUTS:
             total = code.taken(f"{code.keep(self.sums_of_one)}({value.name}[0])[None]", outputs)
             return total if self.divisor is None else scalars(*(code.let(f"{name} / {code.number(float(self.divisor))}") for name in total.names or ()))
-        if isinstance(value, RowLeaves) and self.values.shape[1] == outputs <= FEW_OUTPUTS:
-            lists = [code.keep(each) for each in self.values.T.tolist()]
-            sums = [" + ".join([*([code.number(base)] if self._begins else []), *(f"{each}[{leaf}]" for leaf in value.names)]) for each, base in zip(lists, self.base.tolist(), strict=True)]
-            return scalars(*(code.let(each if self.divisor is None else f"({each}) / {code.number(float(self.divisor))}") for each in sums))
+        if isinstance(value, RowLeaves):
+            tables, sums = [code.keep(each) for each in self.values.T.tolist()], []
+            for place, base in enumerate(self.base.tolist()):
+                table, leaves = (tables[0], value.names[place::outputs]) if len(tables) < outputs else (tables[place], value.names)
+                total = " + ".join([*([code.number(base)] if self._begins else []), *(f"{table}[{leaf}]" for leaf in leaves)])
+                sums.append(code.let(total if self.divisor is None else f"({total}) / {code.number(float(self.divisor))}"))
+            return scalars(*sums)
         return None
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #cast
