@@ -93,7 +93,8 @@ class Masks:
         "A gap leaves a leaf open if it is behind every threshold that the leaf lies right of, and before every one that it lies left of."
         nodes = np.flatnonzero(self._feature == column)
         edges, place = np.unique(self._threshold[nodes], return_inverse=True)
-        behind, before, present = np.full(len(self._open), -1), np.full(len(self._open), len(edges)), self._open.copy()
+        behind, before = np.where(self._open, -1, len(edges)).astype(np.int32), np.full(len(self._open), len(edges), np.int32)
+        present = self._open.copy()
         (left, left_end), (right, right_end) = ([each[nodes].tolist() for each in self._sides[side]] for side in ("left", "right"))
         places, missing_left = place.tolist(), self._missing_left[nodes].tolist()
         order = np.argsort(place, kind="stable").tolist()
@@ -103,9 +104,9 @@ class Masks:
             before[left[node] : left_end[node]] = places[node]
             start, end = (right[node], right_end[node]) if missing_left[node] else (left[node], left_end[node])
             present[start:end] = False
-        gaps = np.arange(len(edges) + 1)[:, None]
+        gaps = np.arange(len(edges) + 1, dtype=np.int32)[:, None]
         portions = (gaps[start : start + _PORTION] for start in range(0, len(gaps), _PORTION))
-        return np.concatenate([*(_packed((behind < each) & (each <= before) & self._open) for each in portions), _packed(present[None])])
+        return np.concatenate([*(_packed((behind < each) & (each <= before)) for each in portions), _packed(present[None])])
 
     def _block(self, start: int, ones: Ones, used: Sequence[int]) -> np.ndarray:
         "What is off strikes out for every column but one, and what is on for that one."
