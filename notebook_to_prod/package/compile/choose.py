@@ -48,7 +48,7 @@ _MANY_COMPARISONS = 500  # Of one row, that plain Python never does soonest
 
 
 def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500) -> dict[str, list[str]]:
-    "Time every engine of each forest and keep the best for one row, a few and many; returns them by the forest's place among the steps. Then `choose_functions`."
+    "Time every engine of each forest and keep the best for one row and for many; returns them by the forest's place among the steps. Then `choose_functions`."
     chosen = {}
     some = pick(columns, np.arange(min(rows, len(columns[0]))))
     for place, (step, inputs) in enumerate(plan.steps):
@@ -56,18 +56,16 @@ def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500
             continue
         matrix = plan.hold(inputs[0], some)
         single = [matrix[at : at + 1] for at in range(min(20, len(matrix)))]
-        few = matrix[: min(16, len(matrix))]
-        one, several, many = {}, {}, {}
+        one, many = {}, {}
         for engine in ENGINES:
             step.use(engine)
             if step.engine != engine or (engine == "loop" and step.comparisons > _MANY_COMPARISONS):
                 continue
             one[engine] = seconds_of(lambda step=step, single=single: [step(row) for row in single], clock=_OWN)
             if engine != "loop":
-                several[engine] = seconds_of(lambda step=step, few=few: step(few), 0.01, clock=_OWN)
                 many[engine] = seconds_of(lambda step=step, matrix=matrix: step(matrix), 0.01, clock=_OWN)
-        step.use(*(min(times, key=times.__getitem__) for times in (one, many, several)))
-        chosen[str(place)] = [step.engine, step.engine_few, step.engine_many]
+        step.use(min(one, key=one.__getitem__), min(many, key=many.__getitem__))
+        chosen[str(place)] = [step.engine, step.engine_many]
     rows = [*rows_of(pick(some, np.arange(min(32, len(some[0])))))]
     plan.derive(_are_masks_faster(plan, rows))
     choose_functions(plan, rows)
@@ -157,7 +155,7 @@ class Compiled:
     plan: Plan | None
     reason: str | None = None  # Why there is none
     parity: Parity | None = None
-    engines: dict[str, list[str]] | None = None  # For one row, for a few and for many, by place among the steps
+    engines: dict[str, list[str]] | None = None  # For one row and for many, by place among the steps
     times: dict[int, tuple[float, float]] | None = None  # Microseconds a row of plan and pipeline, by rows
     pipeline_from: int | None = None  # Rows from which the pipeline is faster
 

@@ -158,10 +158,13 @@ def _alike(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
     return all(bool(_identical([mine], [others]).all()) for mine, others in zip(one, other, strict=True))
 
 
+_FEW_ROWS = 64  # That a plan takes by first arrays
+
+
 def _functions_front(plan: Plan, programs: Programs, columns: Sequence[Sequence[Any]]) -> Parity:
     "Compare the first arrays with those of the steps, to the last bit; where the function gives some rows up, row by row."
     rows = [*rows_of(columns)]
-    made = plan.front_arrays(rows, programs)
+    made = plan.front_arrays(rows, programs) if len(rows) <= _FEW_ROWS else None
     if made is None:
         if programs.front is None or len(rows) == 1:
             return Parity()

@@ -19,8 +19,8 @@ from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, S
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
 
 # %% auto #0
-__all__ = ['ENGINES', 'FEW_ROWS', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values',
-           'allows_missing', 'summed_trees', 'Memberships', 'histogram_forest', 'Double']
+__all__ = ['ENGINES', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values', 'allows_missing',
+           'summed_trees', 'Memberships', 'histogram_forest', 'Double']
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #round
 def rounded_down(thresholds: np.ndarray) -> np.ndarray:
@@ -31,7 +31,6 @@ def rounded_down(thresholds: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #forest
 ENGINES = ("loop", "numpy", "onnxruntime")
-FEW_ROWS = 64  # That have an engine of their own
 _FEW_COMPARISONS = 100  # Of one row, that plain Python does sooner than another engine is called
 
 
@@ -66,12 +65,11 @@ class Forest(Step):
         "The most that one row takes."
         return self._levels * len(self.roots)
 
-    def use(self, engine: str, engine_many: str | None = None, engine_few: str | None = None) -> None:
-        "Choose the engines for one row, for many, and for a few; numpy takes the place of one that is not installed."
-        wanted = (engine, engine_many or engine, engine_few or engine_many or engine)
-        engines = [name if name != "onnxruntime" or has_onnxruntime() else "numpy" for name in wanted]
-        self.engine, self.engine_many, self.engine_few = engines
-        self._one, self._many, self._few = (getattr(self, f"_{name}") for name in engines if name in ENGINES)
+    def use(self, engine: str, engine_many: str | None = None) -> None:
+        "Choose the engines for one row and for more; numpy takes the place of one that is not installed."
+        engines = [name if name != "onnxruntime" or has_onnxruntime() else "numpy" for name in (engine, engine_many or engine)]
+        self.engine, self.engine_many = engines
+        self._one, self._many = (getattr(self, f"_{name}") for name in engines if name in ENGINES)
         if "onnxruntime" in engines and self._session is None:
             local = self._leaf - np.repeat(self._first, np.diff(np.append(self.roots, len(self.feature))))
             self._session = open_session(
@@ -92,8 +90,7 @@ class Forest(Step):
         self._masks = None
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
-        rows = len(matrix)
-        return self._one(matrix) if rows == 1 else self._few(matrix) if rows <= FEW_ROWS else self._many(matrix)
+        return self._one(matrix) if len(matrix) == 1 else self._many(matrix)
 
     def _onnxruntime(self, matrix: np.ndarray) -> np.ndarray:
         leaves = self._session(matrix).astype(np.intp)
