@@ -28,9 +28,9 @@ from .errors import InputError, StoreError
 # %% auto #0
 __all__ = ['SETTINGS', 'VARIABLE', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
            'nearest', 'did_you_mean', 'unknown_setting', 'refuse_unknown', 'project_settings', 'temporary_prefix',
-           'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'atomic_folder', 'Store', 'open_store',
-           'environment_settings', 'configured_environment', 'open_environment', 'expanded', 'shipped_file',
-           'stop_process']
+           'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'append_json', 'atomic_folder', 'Store',
+           'open_store', 'environment_settings', 'configured_environment', 'open_environment', 'expanded',
+           'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -194,6 +194,18 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     "Write `value` as indented JSON, atomically; NaN is refused."
     return write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_json(path: Path, *values: Any) -> None:
+    "Append each value to a file as one line of JSON, whole before others can follow; raises `StoreError`."
+    data = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in values).encode()
+    if data:
+        with store_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
 
 # %% ../nbs/01_project.ipynb #atomic-folder
 @contextlib.contextmanager

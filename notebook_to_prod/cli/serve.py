@@ -74,8 +74,8 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
 
     Example: n2p serve flights@production --port 8000
     """
-    from notebook_to_prod.project import find_project, open_store, project_settings
-    from notebook_to_prod.serve.configure import place_settings
+    from notebook_to_prod.project import open_store
+    from notebook_to_prod.serve.configure import serving_settings
     from notebook_to_prod.serve.server import serve as serve_predictor
     from notebook_to_prod.serve.source import registry_source
 
@@ -83,7 +83,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     loaded = [_predictor(model, forkable=workers > 1)]
     identity, engine = loaded[0].identity, loaded[0].scorer.engine
     name = identity["model"]
-    settings = place_settings(project_settings().get("serve", {}), find_project(), open_store().predictions(name), name)
+    settings = serving_settings(open_store(), name)
     settings, previous = _previous(terminal, loaded[0], settings, workers > 1, source is not None)
 
     def announce(url: str) -> None:

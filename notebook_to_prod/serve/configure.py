@@ -28,7 +28,7 @@ from .access.tls import secure_transport
 from .observe.traces import add_traces
 
 # %% auto #0
-__all__ = ['Part', 'PARTS', 'configure', 'place_settings', 'read_settings', 'reading_settings', 'project_log']
+__all__ = ['Part', 'PARTS', 'configure', 'place_settings', 'read_settings', 'reading_settings', 'project_log', 'serving_settings']
 
 # %% ../../nbs/serve/06_configure.ipynb #configure
 Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that names the setting
@@ -128,4 +128,9 @@ def reading_settings(
 
 def project_log(store: Store, model: str) -> LogSettings:
     "The log that `n2p serve` of this project writes of a model, to be read; raises `InputError`."
-    return reading_settings(place_settings(project_settings().get("serve", {}), find_project(), store.predictions(model), model))
+    return reading_settings(serving_settings(store, model))
+
+
+def serving_settings(store: Store, model: str) -> dict[str, Any]:
+    "`[tool.n2p.serve]` of this project for a model, with every path whole; raises `InputError`."
+    return place_settings(project_settings().get("serve", {}), find_project(), store.predictions(model), model)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .alerts import FIRING, Rule, Signal, observe
+from .alerts import FIRING, Rule, Signal, observe, utc_time
 
 # %% auto #0
 __all__ = ['Incident', 'read_incidents', 'Tried', 'AlertBacktest', 'told_delay', 'backtest_rules']
@@ -45,15 +45,12 @@ def read_incidents(path: Path) -> tuple[Incident, ...]:
     found = []
     for number, row in enumerate(rows, 1):
         try:
-            found.append(Incident(_moment(row["began"]), _moment(row["ended"]) if row.get("ended") else None, row.get("model") or "", row.get("subject") or ""))
+            found.append(Incident(utc_time(row["began"]), utc_time(row["ended"]) if row.get("ended") else None, row.get("model") or "", row.get("subject") or ""))
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"this is no incident: {type(error).__name__} {error}", where=f"{path}, row {number}", remedy="write began and ended as 2013-04-01T00:00:00+00:00") from error
     return tuple(found)
 
 
-def _moment(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 # %% ../../nbs/watch/53_alert_backtest.ipynb #backtest
 @dataclass(frozen=True)
@@ -108,10 +105,10 @@ def backtest_rules(
     grace: timedelta = timedelta(days=1),  # After an incident, in which a message is still about it
 ) -> AlertBacktest:
     "Try rules on what was observed; raises `InputError` if there is nothing."
-    ordered = sorted(signals, key=lambda each: _moment(each.moment))
+    ordered = sorted(signals, key=lambda each: utc_time(each.moment))
     if not ordered:
         raise InputError("there is nothing to try the rules on", where="signals", remedy="let n2p watch run for a while, or give a history by --signals FILE")
-    span = max((_moment(ordered[-1].moment) - _moment(ordered[0].moment)).total_seconds(), 86_400.0)
+    span = max((utc_time(ordered[-1].moment) - utc_time(ordered[0].moment)).total_seconds(), 86_400.0)
     return AlertBacktest(ordered[0].moment, ordered[-1].moment, tuple(_try(rule, ordered, incidents, grace, span) for rule in rules))
 
 
@@ -122,7 +119,7 @@ def _try(rule: Rule, ordered: Sequence[Signal], incidents: Sequence[Incident], g
     delays: dict[int, float] = {}
     false: list[str] = []
     for notice in (each for each in notices if each.kind == FIRING):
-        moment, about = _moment(notice.moment), []
+        moment, about = utc_time(notice.moment), []
         for alert in notice.alerts:
             about += [number for number, each in enumerate(incidents) if each.covers(moment, notice.model, alert.subject, grace)]
         for number in about:

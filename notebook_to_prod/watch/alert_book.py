@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, NotFoundError, StoreError
-from ..project import Store, did_you_mean, store_errors, write_json
+from ..project import Store, append_json, did_you_mean, store_errors, write_json
 from ..release.outbox import backoff
 from ..release.people import read_people
 from ..train.record import now
@@ -85,17 +84,6 @@ def _open(store: Store) -> Iterator[Book]:
             write_json(_folder(store) / "book.json", book.to_dict())
 
 
-def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    data = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines).encode()
-    if data:
-        with store_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-
-
 def _lines(path: Path) -> list[dict[str, Any]]:
     "The lines of a file, without one that was cut short."
     with store_errors(path):
@@ -130,7 +118,7 @@ def raise_signals(
             named = channels if "*" in notice.rule.to else notice.rule.to
             told = notice.to_dict() | {"rule_content": notice.rule.to_dict()}
             book.letters += [Letter(each, told) for each in named]
-        _append(_folder(store) / "history.jsonl", [{"time": moment, "was": before[key].state if key in before else "", **alert.to_dict()} for key, alert in book.alerts.items() if key not in before or before[key].state != alert.state])
+        append_json(_folder(store) / "history.jsonl", *({"time": moment, "was": before[key].state if key in before else "", **alert.to_dict()} for key, alert in book.alerts.items() if key not in before or before[key].state != alert.state))
     return notices
 
 
@@ -141,7 +129,7 @@ def _keep_signals(store: Store, signals: Sequence[Signal]) -> None:
     for model, some in by_model.items():
         path = _folder(store) / "signals" / f"{model}.jsonl"
         seen = {(each["about"], each["measure"], each["subject"], each["moment"]) for each in _lines(path)}
-        _append(path, [each.to_dict() for each in some if (each.about, each.measure, each.subject, each.moment) not in seen])
+        append_json(path, *(each.to_dict() for each in some if (each.about, each.measure, each.subject, each.moment) not in seen))
 
 
 def read_signals(
@@ -200,7 +188,7 @@ def deliver(
             left = [each for each in book.letters if (each.channel, each.notice["id"]) != (letter.channel, letter.notice["id"])]
             book.letters = left if over else [*left, replace(claimed, due=clock() + backoff(claimed.attempts), problem=problem)]
         if problem and over:
-            _append(_folder(store) / "history.jsonl", [{"time": now(), "given_up": letter.notice["id"], "channel": letter.channel, "problem": problem, "title": letter.notice["title"]}])
+            append_json(_folder(store) / "history.jsonl", {"time": now(), "given_up": letter.notice["id"], "channel": letter.channel, "problem": problem, "title": letter.notice["title"]})
 
 
 def _try(letter: Letter, channels: Mapping[str, Channel]) -> tuple[str, bool]:
@@ -227,7 +215,7 @@ def silence(
     made = Silence(secrets.token_hex(4), (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds"), rule, model, subject, by, reason)
     with _open(store) as book:
         book.silences.append(made)
-        _append(_folder(store) / "history.jsonl", [{"time": now(), "silenced": asdict(made)}])
+        append_json(_folder(store) / "history.jsonl", {"time": now(), "silenced": asdict(made)})
     return made
 
 
@@ -238,7 +226,7 @@ def unsilence(store: Store, id: str, by: str) -> Silence:
         if found is None:
             raise NotFoundError(f"there is no silence '{id}'", where="alerts", remedy="see n2p alerts list")
         book.silences.remove(found)
-        _append(_folder(store) / "history.jsonl", [{"time": now(), "heard_again": id, "by": by}])
+        append_json(_folder(store) / "history.jsonl", {"time": now(), "heard_again": id, "by": by})
     return found
 
 
@@ -250,7 +238,7 @@ def resolve(store: Store, id: str, by: str, reason: str) -> Alert:
             kind = InputError if fits else NotFoundError
             raise kind(f"{len(fits) or 'no'} open alerts begin with '{id}'", where="alerts", remedy="see n2p alerts list")
         book.alerts[fits[0].id] = after = replace(fits[0], state=RESOLVED, count=0, notified="")
-        _append(_folder(store) / "history.jsonl", [{"time": now(), "was": fits[0].state, "by": by, "reason": reason, **after.to_dict()}])
+        append_json(_folder(store) / "history.jsonl", {"time": now(), "was": fits[0].state, "by": by, "reason": reason, **after.to_dict()})
     return after
 
 

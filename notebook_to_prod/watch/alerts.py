@@ -19,7 +19,7 @@ from ..release.rollout import parse_period
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'DEFAULT_RULES', 'PENDING', 'FIRING', 'RESOLVED', 'Signal', 'Rule', 'read_rules', 'Alert', 'Notice',
-           'Silence', 'step', 'observe']
+           'Silence', 'utc_time', 'step', 'observe']
 
 # %% ../../nbs/watch/50_alerts.ipynb #signal
 @dataclass(frozen=True)
@@ -232,10 +232,11 @@ class Silence:
     def covers(self, alert: Alert, moment: str) -> bool:
         "Whether it is about an alert at a moment."
         pairs = ((alert.rule, self.rule), (alert.model, self.model), (alert.subject, self.subject))
-        return _time(moment) < _time(self.until) and all(fnmatch.fnmatchcase(name, pattern) for name, pattern in pairs)
+        return utc_time(moment) < utc_time(self.until) and all(fnmatch.fnmatchcase(name, pattern) for name, pattern in pairs)
 
 
-def _time(text: str) -> datetime:
+def utc_time(text: str) -> datetime:
+    "A time of ISO 8601, in UTC if it names no zone."
     found = datetime.fromisoformat(text)
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
@@ -268,14 +269,14 @@ def observe(
 ) -> tuple[dict[str, Alert], list[Notice]]:
     "The alerts after some signals, and what is to be told: one message for each rule, model and window, however many subjects."
     found, notices, signals = dict(alerts), [], list(signals)
-    for moment in sorted({each.moment for each in signals}, key=_time):
+    for moment in sorted({each.moment for each in signals}, key=utc_time):
         for rule in rules:
             groups: dict[tuple[str, str, bool], list[Alert]] = {}
             for signal in signals:
                 if signal.moment == moment and rule.covers(signal):
                     before = Alert(rule.name, signal.model, signal.about, signal.measure, signal.subject)
                     before = found.get(before.id, before)
-                    seen = bool(before.moment) and _time(signal.moment) <= _time(before.moment)
+                    seen = bool(before.moment) and utc_time(signal.moment) <= utc_time(before.moment)
                     if seen or rule.broken(signal) is None:
                         continue
                     after = step(before, rule, signal)
@@ -294,6 +295,6 @@ def observe(
 def _news(before: Alert, after: Alert, rule: Rule, moment: str) -> str:
     "Whether what has happened to an alert is to be told, and as what."
     if after.state == FIRING:
-        due = not after.notified or (rule.repeat and _time(moment) >= _time(after.notified) + timedelta(seconds=rule.repeat))
+        due = not after.notified or (rule.repeat and utc_time(moment) >= utc_time(after.notified) + timedelta(seconds=rule.repeat))
         return FIRING if due else ""
     return RESOLVED if before.state == FIRING and before.notified and after.state == RESOLVED else ""

@@ -20,8 +20,8 @@ from typing import Any
 
 from ..errors import DataError, InputError, NotFoundError, RunInterruptedError, ServerError
 from ..package.keys import trusted_keys
-from ..project import Store, find_project, open_store, project_settings, store_errors, write_json
-from ..serve.configure import place_settings
+from ..project import Store, open_store, store_errors, write_json
+from ..serve.configure import serving_settings
 from ..serve.log.request_log import LogSettings
 from ..train.sql import is_sql, sql_name
 from .batch_parts import THREADS, Job, choose_workers, run_parts
@@ -93,8 +93,7 @@ def _find_model(reference: str, store: Store) -> _Model:
 
 
 def _log_settings(store: Store, name: str) -> LogSettings:
-    settings = place_settings(project_settings().get("serve", {}), find_project(), store.predictions(name), name)
-    return LogSettings.from_table(settings["log"])
+    return LogSettings.from_table(serving_settings(store, name)["log"])
 
 # %% ../../nbs/watch/27_batch.ipynb #run
 def run_batch(

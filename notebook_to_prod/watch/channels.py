@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import smtplib
 import ssl
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..project import VARIABLE, expanded, find_project, project_settings, refuse_unknown, store_errors
+from ..project import VARIABLE, append_json, expanded, find_project, project_settings, refuse_unknown
 from ..release.webhook import Answer, Webhook, post
 from .alerts import RESOLVED, Notice
 
@@ -156,16 +155,7 @@ def _alertmanager(channel: Channel, notice: Notice) -> Answer:
 
 
 def _file(channel: Channel, notice: Notice) -> Answer:
-    path = find_project() / Path(expanded(channel.path, f"{channel.where} path"))
-    line = (json.dumps(notice.to_dict(), ensure_ascii=False) + "\n").encode()
-    with store_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            os.write(handle, line)
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    append_json(find_project() / Path(expanded(channel.path, f"{channel.where} path")), notice.to_dict())
     return Answer()
 
 

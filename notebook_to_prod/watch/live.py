@@ -16,8 +16,8 @@ from ..package.bundle import Bundle
 from ..package.gates.case import as_frame
 from ..package.gates.evaluation import Evaluation, load_table
 from ..package.schema import Schema
-from ..project import Store, find_project, nearest, project_settings
-from ..serve.configure import place_settings, read_settings, reading_settings
+from ..project import Store, nearest
+from ..serve.configure import read_settings, reading_settings, serving_settings
 from ..serve.log.predictions import features
 from ..serve.log.request_log import LogSettings
 from .columns import Reference, references_of
@@ -198,7 +198,7 @@ def open_log(
     if (folder / "app.py").is_file():
         settings = {"log": {"folder": str(folder.resolve() / "log")}, **read_settings(folder / "service.toml")}
     else:
-        settings = place_settings(project_settings().get("serve", {}), find_project(), store.predictions(model), model)
+        settings = serving_settings(store, model)
     found = reading_settings(settings)
     if not found.to and found.folder and not found.folder.is_dir():
         raise NotFoundError(f"there are no predictions of '{model}'", where=str(found.folder), remedy="serve it with n2p serve, or give a table with --data FILE")

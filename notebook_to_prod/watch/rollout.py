@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, NotFoundError, ServerError
-from ..project import store_errors
+from ..project import append_json, store_errors
 from ..release.people import identify
 from ..release.registry import Registry
 from ..release.rollout import ABORTED, PROMOTING, RUNNING, STARTING, Rollout, abort_rollout, advance_rollout, read_rollout, running_rollout
@@ -259,15 +259,11 @@ def decisions_path(registry: Registry, name: str) -> Path:
 def log_decision(registry: Registry, decision: Decision) -> None:
     "Append a decision, unless it says to wait for the reason that the last line says."
     path = decisions_path(registry, decision.name)
-    with registry.store.lock("rollouts"), store_errors(path):
+    with registry.store.lock("rollouts"):
         last = read_decisions(registry, decision.name)[-1:]
         if last and decision.action == HOLD and _reason(last[0]) == _reason(decision.to_dict()):
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(decision.to_dict(), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_json(path, decision.to_dict())
 
 
 def _reason(decision: Mapping[str, Any]) -> tuple[Any, ...]:

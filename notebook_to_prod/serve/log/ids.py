@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from .segments import CLOSED, OPEN, segment_paths
+from .segments import CLOSED, MAGIC, OPEN, frames, segment_paths
 
 # %% auto #0
 __all__ = ['KnownIds']
@@ -22,7 +21,6 @@ __all__ = ['KnownIds']
 # %% ../../../nbs/serve/log/01b_ids.ipynb #ids
 _MOST, _BYTES = 1_000_000, 128 * 2**20  # Ids that are kept, and what is read at once, the newest first
 _ID = re.compile(rb'\["p",\d+,"([^"\\]*)"')
-_LENGTH, _HEAD, _MAGIC = struct.Struct("<I"), 8, 8  # Bytes
 
 
 class KnownIds:
@@ -52,15 +50,14 @@ class KnownIds:
         "Read what was written since the last time."
         budget, found, names = _BYTES, [], set()
         for path in reversed(segment_paths(self._folder)):
-            since = self._read.get(path.stem, _MAGIC)
+            since = self._read.get(path.stem, len(MAGIC))
             names.add(path.stem)
             content = _content(path, since, budget)
             budget -= len(content)
             place, hashes = 0, []
-            for place, start, record_end in _records(content):
-                if match := _ID.match(content, start, record_end):
+            for first, place, _ in frames(content):
+                if match := _ID.match(content, first, place):
                     hashes.append(hash(match[1]))
-                place = record_end
             self._read[path.stem] = since + place
             if hashes:
                 found.append(np.sort(np.array(hashes, dtype=np.int64)))
@@ -86,13 +83,3 @@ def _content(path: Path, since: int, most: int) -> bytes:
     return b""
 
 
-def _records(content: bytes) -> Iterator[tuple[int, int, int]]:
-    "Where each whole record is: its head, its first byte, and what follows it."
-    place = 0
-    while place + _HEAD <= len(content):
-        (length,) = _LENGTH.unpack_from(content, place)
-        end = place + _HEAD + length
-        if end > len(content) or not length:
-            return
-        yield place, place + _HEAD, end
-        place = end

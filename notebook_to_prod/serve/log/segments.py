@@ -24,11 +24,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 # %% auto #0
-__all__ = ['OPEN', 'CLOSED', 'DAMAGED', 'frame', 'Segment', 'read_segment', 'SegmentWriter', 'is_abandoned', 'segment_paths',
-           'read_segments']
+__all__ = ['MAGIC', 'OPEN', 'CLOSED', 'DAMAGED', 'frame', 'Segment', 'read_segment', 'frames', 'SegmentWriter', 'is_abandoned',
+           'segment_paths', 'read_segments']
 
 # %% ../../../nbs/serve/log/00_segments.ipynb #frame
-_MAGIC = b"n2plog1\n"
+MAGIC = b"n2plog1\n"  # How a segment begins
 _HEAD = struct.Struct("<II")  # Bytes of the record, its CRC-32
 
 
@@ -54,20 +54,27 @@ def read_segment(
     since: int = 0,  # Where the content begins, if what comes before was read: a place after a record
 ) -> Segment:
     "The records of a segment, up to the first that is not whole."
-    if not since and content[: len(_MAGIC)] != _MAGIC:
-        return Segment(name, (), len(content), damaged=not _MAGIC.startswith(content))
-    records, place, damaged = [], 0 if since else len(_MAGIC), False
-    while place + _HEAD.size <= len(content):
-        length, checksum = _HEAD.unpack_from(content, place)
-        record = content[place + _HEAD.size : place + _HEAD.size + length]
-        if len(record) < length or not length:
-            break
-        if crc32(record) != checksum:
-            damaged = True
+    if not since and content[: len(MAGIC)] != MAGIC:
+        return Segment(name, (), len(content), damaged=not MAGIC.startswith(content))
+    records, place, damaged = [], 0 if since else len(MAGIC), False
+    for first, end, checksum in frames(content, place):
+        record = content[first:end]
+        if damaged := crc32(record) != checksum:
             break
         records.append((since + place, record))
-        place += _HEAD.size + length
+        place = end
     return Segment(name, tuple(records), len(content) - place, damaged, since + place)
+
+
+def frames(content: bytes, place: int = 0) -> Iterator[tuple[int, int, int]]:
+    "Where each whole record begins and ends, and its CRC-32, which is not looked at."
+    while place + _HEAD.size <= len(content):
+        length, checksum = _HEAD.unpack_from(content, place)
+        first = place + _HEAD.size
+        if not length or first + length > len(content):
+            return
+        place = first + length
+        yield first, place, checksum
 
 # %% ../../../nbs/serve/log/00_segments.ipynb #writer
 OPEN, CLOSED, DAMAGED = ".open", ".segment", ".damaged"
@@ -96,14 +103,14 @@ class SegmentWriter:
         try:
             if fcntl:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before it has a name that others look for
-            if os.write(file, _MAGIC) < len(_MAGIC):
+            if os.write(file, MAGIC) < len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temporary))
             temporary.rename(path)
         except BaseException:
             os.close(file)
             temporary.unlink(missing_ok=True)
             raise
-        self._file, self.path, self.size, self.until = file, path, len(_MAGIC), time.time() + self.age
+        self._file, self.path, self.size, self.until = file, path, len(MAGIC), time.time() + self.age
 
     def append(self, *records: bytes) -> None:
         "Write records to the segment that was begun, all or none; raises `OSError` if they could not be."
