@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,11 +58,11 @@ def rows_at_once(plan: Plan | None, rows: Sequence[Row]) -> int:
     if plan is None or not rows:
         return 0
     for size in _SIZES:
-        columns = [*map(list, zip(*(rows[place % len(rows)] for place in range(size)), strict=True))]
+        some = [rows[place % len(rows)] for place in range(size)]
         times = []
         for _ in range(5):
             start = _CLOCK()
-            plan.answer(columns)
+            plan.answer_rows(some)
             times.append(_CLOCK() - start)
         if min(times) <= _BUDGET:
             return size
@@ -174,13 +173,8 @@ class Model:
 
     def _by_plan(self, rows: list[Row]) -> tuple[Prediction, bool]:
         "What the plan says, and whether all of it is finite."
-        if len(rows) == 1:
-            label, chances = self._plan.answer_row(rows[0])
-            finite = unusable_row(said := Prediction([label], None if chances is None else [chances]), self._classes) is None
-            return said, finite
-        labels, probabilities = self._plan.answer([*map(list, zip(*rows, strict=True))])
-        finite = (self._classes is not None or bool(np.isfinite(labels).all())) and (probabilities is None or math.isfinite(probabilities.sum()))
-        return Prediction(labels.tolist(), None if probabilities is None else probabilities.tolist()), finite
+        said = Prediction(*self._plan.answer_rows(rows))
+        return said, unusable_row(said, self._classes) is None
 
     def _score_elsewhere(self, rows: list[Row], tell: Tell) -> None:
         running = asyncio.get_running_loop().run_in_executor(None, self.score_alone, rows)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .coded import Coded
+from .row import Ones, RowCells, RowCode, RowNumbers, Scalar, are_numbers
 from .step import Builder, Cells, FiniteCells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
@@ -53,6 +54,10 @@ class Split(Step):
     def __call__(self, matrix: np.ndarray) -> list[list[float]]:
         return matrix.T.tolist()
 
+    def row(self, code: RowCode, value: Any) -> RowCells | None:
+        names = value.names if are_numbers(value) else None
+        return None if names is None else RowCells(tuple(names))
+
 
 def as_cells(builder: Builder, value: Numbers | Cells, path: str, *, look: bool = True) -> Cells:
     "The value as cells, without infinite numbers if encoders `look` for them; raises `NotCompiled` where a conversion would round."
@@ -90,6 +95,14 @@ class Fill(Step):
             column = columns[self.columns[each]]
             filled.append(column.map(is_missing) if isinstance(column, Coded) else [cell is None or cell != cell for cell in column])
         return filled
+
+    def row(self, code: RowCode, value: Any) -> RowCells | None:
+        if not isinstance(value, RowCells):
+            return None
+        names = [value.names[each] for each in self.columns]
+        gone = [f"{name} is None or {name} != {name}" for name in names]
+        filled = [name if fill is None else code.let(f"{code.keep(fill)} if {no} else {name}") for name, fill, no in zip(names, self.values, gone, strict=True)]
+        return RowCells((*filled, *(code.let(gone[each]) for each in self.indicators)))
 
 
 def fill_cells(builder: Builder, part: Any, value: Cells, path: str) -> Cells:
@@ -163,6 +176,31 @@ class OneHot(Step):
             matrix.reshape(-1)[ones] = 1
         return matrix
 
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not isinstance(value, RowCells) or self.dtype not in ("float64", "float32"):
+            return None
+        taken = [[place for place in (*table.values(), unknown) if place >= 0] for table, unknown in zip(self.tables, self.unknown, strict=True)]
+        ends = [0]
+        for places in taken:
+            ends.append(max([ends[-1], *(place + 1 for place in places)]))
+        ends[-1] = self.width
+        parts = []
+        for start, end, position, table, unknown, places in zip(ends, ends[1:], self.columns, self.tables, self.unknown, taken, strict=False):
+            if min(places, default=start) < start or max(places, default=-1) >= self.width:
+                return None
+            moved = {key: place - start if place >= 0 else place for key, place in table.items()}
+            other = unknown - start if unknown >= 0 else unknown
+            place = code.let(_looked_up(code, value.names[position], moved, code.number(int(other)), int(moved.get(None, other))))
+            if unknown == -2:
+                code.unless(f"{place} != -2")
+            parts.append(Ones(place, np.zeros(end - start, self.dtype), np.ones(end - start, self.dtype)))
+        return RowNumbers(tuple(parts), self.dtype)
+
+
+def _looked_up(code: RowCode, name: str, table: dict[Any, Any], unknown: str, missing: Any) -> str:
+    "What `look_up` says of one value, as an expression."
+    return f"{code.keep(table.get)}({name}, {unknown}) if {name} == {name} else {code.keep(missing) if missing is None else code.number(missing)}"
+
 
 @transformer("sklearn.OneHotEncoder")
 def _one_hot(builder: Builder, part: Any, value: Numbers | Cells, path: str) -> Numbers:
@@ -218,6 +256,18 @@ class Recode(Step):
                 raise Refused("an unknown category", where=f"column {position}", remedy="send a value seen in training")
             matrix[:, place] = numbers
         return matrix
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not isinstance(value, RowCells):
+            return None
+        parts = []
+        for position, table, unknown in zip(self.columns, self.tables, self.unknown, strict=True):
+            other = "None" if unknown is None else code.number(unknown)
+            found = code.let(_looked_up(code, value.names[position], table, other, table.get(None, unknown)))
+            if unknown is None:
+                code.unless(f"{found} is not None")
+            parts.append(Scalar(found))
+        return RowNumbers(tuple(parts), self.dtype)
 
 
 @transformer("sklearn.OrdinalEncoder")

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -15,51 +16,98 @@ import numpy as np
 
 from .adversary import pick, table_of
 from .parity import Parity, prove_parity
-from .plan import Plan, columns_of, compile_pipeline
+from .plan import Plan, columns_of, compile_pipeline, rows_of
 from .step import NotCompiled, Refused
 from .trees import ENGINES
 from ..schema import Schema, infer_schema
 
 # %% auto #0
-__all__ = ['SIZES', 'seconds_of', 'choose_engines', 'time_both', 'crossover', 'Compiled', 'compile_exact']
+__all__ = ['SIZES', 'seconds_of', 'choose_engines', 'choose_functions', 'time_both', 'crossover', 'Compiled', 'compile_exact']
 
 # %% ../../../nbs/package/compile/18_choose.ipynb #engines
-def seconds_of(call: Callable[[], Any], at_least: float = 0.02, repeats: int = 3) -> float:
+_OWN = time.thread_time if time.get_clock_info("thread_time").resolution < 1e-5 else time.perf_counter  # Of this thread, which others may keep waiting
+
+
+def seconds_of(call: Callable[[], Any], at_least: float = 0.02, repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
     "The best time of one call: other work on the machine only ever adds."
     call()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < at_least / 4:
+    count, start = 0, clock()
+    while clock() - start < at_least / 4:
         call()
         count += 1
     count, best = max(count, 1), float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         for _ in range(count):
             call()
-        best = min(best, (time.perf_counter() - start) / count)
+        best = min(best, (clock() - start) / count)
     return best
 
 
+_MANY_COMPARISONS = 500  # Of one row, that plain Python never does soonest
+
+
 def choose_engines(plan: Plan, columns: Sequence[Sequence[Any]], rows: int = 500) -> dict[str, list[str]]:
-    "Time every engine of each forest and keep the best for one row and for many; returns them by the forest's place among the steps."
+    "Time every engine of each forest and keep the best for one row and for many; returns them by the forest's place among the steps. Then `choose_functions`."
     chosen = {}
     some = pick(columns, np.arange(min(rows, len(columns[0]))))
     for place, (step, inputs) in enumerate(plan.steps):
         if step not in plan.forests:
             continue
         matrix = plan.hold(inputs[0], some)
-        single = [matrix[at : at + 1] for at in range(min(100, len(matrix)))]
+        single = [matrix[at : at + 1] for at in range(min(20, len(matrix)))]
         one, many = {}, {}
         for engine in ENGINES:
             step.use(engine)
-            if step.engine != engine:
+            if step.engine != engine or (engine == "loop" and step.comparisons > _MANY_COMPARISONS):
                 continue
-            one[engine] = seconds_of(lambda step=step, single=single: [step(row) for row in single])
+            one[engine] = seconds_of(lambda step=step, single=single: [step(row) for row in single], clock=_OWN)
             if engine != "loop":
-                many[engine] = seconds_of(lambda step=step, matrix=matrix: step(matrix), 0.01)
+                many[engine] = seconds_of(lambda step=step, matrix=matrix: step(matrix), 0.01, clock=_OWN)
         step.use(min(one, key=one.__getitem__), min(many, key=many.__getitem__))
         chosen[str(place)] = [step.engine, step.engine_many]
+    rows = [*rows_of(pick(some, np.arange(min(32, len(some[0])))))]
+    plan.derive(_are_masks_faster(plan, rows))
+    choose_functions(plan, rows)
     return chosen
+
+
+def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 4) -> Any:
+    "Which of some calls takes least, by turns, for a machine may be busy for a while."
+    times = dict.fromkeys(ways, float("inf"))
+    for way in [*ways] * rounds:
+        start = _OWN()
+        ways[way]()
+        times[way] = min(times[way], _OWN() - start)
+    return min(times, key=times.__getitem__)
+
+
+def _are_masks_faster(plan: Plan, rows: Sequence[Sequence[Any]]) -> bool:
+    if plan.derived(False).alone is None or not any([forest.masks() for forest in plan.forests]):
+        return False
+    return _fastest({masks: partial(plan.alone, rows, plan.derived(masks)) for masks in (False, True)})
+
+
+_FEW = (2, 4, 8, 16, 32, 64)
+
+
+def choose_functions(plan: Plan, rows: Sequence[Sequence[Any]]) -> tuple[bool, int]:
+    "Measure whether the function of lone rows is faster than the steps, and up to how many rows that of first arrays is; the plan keeps both."
+    plan.lone = plan.programs.alone is not None and _fastest({way: partial(_each, way, rows[:8]) for way in (plan.answer_row_by_steps, plan.answer_row)}) == plan.answer_row
+    plan.front_until = 0
+    for size in _FEW if plan.programs.front is not None else ():
+        several = [[rows[(start + place) % len(rows)] for place in range(size)] for start in range(0, max(size, 8), size)]
+        columns = [[*map(list, zip(*each, strict=True))] for each in several]
+        if _fastest({"steps": partial(_each, plan.answer, columns), "front": partial(_each, plan.front, several)}) == "front":
+            plan.front_until = size
+        elif plan.front_until < size // 2:
+            break
+    return plan.lone, plan.front_until
+
+
+def _each(call: Callable[[Any], Any], tried: Sequence[Any]) -> None:
+    for each in tried:
+        call(each)
 
 # %% ../../../nbs/package/compile/18_choose.ipynb #crossover
 SIZES = (1, 10, 100, 1_000, 10_000)
@@ -119,12 +167,14 @@ class Compiled:
         "What to record: everything but the plan."
         times = None if self.times is None else {str(size): list(each) for size, each in self.times.items()}
         about = {"compiled": self.plan is not None, "reason": self.reason, "parity": self.parity and self.parity.to_dict()}
-        return {**about, "engines": self.engines, "microseconds_a_row": times, "pipeline_from": self.pipeline_from}
+        rows = None if self.plan is None else {"masks": self.plan.masks, "lone": self.plan.lone, "front_until": self.plan.front_until, "stepwise": self.plan.stepwise}
+        return {**about, "engines": self.engines, "rows": rows, "microseconds_a_row": times, "pipeline_from": self.pipeline_from}
 
     def record(self) -> dict[str, Any]:
         "What a bundle says of its plan: nothing that another machine, or another order of threads, would measure otherwise."
         tried = None if self.parity is None else {"rows": self.parity.rows, "adversarial": self.parity.adversarial}
-        return {"compiled": self.plan is not None, "reason": self.reason, "tried": tried, "outside": self.plan.outside if self.plan else []}
+        about = {"compiled": self.plan is not None, "reason": self.reason, "tried": tried, "outside": self.plan.outside if self.plan else []}
+        return about | ({"stepwise": self.plan.stepwise} if self.plan else {})
 
     def _repr_markdown_(self) -> str:
         if self.plan is None:
@@ -158,5 +208,8 @@ def compile_exact(
         return Compiled(None, f"the rows are refused: {error.what}")
     if not parity.exact:
         return Compiled(None, parity.reason, parity)
+    if parity.row_differences:
+        plan.stepwise = parity.row_reason
+        plan.derive()
     times = time_both(plan, pipeline, columns, sizes)
     return Compiled(plan, None, parity, engines, times, crossover(times))

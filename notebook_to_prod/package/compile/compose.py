@@ -15,6 +15,7 @@ import numpy as np
 from .cells import as_cells
 from .ends import Beside, Times
 from .features import Take
+from .row import RowCells, RowCode
 from .step import OUTSIDE, Builder, Cells, Gather, Model, Numbers, Step, all_numeric, model, not_compiled, transformer
 from ...errors import BundleError
 from ..schema import Column, Schema, to_table
@@ -51,6 +52,11 @@ class JoinCells(Step):
 
     def __call__(self, *registers: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
         return [register[each] for register, chosen in zip(registers, self.columns, strict=True) for each in chosen]
+
+    def row(self, code: RowCode, *values: Any) -> RowCells | None:
+        if not all(isinstance(value, RowCells) for value in values):
+            return None
+        return RowCells(tuple(value.names[each] for value, chosen in zip(values, self.columns, strict=True) for each in chosen))
 
 
 def _side_by_side(builder: Builder, blocks: Sequence[Numbers | Cells], sparse: bool, path: str) -> Numbers | Cells:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .numeric import standard_scaler
+from .row import Ones, RowCode, RowNumbers, Scalar, are_numbers
 from .step import Builder, Cells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
@@ -127,6 +128,15 @@ class Bin(Step):
         ones = np.zeros((len(matrix), self._starts[-1]), dtype=matrix.dtype)
         np.put_along_axis(ones, codes.astype(np.intp) + self._starts[:-1], 1, axis=1)
         return ones
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if are_numbers(value) else None
+        if names is None:
+            return None
+        bins = [f"{code.keep(bisect_right)}({code.keep(edges)}, {name})" for edges, name in zip(self._lists, names, strict=True)]
+        if not self.one_hot:
+            return RowNumbers(tuple(Scalar(code.let(f"{each} + 0.0")) for each in bins))
+        return RowNumbers(tuple(Ones(code.let(each), np.zeros(len(edges) + 1), np.ones(len(edges) + 1)) for each, edges in zip(bins, self._lists, strict=True)))
 
     def borders(self) -> dict[int, np.ndarray]:
         return dict(enumerate(self.edges))

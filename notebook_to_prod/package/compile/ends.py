@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .row import RowCode, RowNumbers, are_numbers, number_by_number, scalars
 from .step import Builder, Model, Numbers, Step
 
 # %% auto #0
@@ -25,6 +26,16 @@ class Largest(Step):
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         return scores.argmax(axis=1)
 
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if isinstance(value, RowNumbers) else None
+        if not names or len(names) < 2:
+            return None
+        code.unless(" and ".join(f"{name} == {name}" for name in names))
+        if len(names) == 2:
+            return scalars(code.let(f"1 if {names[1]} > {names[0]} else 0"))
+        every = code.let(f"({', '.join(names)})")
+        return scalars(code.let(f"{every}.index(max({every}))"))
+
 
 @dataclass(eq=False)
 class Beyond(Step):
@@ -37,6 +48,13 @@ class Beyond(Step):
         column = scores[:, 0]
         return (column >= self.threshold if self.inclusive else column > self.threshold).astype(np.intp)
 
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if isinstance(value, RowNumbers) else None
+        if not names:
+            return None
+        threshold = code.number(float(self.threshold))
+        return scalars(code.let(f"1 if {names[0]} {'>=' if self.inclusive else '>'} {threshold} else 0"))
+
 
 @dataclass(eq=False)
 class Always(Step):
@@ -47,6 +65,9 @@ class Always(Step):
     def __call__(self, rows: Any) -> np.ndarray:
         first = rows[0] if isinstance(rows, list | tuple) else None
         return np.repeat(self.numbers[None], rows.shape[0] if first is None else len(first), axis=0)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        return scalars(*map(code.number, self.numbers.reshape(-1).tolist())) if self.numbers.dtype in (np.float64, np.int64) else None
 
 # %% ../../../nbs/package/compile/05_ends.ipynb #probability
 @dataclass(eq=False)
@@ -65,6 +86,13 @@ class Logistic(Step):
         self._expit(scores[:, 0] if self.factor == 1.0 else self.factor * scores[:, 0], out=probabilities[:, 1])
         np.subtract(1, probabilities[:, 1], out=probabilities[:, 0])
         return probabilities
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if isinstance(value, RowNumbers) else None
+        if not names:
+            return None
+        chance = code.let(f"float({code.keep(self._expit)}({names[0] if self.factor == 1.0 else f'{code.number(float(self.factor))} * {names[0]}'}))")
+        return scalars(code.let(f"1 - {chance}"), chance)
 
 
 @dataclass(eq=False)
@@ -157,6 +185,11 @@ class Beside(Step):
 
         return sparse.hstack(matrices, format="csr")
 
+    def row(self, code: RowCode, *values: Any) -> RowNumbers | None:
+        if not all(are_numbers(value, getattr(values[0], "dtype", "")) for value in values):
+            return None
+        return RowNumbers(tuple(part for value in values for part in value.parts), values[0].dtype)
+
 
 @dataclass(eq=False)
 class Times(Step):
@@ -169,3 +202,6 @@ class Times(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return matrix * self.factor
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        return number_by_number(code, self, value, lambda name, _: f"{name} * {code.number(float(self.factor))}") if are_numbers(value) else None

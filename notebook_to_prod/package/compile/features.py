@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .row import Ones, RowCode, RowNumbers, Scalar, are_numbers, number_by_number
 from .step import OUTSIDE, TRANSFORMERS, Builder, Cells, Numbers, Step, not_compiled, transformer
 
 # %% auto #0
@@ -31,6 +32,16 @@ class Products(Step):
         for left, right in zip(self.left, self.right, strict=True):
             terms = np.concatenate([terms, terms[:, left] * matrix[:, right]], axis=1)
         return np.concatenate([*ones, terms[:, self.skip + self.bias :]], axis=1) if self.skip else terms
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        columns = value.names if are_numbers(value) else None
+        if columns is None:
+            return None
+        ones = ["1.0"] if self.bias else []
+        terms = [*ones, *columns]
+        for left, right in zip(self.left, self.right, strict=True):
+            terms += [code.let(f"{terms[one]} * {columns[other]}") for one, other in zip(left.tolist(), right.tolist(), strict=True)]
+        return RowNumbers(tuple(map(Scalar, [*ones, *terms[self.skip + self.bias :]] if self.skip else terms)))
 
 
 @transformer("sklearn.PolynomialFeatures")
@@ -69,6 +80,25 @@ class Take(Step):
 
     def __call__(self, matrix: Any) -> Any:
         return matrix[:, self.columns]
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not isinstance(value, RowNumbers):
+            return None
+        chosen = np.arange(value.width)[self.columns].tolist()
+        if sorted(set(chosen)) != chosen:
+            return None  # in another order
+        parts: list[Scalar | Ones] = []
+        for start, part in value.placed():
+            if isinstance(part, Scalar):
+                parts += [part] * (start in chosen)
+                continue
+            kept = [each - start for each in chosen if start <= each < start + len(part.off)]
+            if len(kept) == len(part.off):
+                parts.append(part)
+            elif kept:
+                places = [kept.index(each) if each in kept else -1 for each in range(len(part.off))]
+                parts.append(Ones(code.let(f"{code.keep([*places, -1])}[{part.place}]"), part.off[kept], part.on[kept]))
+        return replace(value, parts=tuple(parts))
 
 
 _SELECTORS = ("SelectKBest", "SelectPercentile", "SelectFpr", "SelectFdr", "SelectFwe", "GenericUnivariateSelect", "VarianceThreshold")
@@ -131,10 +161,15 @@ class Elementwise(Step):
         if not isinstance(self._function, np.ufunc):
             raise ValueError(f"numpy.{self.function} is not a function of one number")
 
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        form = _ROW_FORMS.get(self.function)
+        return number_by_number(code, self, value, lambda name, _: form.format(name)) if form and are_numbers(value) else None
+
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return self._function(matrix)
 
 
+_ROW_FORMS = {"absolute": "abs({0})", "fabs": "abs({0})", "negative": "-{0}", "positive": "{0}", "square": "{0} * {0}", "reciprocal": "1.0 / {0}"}
 _REAL = ("log", "log2", "log10", "log1p", "exp", "exp2", "expm1", "sqrt", "cbrt", "square", "sin", "cos", "tan", "arctan", "tanh", "sinh", "cosh", "arcsinh")
 _KEEPING = ("absolute", "fabs", "negative", "positive", "floor", "ceil", "trunc", "rint", "sign", "reciprocal", "degrees", "radians")
 KNOWN_FUNCTIONS = _REAL + _KEEPING
@@ -195,6 +230,10 @@ class Above(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return (matrix > self.threshold).astype(matrix.dtype)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        threshold = code.number(float(self.threshold))
+        return number_by_number(code, self, value, lambda name, _: f"1.0 if {name} > {threshold} else 0.0") if are_numbers(value) else None
 
 
 @transformer("sklearn.Binarizer")

@@ -12,6 +12,7 @@ import numpy as np
 
 from .ends import Always, Beyond, Exponential, Expit, Huber, Largest, Logistic, Model, Shares, classes_of, classifier, from_probabilities, probabilities_of
 from .features import Above
+from .row import FEW_OUTPUTS, RowCode, RowNumbers, are_numbers, scalars
 from .step import Builder, Cells, Numbers, Refused, Step, model, not_compiled
 
 # %% auto #0
@@ -32,6 +33,12 @@ class Linear(Step):
         scores = matrix @ self.coefficients.T
         scores = scores + self.intercepts
         return scores if scores.ndim == 2 else scores[:, None]
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        scores = len(self.coefficients)
+        if not code.alone or not are_numbers(value) or self.coefficients.dtype != np.float64 or scores > FEW_OUTPUTS:
+            return None
+        return code.taken(code.call(self, code.filled(value)), scores)
 
 
 def linear_scores(builder: Builder, value: Numbers | Cells, coefficients: Any, intercepts: Any, path: str) -> Numbers:
@@ -250,6 +257,10 @@ class Complement(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return np.concatenate([1 - matrix, matrix], axis=1)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if isinstance(value, RowNumbers) else None
+        return names and scalars(*(code.let(f"1 - {name}") for name in names), *names)
 
 
 @model("sklearn.MLPClassifier", "sklearn.MLPRegressor")

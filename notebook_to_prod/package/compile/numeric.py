@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .cells import fill_cells
+from .row import RowCode, RowNumbers, Scalar, are_numbers, number_by_number
 from .step import Builder, Cells, Numbers, Step, all_numeric, not_compiled, transformer
 
 # %% auto #0
@@ -37,6 +38,16 @@ class Impute(Step):
         else:
             filled = np.where(mask[:, self.keep], self.values, matrix[:, self.keep])
         return filled if self.indicators is None else np.concatenate((filled, mask[:, self.indicators]), axis=1, dtype=filled.dtype)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if are_numbers(value) else None
+        if names is None:
+            return None
+        kept = range(len(names)) if self.keep is None else self.keep.tolist()
+        gone = [f"{name} != {name}" if self.missing is None else f"{name} == {code.number(self.missing)}" for name in names]
+        filled = [code.let(f"{code.number(fill)} if {gone[each]} else {names[each]}") for each, fill in zip(kept, self.values.tolist(), strict=True)]
+        marks = [] if self.indicators is None else [code.let(f"1.0 if {gone[each]} else 0.0") for each in np.arange(len(names))[self.indicators]]
+        return RowNumbers(tuple(map(Scalar, filled + marks)))
 
 
 @transformer("sklearn.SimpleImputer")
@@ -80,6 +91,13 @@ class Indicate(Step):
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return np.isnan(matrix[:, self.columns]).astype(float)
 
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if are_numbers(value) else None
+        if names is None:
+            return None
+        chosen = np.array(names)[self.columns].tolist()
+        return RowNumbers(tuple(Scalar(code.let(f"1.0 if {name} != {name} else 0.0")) for name in chosen))
+
 # %% ../../../nbs/package/compile/02_numeric.ipynb #scale
 @dataclass(eq=False)
 class Scale(Step):
@@ -101,7 +119,20 @@ class Scale(Step):
             source = scaled
         return source
 
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not are_numbers(value) or any(numbers.dtype != np.float64 for _, numbers in self.operations):
+            return None
+        todo = [(_SIGNS[name], np.broadcast_to(numbers, value.width).tolist()) for name, numbers in self.operations if name in _ARITHMETIC]
 
+        def scaled(name: str, column: int) -> str:
+            for sign, numbers in todo:
+                name = f"({name} {sign} {code.number(numbers[column])})"
+            return name
+
+        return number_by_number(code, self, value, scaled)
+
+
+_SIGNS = {"subtract": "-", "divide": "/", "multiply": "*", "add": "+"}
 _ARITHMETIC = ("subtract", "divide", "multiply", "add")
 
 
@@ -114,6 +145,12 @@ class Clip(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return np.clip(matrix, matrix.dtype.type(self.low), matrix.dtype.type(self.high))
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not are_numbers(value):
+            return None
+        low, high = code.number(float(self.low)), code.number(float(self.high))
+        return number_by_number(code, self, value, lambda name, _: f"{low} if {name} < {low} else {high} if {name} > {high} else {name}")
 
 
 def _scaled(builder: Builder, matrix: Numbers, operations: Sequence[tuple[str, Any]]) -> Numbers:

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .adversary import border_rows, mixed_rows, pick, special_values, table_of
-from .plan import Plan, columns_of
+from .plan import Plan, columns_of, rows_of
+from .rows import Programs
 from .step import Refused
 
 # %% auto #0
@@ -33,8 +35,10 @@ class Parity:
     label_differences: int = 0
     number_differences: int = 0  # Beyond the tolerance
     refusal_differences: int = 0  # Refused by one of the two only
+    row_differences: int = 0  # Answers, or first arrays, of the functions of rows that are not those of the steps, to the last bit
     largest_difference: float = 0.0  # Of a probability or number, absolute
     example: str | None = None  # The first row that differs, and how
+    row_example: str | None = None  # The first that the functions of rows get wrong
 
     @property
     def exact(self) -> bool:
@@ -50,16 +54,24 @@ class Parity:
         found = ", ".join(f"{count} {what} differ" for what, count in counts.items() if count)
         return f"of {self.rows + self.adversarial} rows {found or 'none was compared'}" + (f": {self.example}" if self.example else "")
 
+    @property
+    def row_reason(self) -> str | None:
+        "Why rows must go through the steps however few they are."
+        if not self.row_differences:
+            return None
+        return f"the functions of rows differ on {self.row_differences} of {self.rows + self.adversarial} rows: {self.row_example}"
+
     def __add__(self, other: Parity) -> Parity:
         counted = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
-        return Parity(**counted, largest_difference=max(self.largest_difference, other.largest_difference), example=self.example or other.example)
+        examples = {"example": self.example or other.example, "row_example": self.row_example or other.row_example}
+        return Parity(**counted, **examples, largest_difference=max(self.largest_difference, other.largest_difference))
 
     def to_dict(self) -> dict[str, Any]:
         "As a bundle's metadata keep it."
         return {**asdict(self), "exact": self.exact, "reason": self.reason}
 
 
-_COUNTS = ("rows", "adversarial", "refused", "ambiguous", "label_differences", "number_differences", "refusal_differences")
+_COUNTS = ("rows", "adversarial", "refused", "ambiguous", "label_differences", "number_differences", "refusal_differences", "row_differences")
 
 # %% ../../../nbs/package/compile/17_parity.ipynb #compare
 def _close(expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, float]:
@@ -111,7 +123,59 @@ def compare(plan: Plan, pipeline: Any, expected: Answer, columns: Sequence[Seque
         else:
             example = f"{_shown([cells[0] for cells in row])} gives {_shown(found[0][at])} for {_shown(expected[0][at])}"
             parity += Parity(label_differences=int(labels[at]), number_differences=int(numbers[at]), example=example)
+    for masks in (False, True) if plan.forests else (False,):
+        programs = plan.derived(masks)
+        parity += _functions_alone(plan, programs, found, columns) + _functions_front(plan, programs, columns)
     return parity
+
+
+def _identical(one: Any, other: Any) -> np.ndarray:
+    "Which rows of two answers are the same to the last bit, the sign of a zero included."
+    one, other = np.asarray(one), np.asarray(other)
+    if one.shape != other.shape or one.dtype.kind != "f":
+        return np.array([mine == others for mine, others in zip(one.tolist(), other.tolist(), strict=True)], dtype=bool)
+    same = (one == other) & (np.signbit(one) == np.signbit(other)) | (np.isnan(one) & np.isnan(other))
+    return same.reshape(len(same), -1).all(axis=1)
+
+
+def _functions_alone(plan: Plan, programs: Programs, found: Answer, columns: Sequence[Sequence[Any]]) -> Parity:
+    "Compare the function of lone rows with the steps, to the last bit: theirs of the row among others, or else alone."
+    rows = [*rows_of(columns)]
+    said = [(at, each) for at, each in enumerate(plan.alone(rows, programs)) if each is not None]
+    if not said:
+        return Parity()
+    taken, (firsts, chances) = [at for at, _ in said], zip(*(each for _, each in said), strict=True)
+    same = _identical(plan.named(np.array(firsts)), found[0][taken])
+    if found[1] is not None:
+        same &= _identical(chances, found[1][taken])
+    for place in np.flatnonzero(~same):
+        same[place] = _alike(plan.answer_row_by_steps(rows[taken[place]]), plan.plain(said[place][1]))
+    wrong = np.flatnonzero(~same)
+    return Parity(row_differences=len(wrong), row_example=f"{_shown(rows[taken[wrong[0]]])} gives {_shown(said[wrong[0]][1])} alone") if len(wrong) else Parity()
+
+
+def _alike(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    return all(bool(_identical([mine], [others]).all()) for mine, others in zip(one, other, strict=True))
+
+
+_FEW_ROWS = 64  # That a plan takes by first arrays
+
+
+def _functions_front(plan: Plan, programs: Programs, columns: Sequence[Sequence[Any]]) -> Parity:
+    "Compare the first arrays with those of the steps, to the last bit; where the function gives some rows up, row by row."
+    rows = [*rows_of(columns)]
+    made = plan.front_arrays(rows, programs) if len(rows) <= _FEW_ROWS else None
+    if made is None:
+        if programs.front is None or len(rows) == 1:
+            return Parity()
+        half = len(rows) // 2
+        return _functions_front(plan, programs, pick(columns, np.arange(half))) + _functions_front(plan, programs, pick(columns, np.arange(half, len(rows))))
+    for register, array in made.items():
+        held = plan.hold(register, columns)
+        held = held if isinstance(held, np.ndarray) else held.toarray()
+        if held.dtype != array.dtype or not _identical(held, array).all():
+            return Parity(row_differences=len(rows), row_example=f"the first array of {len(rows)} rows is another, among them {_shown(rows[0])}")
+    return Parity()
 
 
 def _like_alone(plan: Plan, pipeline: Any, row: Sequence[Sequence[Any]], found: Answer) -> bool:
@@ -141,12 +205,23 @@ def _alone(plan: Plan, pipeline: Any, columns: Sequence[Sequence[Any]]) -> tuple
         expected = _expected(plan, pipeline, table_of(plan.schema, columns))
     except Exception as error:  # noqa: BLE001
         if _refuses(plan, columns):
-            return Parity(adversarial=1, refused=1), False
+            return Parity(adversarial=1, refused=1) + _functions_refuse(plan, columns, row), False
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is answered, though the pipeline says: {str(error)[:120]}"), False
     try:
         return compare(plan, pipeline, expected, columns) + Parity(adversarial=1), True
     except Refused as error:
         return Parity(adversarial=1, refusal_differences=1, example=f"{row} is refused: {error.what[:120]}"), True
+
+
+def _functions_refuse(plan: Plan, columns: Sequence[Sequence[Any]], row: str) -> Parity:
+    "Whether the functions of rows answer what the pipeline and the steps refuse."
+    rows = [*rows_of(columns)]
+    answered = False
+    for programs in map(plan.derived, (False, True)):
+        answered |= plan.alone(rows, programs) != [None]
+        with suppress(Refused):
+            answered |= plan.front(rows, programs) is not None
+    return Parity(row_differences=1, row_example=f"{row} is answered, though it is refused") if answered else Parity()
 
 
 Try = tuple[int, Any]  # The place of a column, and a special value for it
@@ -282,7 +357,7 @@ def _one_by_one(plan: Plan, pipeline: Any, tables: Sequence[Sequence[Sequence[An
                 together = plan.answer([cells * 2 if isinstance(cells, list) else np.repeat(cells, 2) for cells in one])
             except Refused:
                 continue
-            first, chances = plan.answer_row(row)
+            first, chances = plan.answer_row_by_steps(row)
             alone = (np.array([first]), None if chances is None else np.array([chances]))
             labels, numbers, _ = _wrong(plan, tuple(None if each is None else each[:1] for each in together), alone)  # type: ignore[arg-type]
             if labels[0] or numbers[0]:

@@ -8,20 +8,21 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers
 from .compose import Outside
+from .rows import Programs, Todo, programs_of
 from .step import STEPS, Builder, Finite, FiniteCells, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
 from .trees import Forest
 from ...errors import BundleError, DependencyError
 from ..schema import Schema, infer_schema, jsonable
 
 # %% auto #0
-__all__ = ['CONVERTERS', 'Steps', 'columns_of', 'Plan', 'part_at', 'compile_pipeline', 'to_bytes', 'from_bytes']
+__all__ = ['CONVERTERS', 'Steps', 'columns_of', 'rows_of', 'Plan', 'part_at', 'compile_pipeline', 'to_bytes', 'from_bytes']
 
 # %% ../../../nbs/package/compile/15_plan.ipynb #converters
 CONVERTERS = (boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers)  # Importing them makes them known
@@ -56,14 +57,30 @@ def _values(series: Any, kind: str) -> Any:
 
 # %% ../../../nbs/package/compile/15_plan.ipynb #plan
 _ENDS = ("labels", "probabilities", "values")
+
+
+def rows_of(columns: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    "Rows of Python values."
+    return zip(*(column.tolist() if isinstance(column, np.ndarray) else column for column in columns), strict=True)
+
+
 _PORTION = 4_000_000  # Numbers of one matrix at a time
 
 
 class Plan:
     "A compiled pipeline."
 
-    def __init__(self, schema: Schema, steps: Sequence[tuple[Step, tuple[int, ...]]], ends: Mapping[str, int], classes: Sequence[Any], width: int):
+    def __init__(
+        self,
+        schema: Schema,
+        steps: Sequence[tuple[Step, tuple[int, ...]]],
+        ends: Mapping[str, int],
+        classes: Sequence[Any],
+        width: int,
+        stepwise: str | None = None,  # Why rows go through the steps however few they are; None if they need not
+    ):
         self.schema, self.ends, self.classes = schema, dict(ends), list(classes)
+        self.stepwise = stepwise
         self.steps = list(steps)
         self.width = width  # Columns of the widest matrix
         self._portion = max(1, min(2048, _PORTION // max(1, width)))
@@ -71,9 +88,28 @@ class Plan:
         self._first = "labels" if "labels" in self.ends else "values"
         self._programs = {name: self._program({register}) for name, register in self.ends.items()}
         self._answer = self._program(set(self.ends.values()))
-        self._inside: dict[int, list[tuple[Step, int, tuple[int, ...], int]]] = {}
+        self._inside: dict[int, list[Todo]] = {}
+        self._derived: dict[tuple[Any, ...], Programs] = {}
+        self.derive()
 
-    def _program(self, needed: set[int]) -> list[tuple[Step, int, tuple[int, ...], int]]:
+    def derive(self, masks: bool = False) -> None:
+        "Take the functions of rows as the engines now are; with masks, forests find the leaves by them where they are not too large."
+        self.masks, self.programs = masks, self.derived(masks)
+        for forest in () if masks else self.forests:
+            forest.forget_masks()
+        self._derived.clear()
+        self.lone, self.front_until = True, 16  # Whether a lone row has its function, and how many rows at once theirs, until somebody measures: see `choose_engines`
+
+    def derived(self, masks: bool) -> Programs:
+        "The functions of rows, which machines may choose with masks or without."
+        if self.stepwise is not None:
+            return Programs()
+        chosen = (masks, *(forest.engine for forest in self.forests))
+        if chosen not in self._derived:
+            self._derived[chosen] = programs_of(self._answer, self.ends, len(self.schema.columns), masks)
+        return self._derived[chosen]
+
+    def _program(self, needed: set[int]) -> list[Todo]:
         "The steps that make some registers, in order."
         taken = []
         for position in range(len(self.steps), 0, -1):
@@ -83,9 +119,11 @@ class Plan:
                 taken.append((step, inputs[0], inputs if len(inputs) != 1 else (), position))
         return taken[::-1]
 
-    def _run(self, program: Sequence[tuple[Step, int, tuple[int, ...], int]], columns: Sequence[Sequence[Any]]) -> list[Any]:
+    def _run(self, program: Sequence[Todo], columns: Sequence[Sequence[Any]], made: Mapping[int, Any] | None = None) -> list[Any]:
         held: list[Any] = [None] * (len(self.steps) + 1)
         held[0] = columns
+        for position, value in (made or {}).items():
+            held[position] = value
         try:
             with np.errstate(all="ignore"):
                 for step, first, inputs, position in program:
@@ -102,7 +140,7 @@ class Plan:
 
     def _columns(self, columns: Any) -> Sequence[Sequence[Any]]:
         columns = [columns[name] for name in self.schema.names] if isinstance(columns, Mapping) else columns
-        if not len(columns[0]):
+        if not columns or not len(columns[0]):
             raise Refused("there are no rows", remedy="send at least one")
         return columns
 
@@ -121,9 +159,10 @@ class Plan:
         columns: Any,  # A sequence a column in the schema's order, or a mapping of names to them; None is missing
     ) -> np.ndarray:  # Labels (rows,), or numbers (rows,) or (rows, outputs)
         "What the pipeline's `predict` gives; raises `Refused`."
-        return self._named(self._collect(self._first, columns))
+        return self.named(self._collect(self._first, columns))
 
-    def _named(self, found: np.ndarray) -> np.ndarray:
+    def named(self, found: np.ndarray) -> np.ndarray:
+        "Labels by their places, or numbers as `predict` has them."
         if self._names is not None:
             return self._names[found]
         return found[:, 0] if found.shape[1] == 1 else found
@@ -140,22 +179,70 @@ class Plan:
         columns = self._columns(columns)
         rows, portion = len(columns[0]), self._portion
         parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion)) if rows > portion else [columns]
-        held = [self._run(self._answer, part) for part in parts]
-        first = np.concatenate([each[self.ends[self._first]] for each in held]) if len(held) > 1 else held[0][self.ends[self._first]]
-        chances = [each[self.ends["probabilities"]] for each in held] if "probabilities" in self.ends else None
-        return self._named(first), None if chances is None else np.concatenate(chances) if len(chances) > 1 else chances[0]
+        held = [self._ends_of(self._run(self._answer, part)) for part in parts]
+        firsts, chances = zip(*held, strict=True)
+        first = np.concatenate(firsts) if len(held) > 1 else firsts[0]
+        return self.named(first), None if chances[0] is None else np.concatenate(chances) if len(held) > 1 else chances[0]
+
+    def _ends_of(self, held: Sequence[Any]) -> tuple[np.ndarray, np.ndarray | None]:
+        return held[self.ends[self._first]], held[self.ends["probabilities"]] if "probabilities" in self.ends else None
+
+    def answer_rows(
+        self,
+        rows: Sequence[Sequence[Any]],  # As `answer_row` takes them
+    ) -> tuple[list[Any], list[list[float]] | None]:
+        "As `answer`, of rows and as Python values; raises `Refused`."
+        if len(rows) == 1:
+            label, chances = self.answer_row(rows[0])
+            return [label], None if chances is None else [chances]
+        found = self.front(rows) if 0 < len(rows) <= self.front_until else None
+        first, shares = found or self.answer([*map(list, zip(*rows, strict=True))])
+        return first.tolist(), None if shares is None else shares.tolist()
 
     def answer_row(
         self,
         row: Sequence[Any],  # Python values in the schema's order; None is missing
     ) -> tuple[Any, list[float] | None]:
         "Label or number of one row, and its probabilities, as Python values; raises `Refused`."
-        held = self._run(self._answer, [[value] for value in row])
-        if self._names is None:
-            numbers = held[self.ends["values"]][0].tolist()
-            return (numbers[0] if len(numbers) == 1 else numbers), None
-        label = self.classes[held[self.ends["labels"]][0]]
-        return label, held[self.ends["probabilities"]][0].tolist() if "probabilities" in self.ends else None
+        said = self.alone([row])[0] if self.lone else None
+        return self.answer_row_by_steps(row) if said is None else self.plain(said)
+
+    def answer_row_by_steps(self, row: Sequence[Any]) -> tuple[Any, list[float] | None]:
+        "As `answer_row`, by the steps."
+        first, chances = self._ends_of(self._run(self._answer, [[value] for value in row]))
+        return self.plain((first[0].tolist(), None if chances is None else chances[0].tolist()))
+
+    def plain(self, said: tuple[Any, Any]) -> tuple[Any, Any]:
+        "Label or number, and probabilities, of what `alone` says."
+        first, chances = said
+        return (self.classes[first] if self._names is not None else first[0] if len(first) == 1 else first), chances
+
+    def alone(self, rows: Iterable[Sequence[Any]], programs: Programs | None = None) -> list[tuple[Any, Any] | None]:
+        "Each row by the function of lone rows: the label's place, or numbers, and probabilities; None where it gives up."
+        function, found = (programs or self.programs).alone, []
+        for row in rows:
+            try:
+                found.append(function and function(*row))
+            except Exception:  # noqa: BLE001 - the steps say what is wrong with the row
+                found.append(None)
+        return found
+
+    def front(self, rows: Sequence[Sequence[Any]], programs: Programs | None = None) -> tuple[np.ndarray, np.ndarray | None] | None:
+        "As `answer`, by the function of first arrays; None where it gives up."
+        programs = programs or self.programs
+        made = self.front_arrays(rows, programs)
+        if made is None:
+            return None
+        first, chances = self._ends_of(self._run(programs.rest, [*map(list, zip(*rows, strict=True))], made))
+        return self.named(first), chances
+
+    def front_arrays(self, rows: Sequence[Sequence[Any]], programs: Programs) -> dict[int, np.ndarray] | None:
+        "The first arrays of rows, by register; None where the function gives up."
+        try:
+            made = programs.front and programs.front(rows, len(rows))
+        except Exception:  # noqa: BLE001 - the steps say what is wrong with a row
+            return None
+        return made and dict(zip(programs.made, made, strict=True))
 
     def to_bytes(self) -> bytes:
         "The plan as `from_bytes` reads it."
@@ -295,6 +382,7 @@ def to_bytes(plan: Plan) -> bytes:
     arrays: list[np.ndarray] = []
     steps = [[type(step).__name__, list(inputs), {name: encode(each, arrays) for name, each in step_fields(step).items()}] for step, inputs in plan.steps]
     content = {"format": _PLAN_FORMAT, "schema": plan.schema.to_dict(), "steps": steps, "ends": plan.ends, "classes": plan.classes, "width": plan.width}
+    content["stepwise"] = plan.stepwise
     written = io.BytesIO()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED, compresslevel=3) as file:
         file.writestr(zipfile.ZipInfo("plan.json"), json.dumps(content))
@@ -315,7 +403,7 @@ def from_bytes(content: bytes) -> Plan:
             names = [name for name in file.namelist() if name.endswith(".npy")]
             arrays = [np.lib.format.read_array(io.BytesIO(file.read(f"{each}.npy")), allow_pickle=False) for each in range(len(names))]
         steps = [(STEPS[name](**{key: decode(value, arrays) for key, value in made.items()}), tuple(inputs)) for name, inputs, made in read["steps"]]
-        return Plan(Schema.from_dict(read["schema"]), steps, read["ends"], read["classes"], read["width"])
+        return Plan(Schema.from_dict(read["schema"]), steps, read["ends"], read["classes"], read["width"], read.get("stepwise", "the plan is from before rows had functions"))
     except ImportError as error:
         raise DependencyError(f"a step of the plan needs what is not installed: {error}", remedy="install the versions in the bundle's requirements.lock") from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, IndexError) as error:

@@ -76,9 +76,8 @@ class Scorer:
 
 
 def _planned(plan: Plan, columns: Sequence[list[Any]]) -> Prediction:
-    if len(columns[0]) == 1:
-        said, chances = plan.answer_row([column[0] for column in columns])
-        return Prediction([said], None if chances is None else [chances])
+    if len(columns[0]) < _ALWAYS:
+        return Prediction(*plan.answer_rows([*zip(*columns, strict=True)]))
     answers, probabilities = plan.answer(columns)
     return Prediction(jsonable(answers), None if probabilities is None else jsonable(probabilities))
 

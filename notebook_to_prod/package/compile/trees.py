@@ -5,14 +5,17 @@
 # %% ../../../nbs/package/compile/07_trees.ipynb #imports
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
+from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
+from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, are_numbers, scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
 
 # %% auto #0
@@ -53,8 +56,14 @@ class Forest(Step):
         self._levels = _levels(self._children, self._start, ends)
         self._session: Any = None
         self._lists: Any = None
+        self._masks: Masks | None = None
         many = "onnxruntime" if has_onnxruntime() else "numpy"
-        self.use("loop" if self._levels * len(self.roots) <= _FEW_COMPARISONS else many, many)
+        self.use("loop" if self.comparisons <= _FEW_COMPARISONS else many, many)
+
+    @property
+    def comparisons(self) -> int:
+        "The most that one row takes."
+        return self._levels * len(self.roots)
 
     def use(self, engine: str, engine_many: str | None = None) -> None:
         "Choose the engines for one row and for more; numpy takes the place of one that is not installed."
@@ -69,6 +78,16 @@ class Forest(Step):
         if "loop" in engines and self._lists is None:
             named = (self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
             self._lists = tuple(each.tolist() for each in named)
+
+    def masks(self) -> Masks | None:
+        "Masks of the leaves, made when they are first wanted; None if they would be too large."
+        if self._masks is None and (self.feature >= 0).any() and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
+            self._masks = Masks(self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
+        return self._masks
+
+    def forget_masks(self) -> None:
+        "Give their memory back."
+        self._masks = None
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return self._one(matrix) if len(matrix) == 1 else self._many(matrix)
@@ -105,16 +124,52 @@ class Forest(Step):
         return self._leaf.take(nodes)
 
     def _loop(self, matrix: np.ndarray) -> np.ndarray:
+        return np.array([self._walk(row) for row in matrix.tolist()], dtype=np.intp)
+
+    def _walk(self, row: Sequence[float]) -> list[int]:
+        "The leaves of one row."
         feature, threshold, left, right, missing_left, leaf, roots = self._lists
         found = []
-        for row in matrix.tolist():
-            for node in roots:
-                while (column := feature[node]) >= 0:
-                    value = row[column]
-                    goes_left = value <= threshold[node] or (value != value and missing_left[node])
-                    node = left[node] if goes_left else right[node]
-                found.append(leaf[node])
-        return np.array(found, dtype=np.intp).reshape(len(matrix), -1)
+        for node in roots:
+            while (column := feature[node]) >= 0:
+                value = row[column]
+                goes_left = value <= threshold[node] or (value != value and missing_left[node])
+                node = left[node] if goes_left else right[node]
+            found.append(leaf[node])
+        return found
+
+    def row(self, code: RowCode, value: Any) -> RowLeaves | RowObject | RowNumbers | None:
+        if not are_numbers(value, self.threshold.dtype.name):
+            return None
+        masks = self.masks() if code.masks else None
+        if masks is not None:
+            gaps = self._masked(code, value, masks)
+            if not code.alone:
+                return RowNumbers(tuple(map(Scalar, gaps)), "int64", then=masks.leaves)
+            return RowObject(code.let(f"{code.keep(masks.leaves_of_one)}([{', '.join(gaps)}])"))
+        if not code.alone:
+            return None
+        if self.engine != "loop":
+            return RowObject(code.let(f"{code.keep(self)}({code.filled(value)})"))
+        _, flat = code.array(value)
+        code.write(value, flat)
+        names = [code.fresh() for _ in self.roots]
+        code.lines.append(f"{', '.join(names)}, = {code.keep(self._walk)}({flat})")
+        return RowLeaves(tuple(names))
+
+    def _masked(self, code: RowCode, value: RowNumbers, masks: Masks) -> list[str]:
+        "Where the mask of each column, or block of columns, that a tree reads stands in the table."
+        found = []
+        for column, part in value.placed():
+            if isinstance(part, Ones):
+                start = masks.block(column, part)
+                found += [] if start is None else [f"{part.place} + {start + 1}"]
+            elif len(edges := masks.edges(column)):
+                start, missing = masks.column(column), len(edges) + 1
+                edges = before_rounding(edges) if edges.dtype == np.float32 else edges
+                gap = f"{code.keep(bisect_left)}({code.keep(edges.tolist())}, {part.name}) + {start}"
+                found.append(f"{gap} if {part.name} == {part.name} else {start + missing}")
+        return found
 
     def borders(self) -> dict[int, np.ndarray]:
         inner = self.feature >= 0
@@ -143,25 +198,47 @@ class LeafSum(Step):
 
     def __post_init__(self) -> None:
         self._begins = bool(self.base.any())
+        self._column = np.ascontiguousarray(self.values[:, 0])
 
     def __call__(self, leaves: np.ndarray) -> np.ndarray:
         rows, outputs = len(leaves), len(self.base)
         if rows == 1:
-            added = self.values.take(leaves[0], axis=0).reshape(-1, outputs)
-            if self._begins:
-                added = np.concatenate([self.base[None], added])
-            total = np.add.accumulate(added, axis=0)[-1:]
+            total = self.sums_of_one(leaves[0])[None]
         elif self.values.shape[1] == outputs:
-            total = self._added(self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1), np.tile(self.base, rows) if self._begins else None)
-            total = total.reshape(rows, outputs)
+            added = self.values.take(leaves.T, axis=0).reshape(leaves.shape[1], -1)
+            total = self._added(added, np.tile(self.base, rows) if self._begins else None).reshape(rows, outputs)
         else:  # the trees take turns
-            added = self.values[:, 0].take(leaves.T).reshape(-1, outputs * rows)
+            added = self._column.take(leaves.T).reshape(-1, outputs * rows)
             total = self._added(added, np.repeat(self.base, rows) if self._begins else None).reshape(outputs, rows).T
         return total if self.divisor is None else total / total.dtype.type(self.divisor)
+
+    def sums_of_one(self, leaves: np.ndarray) -> np.ndarray:
+        "The sums of one row, not divided yet."
+        outputs = len(self.base)
+        if outputs > 1:
+            return self._added(self.values.take(leaves, axis=0).reshape(-1, outputs), self.base if self._begins else None)
+        added = self._column.take(leaves)
+        return np.add.accumulate(np.concatenate([self.base, added]) if self._begins else added)[-1:]
 
     def _added(self, added: np.ndarray, base: np.ndarray | None) -> np.ndarray:
         "One row of numbers after the other; there is more than one number in a row, so numpy does not add in pairs."
         return np.add.reduce(added if base is None else np.concatenate([base[None], added]), axis=0)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not code.alone or self.values.dtype != np.float64 or self.base.dtype != np.float64:
+            return None
+        outputs = len(self.base)
+        if isinstance(value, RowObject) and outputs <= FEW_OUTPUTS:
+            total = code.taken(f"{code.keep(self.sums_of_one)}({value.name}[0])[None]", outputs)
+            return total if self.divisor is None else scalars(*(code.let(f"{name} / {code.number(float(self.divisor))}") for name in total.names or ()))
+        if isinstance(value, RowLeaves):
+            tables, sums = [code.keep(each) for each in self.values.T.tolist()], []
+            for place, base in enumerate(self.base.tolist()):
+                table, leaves = (tables[0], value.names[place::outputs]) if len(tables) < outputs else (tables[place], value.names)
+                total = " + ".join([*([code.number(base)] if self._begins else []), *(f"{table}[{leaf}]" for leaf in leaves)])
+                sums.append(code.let(total if self.divisor is None else f"({total}) / {code.number(float(self.divisor))}"))
+            return scalars(*sums)
+        return None
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #cast
 @dataclass(eq=False)
@@ -173,6 +250,13 @@ class Single(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(matrix, dtype=np.float32)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        if not isinstance(value, RowNumbers):
+            return None
+        with np.errstate(all="ignore"):
+            parts = [replace(part, off=part.off.astype(np.float32), on=part.on.astype(np.float32)) if isinstance(part, Ones) else part for part in value.parts]
+        return RowNumbers(tuple(parts), "float32")
 
 
 def single(builder: Builder, value: Numbers | Cells, path: str, allow_nan: bool) -> Numbers:
@@ -346,3 +430,6 @@ class Double(Step):
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(matrix, dtype=np.float64)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        return value if are_numbers(value) else None

@@ -13,6 +13,7 @@ import numpy as np
 from .ensembles import need
 from .features import Elementwise, function_name
 from .numeric import Scale
+from .row import RowCode, RowNumbers, scalars
 from .step import Builder, Cells, Model, Numbers, Step, model, not_compiled
 
 # %% auto #0
@@ -57,6 +58,13 @@ class AtLeast(Step):
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         return (scores[:, self.column] >= self.threshold).astype(np.intp)
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        names = value.names if isinstance(value, RowNumbers) else None
+        if not names:
+            return None
+        threshold = code.number(float(self.threshold))
+        return scalars(code.let(f"1 if {names[self.column]} >= {threshold} else 0"))
 
 
 @model("sklearn.FixedThresholdClassifier", "sklearn.TunedThresholdClassifierCV")
