@@ -15,7 +15,8 @@ import numpy as np
 
 from . import boosting, cells, compose, curves, distances, ensembles, features, linear, numeric, text, trees, wrappers
 from .compose import Outside
-from .rows import Programs, Todo, programs_of
+from .fused import Unsure, fuse
+from .rows import Program, Programs, programs_of
 from .step import STEPS, Builder, Finite, FiniteCells, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
 from .trees import Forest
 from ...errors import BundleError, DependencyError
@@ -64,7 +65,8 @@ def rows_of(columns: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
     return zip(*(column.tolist() if isinstance(column, np.ndarray) else column for column in columns), strict=True)
 
 
-_PORTION = 4_000_000  # Numbers of one matrix at a time
+_PORTION, _CACHED = 4_000_000, 2048  # Numbers of one matrix at a time, and rows
+_FEW = 64  # Rows that go through the steps as they stand
 
 
 class Plan:
@@ -83,12 +85,12 @@ class Plan:
         self.stepwise = stepwise
         self.steps = list(steps)
         self.width = width  # Columns of the widest matrix
-        self._portion = max(1, min(2048, _PORTION // max(1, width)))
+        self._portion = max(1, min(_CACHED, _PORTION // max(1, width)))
         self._names = np.array(self.classes) if self.classes else None
         self._first = "labels" if "labels" in self.ends else "values"
-        self._programs = {name: self._program({register}) for name, register in self.ends.items()}
-        self._answer = self._program(set(self.ends.values()))
-        self._inside: dict[int, list[Todo]] = {}
+        self._programs = {name: self._both({name: register}) for name, register in self.ends.items()}
+        self._answer, self._answer_many = self._both(self.ends)
+        self._inside: dict[int, Program] = {}
         self._derived: dict[tuple[Any, ...], Programs] = {}
         self.derive()
 
@@ -109,7 +111,12 @@ class Plan:
             self._derived[chosen] = programs_of(self._answer, self.ends, len(self.schema.columns), masks)
         return self._derived[chosen]
 
-    def _program(self, needed: set[int]) -> list[Todo]:
+    def _both(self, ends: Mapping[str, int]) -> tuple[Program, Program]:
+        "The program that makes some ends, and that for many rows."
+        program = self._program(set(ends.values()))
+        return program, fuse(program, ends)
+
+    def _program(self, needed: set[int]) -> Program:
         "The steps that make some registers, in order."
         taken = []
         for position in range(len(self.steps), 0, -1):
@@ -119,7 +126,7 @@ class Plan:
                 taken.append((step, inputs[0], inputs if len(inputs) != 1 else (), position))
         return taken[::-1]
 
-    def _run(self, program: Sequence[Todo], columns: Sequence[Sequence[Any]], made: Mapping[int, Any] | None = None) -> list[Any]:
+    def _run(self, program: Program, columns: Sequence[Sequence[Any]], made: Mapping[int, Any] | None = None) -> list[Any]:
         held: list[Any] = [None] * (len(self.steps) + 1)
         held[0] = columns
         for position, value in (made or {}).items():
@@ -148,11 +155,22 @@ class Plan:
         if end not in self.ends:
             raise not_compiled(f"the plan gives no {end}", "the pipeline")
         columns = self._columns(columns)
+        held = self._run_portions(*self._programs[end], columns)
+        return np.concatenate([each[self.ends[end]] for each in held]) if len(held) > 1 else held[0][self.ends[end]]
+
+    def _run_portions(self, program: Program, many: Program, columns: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        "What the registers hold, portion by portion."
         rows, portion = len(columns[0]), self._portion
-        if rows <= portion:
-            return self._run(self._programs[end], columns)[self.ends[end]]
-        parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion))
-        return np.concatenate([self._run(self._programs[end], part)[self.ends[end]] for part in parts])
+        if rows <= _FEW:
+            return [self._run(program, columns)]
+        parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion)) if rows > portion else [columns]
+        return [self._run_many(program, many, part) for part in parts]
+
+    def _run_many(self, program: Program, many: Program, columns: Sequence[Sequence[Any]]) -> list[Any]:
+        try:
+            return self._run(many, columns)
+        except Unsure:
+            return self._run(program, columns)
 
     def predict(
         self,
@@ -177,9 +195,7 @@ class Plan:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         "Labels or numbers, and probabilities where the pipeline has them, in one pass; raises `Refused`."
         columns = self._columns(columns)
-        rows, portion = len(columns[0]), self._portion
-        parts = ([column[start : start + portion] for column in columns] for start in range(0, rows, portion)) if rows > portion else [columns]
-        held = [self._ends_of(self._run(self._answer, part)) for part in parts]
+        held = [self._ends_of(each) for each in self._run_portions(self._answer, self._answer_many, columns)]
         firsts, chances = zip(*held, strict=True)
         first = np.concatenate(firsts) if len(held) > 1 else firsts[0]
         return self.named(first), None if chances[0] is None else np.concatenate(chances) if len(held) > 1 else chances[0]

@@ -15,10 +15,11 @@ from .row import RowCells, RowCode, RowLeaves, RowNumbers, RowObject
 from .step import Step
 
 # %% auto #0
-__all__ = ['Todo', 'Programs', 'programs_of']
+__all__ = ['Todo', 'Program', 'Programs', 'programs_of']
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #programs
 Todo = tuple[Step, int, tuple[int, ...], int]  # A step, the register it reads, or all of several that it reads, and the one that it makes
+Program = Sequence[Todo]
 _MOST_LINES = 3000  # Beyond which numpy is the faster anyway
 
 
@@ -32,7 +33,7 @@ class Programs:
     rest: tuple[Todo, ...] = ()  # What steps still have to do
 
 
-def programs_of(steps: Sequence[Todo], ends: Mapping[str, int], width: int, masks: bool = False) -> Programs:
+def programs_of(steps: Program, ends: Mapping[str, int], width: int, masks: bool = False) -> Programs:
     "The functions of a plan whose requests have so many columns; none where nothing has a row form."
     parameters = [f"c{place}" for place in range(width)]
     try:
@@ -41,7 +42,7 @@ def programs_of(steps: Sequence[Todo], ends: Mapping[str, int], width: int, mask
         return Programs()
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #alone
-def _alone(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> Callable[..., Any] | None:
+def _alone(steps: Program, ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> Callable[..., Any] | None:
     code, held, covered = RowCode(masks=masks), {0: RowCells(tuple(parameters))}, 0
     arrays: dict[int, RowObject] = {}
     for step, first, several, register in steps:
@@ -83,7 +84,7 @@ def _listed(code: RowCode, value: Any) -> str:
     return f"{code.keep(_plain)}({_called_with(code, value).name})"
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #front
-def _front(steps: Sequence[Todo], ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> tuple[Any, tuple[int, ...], tuple[Todo, ...]]:
+def _front(steps: Program, ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> tuple[Any, tuple[int, ...], tuple[Todo, ...]]:
     as_ever: set[int] = set(ends.values())
     while True:
         code, held = RowCode(alone=False, masks=masks), {0: RowCells(tuple(parameters))}
