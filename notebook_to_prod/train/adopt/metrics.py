@@ -36,6 +36,7 @@ class Score:
     statement: Statement
     node: ast.expr
     name: str
+    inner: ast.stmt  # The innermost statement around it
 
 
 def _score_name(reading: Reading, node: ast.Call) -> str | None:
@@ -109,7 +110,7 @@ def scores(reading: Reading) -> tuple[list[Score], list[Todo]]:
             if loop is None:
                 todos.append(Todo("metric", statement.cell.id, f"{ast.unparse(node)} is computed again and again, and nothing names the passes", "record what matters with run.metric(name, value)"))
             else:
-                found.append(Score(statement, node, _judged_part(call) + name + (f"_{{{loop}}}" if loop else "")))  # type: ignore[arg-type]
+                found.append(Score(statement, node, _judged_part(call) + name + (f"_{{{loop}}}" if loop else ""), next(each for each in reversed((statement.node, *around)) if isinstance(each, ast.stmt))))  # type: ignore[arg-type]
     return found, todos
 
 # %% ../../../nbs/train/adopt/03_metrics.ipynb #record
@@ -122,6 +123,13 @@ def _named(score: Score, taken: set[str]) -> str:
         if f"{score.name}_{each}" not in taken:
             return f"{score.name}_{each}"
     return next(name for name in (f"{score.name}_{number}" for number in range(2, 1000)) if name not in taken)
+
+
+def _behind(score: Score, text: str) -> Edit:
+    "The edit that puts a line behind the innermost statement around a score, as far to the right."
+    line = score.inner.end_lineno or score.inner.lineno
+    column = len(score.statement.cell.source.split("\n")[line - 1].encode())
+    return Edit((line, column), (line, column), f"\n{' ' * score.inner.col_offset}{text}")
 
 
 def recorded(reading: Reading) -> tuple[list[Change], list[Todo]]:
@@ -139,8 +147,7 @@ def recorded(reading: Reading) -> tuple[list[Change], list[Todo]]:
         shown = f'f"{name}"' if "{" in name else f'"{name}"'
         own = edits.setdefault(statement.cell.id, [])
         if reading.is_in_text(score.node):
-            if statement.is_editable and "{" not in name:
-                own.append(statement.after(f"run.metric({shown}, {ast.unparse(score.node)})"))
+            own.append(_behind(score, f"run.metric({shown}, {ast.unparse(score.node)})"))
             continue
         start, end = (score.node.lineno, score.node.col_offset), (score.node.end_lineno or 0, score.node.end_col_offset or 0)
         own += [Edit(start, start, f"run.metric({shown}, "), Edit(end, end, ")")]

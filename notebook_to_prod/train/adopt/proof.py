@@ -29,8 +29,13 @@ from IPython.core.interactiveshell import InteractiveShell
 import notebook_to_prod.package.session as session
 
 session._export = lambda *given: None  # the project's own run exports, and proves what it exports
+class Shell(InteractiveShell):
+    def enable_gui(self, gui=None):
+        pass  # `%matplotlib inline` asks for one
+
+
 cells, target = json.load(open(sys.argv[1])), sys.argv[2]
-shell, told, failed = InteractiveShell.instance(colors="NoColor"), {}, None
+shell, told, failed = Shell.instance(colors="NoColor"), {}, None
 for name, source in cells:
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
