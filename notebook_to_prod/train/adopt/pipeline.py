@@ -94,12 +94,12 @@ class _Joined:
         return any(isinstance(each, ast.Name) and each.id == name for target in targets for each in ast.walk(target) if isinstance(getattr(each, "ctx", None), ast.Store))
 
 
-def _encoder(encodings: tuple[Encoding, ...], table: str) -> tuple[list[str], list[str], set[str]]:
+def _encoder(encodings: tuple[Encoding, ...], table: str, encoders: str, column: str) -> tuple[list[str], list[str], set[str]]:
     "Lines that make the unfitted encoder and the names of columns it replaces, and the classes to import."
-    used, lines = set[str](), ["encoders = {}"]
+    used, lines = set[str](), [f"{encoders} = {{}}"]
     for each in encodings:
         columns = each.columns.replace("{raw}", table)
-        lines += [f"for column in {columns}:", f"    encoders.setdefault(column, []).append({each.transformer})"]
+        lines += [f"for {column} in {columns}:", f"    {encoders}.setdefault({column}, []).append({each.transformer})"]
         used.add(each.transformer.partition("(")[0])
     return lines, [each.columns.replace("{raw}", table) for each in encodings if each.kind == "onehot"], used
 
@@ -139,7 +139,6 @@ def _split_raw(joined: _Joined, value: Value) -> tuple[str, str]:
     for each, text in ((elements[-1], f", {', '.join(names)}"), (node.value.args[-1], f", {features}")):
         end = each.end_lineno or 0, each.end_col_offset or 0
         joined.edits.append((split.statement.cell.id, Edit(end, end, text)))
-    joined.head[:0] = []
     return names
 
 
@@ -153,19 +152,20 @@ def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement
     else:
         table = joined.reading.free_name(f"{parent.table}_raw")
         joined.edits.append((table_changed.cell.id, table_changed.before(f"{table} = {parent.table}.copy()")))
-    lines, dummies, used = _encoder(parent.encodings, table)
+    encoders, made, same, column = (joined.reading.free_name(each) for each in ("encoders", "made_columns", "same_columns", "column"))
+    lines, dummies, used = _encoder(parent.encodings, table, encoders, column)
     joined.imports |= used | {"ColumnTransformer", "make_pipeline"}
     name, raw, final = (joined.reading.free_name(each) for each in ("encode", "features_raw", "in_order"))
-    made = " + ".join(f'[f"{{column}}_" for column in {columns}]' for columns in dummies) or "[]"
+    prefixes = " + ".join(f'[f"{{each}}_" for each in {columns}]' for columns in dummies) or "[]"
     text = [
         "# What was done to columns of the table, once more as a transformer, fitted on the same rows",
         *_import_lines(joined.imports),
         *lines,
-        f"made = tuple({made})",
-        f"same = {features}.loc[:, [name for name in {features}.columns if name not in encoders and not name.startswith(made)]]",
-        f"{raw} = {table}.loc[{features}.index, [column for column in encoders if column in {features}.columns or f\"{{column}}_\" in made]].join(same)",
+        f"{made} = tuple({prefixes})",
+        f"{same} = {features}.loc[:, [each for each in {features}.columns if each not in {encoders} and not each.startswith({made})]]",
+        f'{raw} = {table}.loc[{features}.index, [each for each in {encoders} if each in {features}.columns or f"{{each}}_" in {made}]].join({same})',
         f"{name} = ColumnTransformer(",
-        f"    [(column, make_pipeline(*steps), [column]) for column, steps in encoders.items() if column in {raw}.columns],",
+        f"    [(each, make_pipeline(*steps), [each]) for each, steps in {encoders}.items() if each in {raw}.columns],",
         '    remainder="passthrough",',
         "    verbose_feature_names_out=False,",
         f').set_output(transform="pandas").fit({raw})',
