@@ -5667,6 +5667,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'notebook_to_prod/train/adopt/pipeline.py'),
                                                        'notebook_to_prod.train.adopt.pipeline._last_cell': ( 'train/adopt/pipeline.html#_last_cell',
                                                                                                              'notebook_to_prod/train/adopt/pipeline.py'),
+                                                       'notebook_to_prod.train.adopt.pipeline._name_steps': ( 'train/adopt/pipeline.html#_name_steps',
+                                                                                                              'notebook_to_prod/train/adopt/pipeline.py'),
                                                        'notebook_to_prod.train.adopt.pipeline._names_in': ( 'train/adopt/pipeline.html#_names_in',
                                                                                                             'notebook_to_prod/train/adopt/pipeline.py'),
                                                        'notebook_to_prod.train.adopt.pipeline._partner': ( 'train/adopt/pipeline.html#_partner',

@@ -5,8 +5,10 @@
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #imports
 from __future__ import annotations
 
+import ast
 import copy
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +96,7 @@ class Adoption:
     todos: tuple[Todo, ...]
     original: dict[str, float]  # Metrics of the original, with the seeds that adoption sets
     adopted: dict[str, float]  # Metrics of the adopted notebook's run
-    proved: bool  # Whether `n2p run` passed and every metric is equal
+    proved: bool  # Whether the project's run passed and every metric is equal
     printed: tuple[str, ...] = ()  # Cells that print something else than in the original
 
     @property
@@ -210,7 +212,7 @@ def _project_name(path: Path) -> str:
 
 
 def _require_target(reading: Reading, target: str | None) -> None:
-    texts = {getattr(node, "value", None) for cell in reading.analysis.cells for node in __import__("ast").walk(cell.tree)}
+    texts = {getattr(node, "value", None) for cell in reading.analysis.cells for node in ast.walk(cell.tree)}
     if target is not None and target not in texts:
         raise InputError(f"the notebook does not speak of a column '{target}'", where="--target", remedy="give the column that the model predicts")
 
@@ -263,8 +265,6 @@ def _made(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], e
 
 
 def _forget_runs(made: Path) -> None:
-    import shutil
-
     shutil.rmtree(made / ".n2p", ignore_errors=True)  # its records tell of a folder that was only passed through
 
 

@@ -39,7 +39,7 @@ class Value:
     "Where a table of features comes from."
 
     root: str  # Source of an expression, most often a name
-    since: int  # Order of the statement that made the root
+    since: int  # Order of a statement after which the root is what the first step was given
     steps: tuple[str, ...] = ()  # Names of fitted transformers
     encodings: tuple[Encoding, ...] = ()
     table: str = ""  # The variable that was encoded
@@ -178,7 +178,8 @@ class _Walk:
             owner = node.func.value
             if self.transforms(owner):
                 base = self.value(node.args[0], statement)
-                return replace(base, steps=(*base.steps, self.named(owner, statement)))
+                since = base.since if base.steps else statement.order - 1
+                return replace(base, since=since, steps=(*base.steps, self.named(owner, statement)))
         if self.reading.name_of(node) in _WRAPS and isinstance(node, ast.Call) and node.args and not isinstance(node.args[0], ast.Dict | ast.List):
             base = self.value(node.args[0], statement)
             if base.steps:

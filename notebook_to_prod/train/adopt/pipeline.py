@@ -179,7 +179,9 @@ def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #held-out
 def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
     "Sources of the untouched features and the targets of both sides; raises `LookupError`."
-    chains, value = joined.chains, chosen.value
+    value = chosen.value
+    if joined.chains.rebound(chosen.variable, chosen.statement.order) is not None:
+        raise LookupError(f"the name '{chosen.variable}' is used again after the model was fitted")
     target = ast.unparse(chosen.target)
     target = target.removesuffix(".values.ravel()").removesuffix(".ravel()").removesuffix(".values")
     split = value.split
@@ -195,7 +197,9 @@ def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
     if value.parent is not None and (value.parent.steps or value.parent.encodings):
         train, test = _split_raw(joined, value)
     else:
-        train, test = joined.keep(value.root, split.statement.order), joined.keep(other, split.statement.order)
+        judged = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].root == other and each[3].steps == value.steps]
+        since = (judged[-1][3].since if value.steps else judged[-1][0].order) if judged else split.statement.order
+        train, test = joined.keep(value.root, value.since if value.steps else chosen.statement.order), joined.keep(other, max(since, split.statement.order))
     return train, targets[0], test, targets[1]
 
 
@@ -210,7 +214,8 @@ def _judged_sides(joined: _Joined, chosen: Chosen, target: str) -> tuple[str, st
     if not usable:
         raise LookupError("no rows are held out that the model was not fitted on")
     (_, _, _, judged), y_test = usable[-1]
-    return joined.keep(value.root, value.since), target, joined.keep(judged.root, judged.since), y_test or ""
+    moments = (value.since, judged.since) if value.steps else (chosen.statement.order, usable[-1][0][0].order)
+    return joined.keep(value.root, moments[0]), target, joined.keep(judged.root, moments[1]), y_test or ""
 
 
 def _partner(reading: Reading, statement: Statement, features: ast.expr) -> str | None:
@@ -230,18 +235,17 @@ _TEXT = "sklearn.feature_extraction.text."
 
 
 def _check(joined: _Joined, chosen: Chosen, test: str, pipeline: str) -> list[str]:
-    "Lines that compare the joined predictions with those of the parts."
+    "Lines that compare the joined predictions with those of the parts; raises `LookupError` where nothing is left to compare with."
     sides = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].steps == chosen.value.steps]
     other = chosen.value.split.names[chosen.value.split.array * 2 + 1] if chosen.value.split else test
     fitting = [each for each in sides if each[3].root == other or each[3].root == test]
-    if not fitting or not isinstance(fitting[-1][2], ast.Name):
-        parts = ""
+    for statement, _, features, _ in reversed(fitting):
+        names = {each.id for each in ast.walk(features) if isinstance(each, ast.Name)}
+        if not any(isinstance(each, ast.NamedExpr) for each in ast.walk(features)) and all(joined.chains.rebound(name, statement.order) is None for name in names):
+            parts = ast.unparse(features)
+            break
     else:
-        parts = fitting[-1][2].id
-        if joined.chains.rebound(parts, fitting[-1][0].order) is not None:
-            parts = ""
-    if not parts:
-        return []
+        raise LookupError("the notebook judges it on no rows that are still there at its end, so the joined pipeline cannot be compared with it")
     return ["import numpy as np", "", f"np.testing.assert_array_equal({pipeline}.predict({test}), {chosen.variable}.predict({parts}))"]
 
 
@@ -255,15 +259,21 @@ def exported(reading: Reading) -> tuple[list[Change], list[Todo]]:
         return [], [chosen]
     joined = _Joined(chains)
     try:
-        train, y_train, test, y_test = _sides(joined, chosen)
+        tables = _sides(joined, chosen)
+        _name_steps(joined, chosen)
+        return _last_cell(joined, chosen, tables)
     except LookupError as error:
         remedy = "end with run.export(pipeline, X_train, y_train, X_test, y_test), the pipeline fitted on X_train as the table was loaded"
         return [], [Todo("pipeline", chosen.statement.cell.id, f"'{chosen.variable}' cannot be exported: {error.args[0]}", remedy)]
+
+
+def _name_steps(joined: _Joined, chosen: Chosen) -> None:
+    "Give a name to the transformers that the pipeline needs and the notebook does not name."
+    chains = joined.chains
     for statement, call, name in chains.anonymous:
         if name in (*chosen.value.steps, *(chosen.value.parent.steps if chosen.value.parent else ())) and statement.cell.is_as_written(call):
             start, end = (call.lineno, call.col_offset), (call.end_lineno or 0, call.end_col_offset or 0)
             joined.edits += [(statement.cell.id, Edit(start, start, f"({name} := ")), (statement.cell.id, Edit(end, end, ")"))]
-    return _last_cell(joined, chosen, (train, y_train, test, y_test))
 
 
 def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str]) -> tuple[list[Change], list[Todo]]:
