@@ -5631,6 +5631,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'notebook_to_prod/train/adopt/metrics.py'),
                                                       'notebook_to_prod.train.adopt.metrics._is_cross_validated': ( 'train/adopt/metrics.html#_is_cross_validated',
                                                                                                                     'notebook_to_prod/train/adopt/metrics.py'),
+                                                      'notebook_to_prod.train.adopt.metrics._is_root': ( 'train/adopt/metrics.html#_is_root',
+                                                                                                         'notebook_to_prod/train/adopt/metrics.py'),
                                                       'notebook_to_prod.train.adopt.metrics._judged_part': ( 'train/adopt/metrics.html#_judged_part',
                                                                                                              'notebook_to_prod/train/adopt/metrics.py'),
                                                       'notebook_to_prod.train.adopt.metrics._loop_text': ( 'train/adopt/metrics.html#_loop_text',

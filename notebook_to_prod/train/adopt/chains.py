@@ -45,7 +45,7 @@ class Value:
     table: str = ""  # The variable that was encoded
     table_since: int = -1  # Order of the first statement that encoded it
     split: Split | None = None
-    parent: "Value | None" = None  # What was split
+    parent: Value | None = None  # What was split
 
 
 @dataclass
@@ -76,10 +76,10 @@ _ORDINAL = 'OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
 
 def _column(node: ast.AST | None, table: str | None = None) -> tuple[str, str] | None:
     "The table and the source of the column in `table[column]`."
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and (table is None or node.value.id == table):
-        if isinstance(node.slice, ast.Constant | ast.Name):
-            return node.value.id, ast.unparse(node.slice)
-    return None
+    named = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Constant | ast.Name)
+    if not named or (table is not None and node.value.id != table):  # type: ignore[union-attr]
+        return None
+    return node.value.id, ast.unparse(node.slice)  # type: ignore[union-attr]
 
 
 def _fill(value: ast.expr, table: str, column: str) -> str | None:
@@ -100,9 +100,9 @@ def _encoded_column(chains: Chains, target: ast.expr, value: ast.expr) -> tuple[
     method, owner = value.func.attr, value.func.value
     if method == "astype" and isinstance(owner, ast.Call):
         return _encoded_column(chains, target, owner)
-    if method == "fit_transform" and len(value.args) == 1 and _column(value.args[0], table) == place:
-        if (chains.kinds.get(owner.id) if isinstance(owner, ast.Name) else chains.reading.name_of(owner)) == _LABELS:
-            return table, Encoding("ordinal", f"[{column}]", _ORDINAL)
+    kind = chains.kinds.get(owner.id) if isinstance(owner, ast.Name) else chains.reading.name_of(owner)
+    if kind == _LABELS and method == "fit_transform" and len(value.args) == 1 and _column(value.args[0], table) == place:
+        return table, Encoding("ordinal", f"[{column}]", _ORDINAL)
     if method == "fillna" and len(value.args) == 1 and not value.keywords and _column(owner, table) == place:
         filled = _fill(value.args[0], table, column)
         return (table, Encoding("fill", f"[{column}]", filled)) if filled else None
@@ -194,9 +194,7 @@ class _Walk:
         while True:
             if isinstance(root, ast.Call) and isinstance(root.func, ast.Attribute) and root.func.attr in _SELECTS:
                 root = root.func.value
-            elif isinstance(root, ast.Attribute) and root.attr in ("values", *_SELECTS):
-                root = root.value
-            elif isinstance(root, ast.Subscript):
+            elif isinstance(root, ast.Subscript) or (isinstance(root, ast.Attribute) and root.attr in ("values", *_SELECTS)):
                 root = root.value
             else:
                 break

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .changes import Change, Todo
-from .reading import Reading, Statement, replaced
+from .reading import Reading, Statement
 from ..check.findings import Edit
 
 # %% auto #0
@@ -102,10 +103,8 @@ def scores(reading: Reading) -> tuple[list[Score], list[Todo]]:
             if isinstance(statement.node, ast.FunctionDef | ast.ClassDef):
                 continue
             call, outer = node, around[-1] if around else None
-            if isinstance(outer, ast.Call) and reading.name_of(outer) in _ROOTS and name == "mse":
-                node, name = outer, "rmse"
-            elif isinstance(outer, ast.BinOp) and isinstance(outer.op, ast.Pow) and ast.unparse(outer.right) in ("0.5", "1 / 2") and name == "mse":
-                node, name = outer, "rmse"
+            if name == "mse" and _is_root(reading, outer):
+                node, name = outer, "rmse"  # type: ignore[assignment]
             loop = _loop_text(around)
             if loop is None:
                 todos.append(Todo("metric", statement.cell.id, f"{ast.unparse(node)} is computed again and again, and nothing names the passes", "record what matters with run.metric(name, value)"))
@@ -113,12 +112,18 @@ def scores(reading: Reading) -> tuple[list[Score], list[Todo]]:
                 found.append(Score(statement, node, _judged_part(call) + name + (f"_{{{loop}}}" if loop else ""), next(each for each in reversed((statement.node, *around)) if isinstance(each, ast.stmt))))  # type: ignore[arg-type]
     return found, todos
 
+
+def _is_root(reading: Reading, node: ast.AST | None) -> bool:
+    "Whether an expression is a square root."
+    power = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and ast.unparse(node.right) in ("0.5", "1 / 2")
+    return power or reading.name_of(node) in _ROOTS
+
 # %% ../../../nbs/train/adopt/03_metrics.ipynb #record
 def _named(score: Score, taken: set[str]) -> str:
     if score.name not in taken:
         return score.name
     inside = [each.id for argument in ast.walk(score.node) if isinstance(argument, ast.Call) for each in ast.walk(argument) if isinstance(each, ast.Name)]
-    about = [name for name in dict.fromkeys(inside) if "test" not in name.lower() and not name.lower().startswith("y_") or "pred" in name.lower()]
+    about = [name for name in dict.fromkeys(inside) if ("test" not in name.lower() and not name.lower().startswith("y_")) or "pred" in name.lower()]
     for each in reversed(about):
         if f"{score.name}_{each}" not in taken:
             return f"{score.name}_{each}"
@@ -136,7 +141,7 @@ def recorded(reading: Reading) -> tuple[list[Change], list[Todo]]:
     "`run.metric` around every score; a TODO where there is none."
     found, todos = scores(reading)
     edits: dict[str, list[Edit]] = {}
-    taken: set[str] = set()
+    taken = {name for name, count in Counter(score.name for score in found).items() if count > 1}
     for score in found:
         statement = score.statement
         if not statement.cell.is_as_written(score.node) or statement.cell.is_exported:
@@ -152,7 +157,7 @@ def recorded(reading: Reading) -> tuple[list[Change], list[Todo]]:
         start, end = (score.node.lineno, score.node.col_offset), (score.node.end_lineno or 0, score.node.end_col_offset or 0)
         own += [Edit(start, start, f"run.metric({shown}, "), Edit(end, end, ")")]
     reason = "a score that is recorded can be compared between runs and gated"
-    if not taken:
+    if not found:
         last = reading.analysis.cells[-1].id
         todos.append(Todo("metric", last, "no score of the model is computed that could be recorded", "record one: run.metric('accuracy', value)"))
     return [Change("metric", cell, reason, tuple(own)) for cell, own in edits.items() if own], todos
