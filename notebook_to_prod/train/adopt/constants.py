@@ -54,11 +54,26 @@ def opened(reading: Reading) -> tuple[list[Change], list[Todo]]:
     if any(dotted == "notebook_to_prod.start" for dotted in reading.dotted.values()):
         return [], []
     cells = [] if reading.analysis.notebook.parameters_cell else [NewCell("parameters", f"{name} = {value}  # Of every random number", ("parameters",))]
+    reason = "the run is opened and every generator seeded before anything draws"
+    moved = [
+        Change("start", statement.cell.id, "the author's seed is a parameter", (replaced(statement.node, f"# {name}: see the parameters"),))
+        for statement in reading.statements
+        if _assigns(statement, name) and statement.is_editable and statement.cell is not reading.analysis.parameters_cell
+    ]
+    if name in reading.analysis.constants and not moved and name not in reading.analysis.notebook.parameters:
+        name = reading.free_name("seed")
+        cells = [NewCell("parameters", f"{name} = {value}  # Of every random number", ("parameters",))] if cells else []
     begin = NewCell("start-run", f"import notebook_to_prod as n2p\n\nrun = n2p.start(seed={name})")
     if cells:
-        return [Change("start", first.id, "the run is opened and every generator seeded before anything draws", before=(*cells, begin))], []
+        return [Change("start", first.id, reason, before=(*cells, begin)), *moved], []
     home = reading.analysis.notebook.parameters_cell.id  # type: ignore[union-attr]
-    return [Change("start", home, "the run is opened and every generator seeded before anything draws", after=(begin,), parameters=((name, str(value)),))], []
+    return [Change("start", home, reason, after=(begin,), parameters=((name, str(value)),)), *moved], []
+
+
+def _assigns(statement: Statement, name: str) -> bool:
+    "Whether a statement is `name = …` and nothing else."
+    node = statement.node
+    return isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name) and node.targets[0].id == name
 
 # %% ../../../nbs/train/adopt/02_constants.ipynb #seeds
 def seeded(reading: Reading) -> tuple[list[Change], list[Todo]]:
@@ -87,7 +102,8 @@ def _moved(reading: Reading, statement: Statement) -> tuple[str, str, Edit] | No
     if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name) and statement.is_editable):
         return None
     name = node.targets[0].id
-    wanted = name.isupper() or name.lower() in (*_SEED_NAMES, *_SHARES)
+    loaded = {ast.unparse(call.args[0]) for _, call in reading.analysis.calls() if reading.name_of(call) == "notebook_to_prod.load" and call.args}
+    wanted = name in loaded or name.isupper() or name.lower() in (*_SEED_NAMES, *_SHARES)
     if not wanted or name not in reading.analysis.constants or statement.cell is reading.analysis.parameters_cell:
         return None
     return name, ast.unparse(node.value) + _trailing(statement), replaced(node, f"# {name}: see the parameters")
@@ -173,7 +189,7 @@ def loads(
     "`n2p.load` of a parameter in the place of pandas' readers."
     edits: dict[str, tuple[list[Edit], dict[str, str]]] = {}
     todos, taken = [], dict[str, str]()
-    for statement, call, written, _ in read_calls(reading):
+    for statement, call, written, literal in read_calls(reading):
         remote = "://" in written
         path = None if remote else found_file(folder, written)
         if path is None and not remote:
@@ -184,6 +200,14 @@ def loads(
         if not statement.cell.is_as_written(call):
             continue
         own, parameters = edits.setdefault(statement.cell.id, ([], {}))
+        if isinstance(call.args[0], ast.Name):
+            holder = next((each for each in reading.statements if _assigns(each, call.args[0].id)), None)
+            if holder is None or not holder.cell.is_as_written(literal):
+                todos.append(Todo("load", statement.cell.id, f"the path '{written}' is written where it cannot be edited", "give the path to n2p.load"))
+                continue
+            edits.setdefault(holder.cell.id, ([], {}))[0].append(replaced(literal, repr(target)))
+            own += [] if paths_only else [replaced(call.func, "n2p.load")]
+            continue
         if paths_only:
             own.append(replaced(call.args[0], repr(target)))
             continue
@@ -194,7 +218,7 @@ def loads(
             end = call.args[0]
             own[-1] = replaced(end, f'{parameter}, format="{(reading.name_of(call) or "").rpartition("_")[2]}"')
     reason = "the table is loaded by a parameter, and its content recorded with the run"
-    return [Change("load", cell, reason, tuple(found), parameters=tuple(new.items())) for cell, (found, new) in edits.items()], todos
+    return [Change("load", cell, reason, tuple(dict.fromkeys(found)), parameters=tuple(new.items())) for cell, (found, new) in edits.items() if found], todos
 
 # %% ../../../nbs/train/adopt/02_constants.ipynb #elsewhere
 _INSTALL = re.compile(r"[ \t]*[!%]\s*(pip|pip3|conda|mamba|uv)\s+.*\binstall\b.*")
