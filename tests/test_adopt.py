@@ -1,0 +1,162 @@
+"""`n2p adopt`: raw notebooks as people write them become projects that run, or say precisely what is in the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from notebooks import Project
+
+from notebook_to_prod.errors import InputError, NotebookError, NotFoundError
+from notebook_to_prod.train.adopt.adopt import adopt
+from notebook_to_prod.train.check.verdict import check_notebook
+from notebook_to_prod.train.notebook import read_notebook
+
+RAW = Path(__file__).parent / "fixtures" / "raw"
+
+# What ends in TODOs, with the words that the TODO must hold; everything else is adopted and proved.
+LEFT = {
+    "passengers_submission": ("pipeline", "in a loop, and none is chosen"),
+    "wine_no_holdout": ("pipeline", "no rows are held out"),
+    "sales_missing_file": ("load", "sales_2019_final.csv"),
+    "diabetes_hidden_state": ("proof", "X_selected"),
+}
+QUICK = ("diabetes_poly", "sales_missing_file")
+NAMES = sorted(path.stem for path in RAW.glob("*.ipynb"))
+
+
+def adopted_or_slow(names: list[str]) -> list[Any]:
+    """Return the fixtures, all but a few of them marked slow."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Copy the raw notebooks and their data to a folder of one's own."""
+    return Path(shutil.copytree(RAW, tmp_path / "raw"))
+
+
+def kept_cells(path: Path) -> list[dict[str, Any]]:
+    """Return the cells of a notebook with their sources as text."""
+    return [cell | {"source": "".join(cell["source"])} for cell in json.loads(path.read_text("utf-8"))["cells"]]
+
+
+def assert_prose_and_outputs_kept(before: Path, after: Path) -> None:
+    """Every cell is there, in order, prose to the letter and outputs to the byte."""
+    new = {cell["id"]: cell for cell in kept_cells(after)}
+    old = kept_cells(before)
+    assert [cell["id"] for cell in kept_cells(after) if cell["id"] in {each["id"] for each in old}] == [
+        each["id"] for each in old
+    ]
+    for cell in old:
+        if cell["cell_type"] == "markdown":
+            assert new[cell["id"]] == cell
+        else:
+            assert new[cell["id"]]["outputs"] == cell["outputs"]
+            comments = [
+                line.strip() for line in cell["source"].splitlines() if line.startswith("#") and "#|" not in line
+            ]
+            assert all(line in new[cell["id"]]["source"] for line in comments)
+
+
+@pytest.mark.parametrize("name", adopted_or_slow([name for name in NAMES if name not in LEFT]))
+def test_a_raw_notebook_becomes_a_project_whose_run_gives_the_metric_it_had(raw: Path, name: str) -> None:
+    source = raw / f"{name}.ipynb"
+    untouched = source.read_bytes()
+    adoption = adopt(source, raw / "out")
+    assert adoption.ok, adoption.report()
+    assert adoption.original
+    assert adoption.adopted == adoption.original
+    assert source.read_bytes() == untouched
+    made = raw / "out" / f"{name}.ipynb"
+    assert_prose_and_outputs_kept(source, made)
+    assert not check_notebook(made).errors
+    assert read_notebook(made).parameters
+    assert "run.export(" in "".join(cell.source for cell in read_notebook(made).code_cells)
+    assert "n2p.load(" in made.read_text() or "read_csv" not in source.read_text()
+    assert all(each.diff and each.reason for each in adoption.done)
+
+
+@pytest.mark.parametrize("name", adopted_or_slow(sorted(set(LEFT) & set(NAMES))))
+def test_what_cannot_be_adopted_ends_in_a_todo_at_its_cell_and_in_no_bundle(raw: Path, name: str) -> None:
+    kind, words = LEFT[name]
+    adoption = adopt(raw / f"{name}.ipynb", raw / "out")
+    assert not adoption.ok
+    fitting = [todo for todo in adoption.todos if todo.kind == kind and words in todo.what]
+    assert fitting, adoption.report()
+    assert all(todo.remedy for todo in adoption.todos)
+    made = raw / "out" / f"{name}.ipynb"
+    cells = kept_cells(made)
+    places = [number for number, cell in enumerate(cells) if "**TODO" in cell["source"]]
+    assert places
+    assert any(
+        cells[number + 1]["id"] == fitting[0].cell_id or "**TODO" in cells[number + 1]["source"] for number in places
+    )
+    if kind == "pipeline":
+        assert "run.export(" not in "".join(cell["source"] for cell in cells if cell["cell_type"] == "code")
+    assert_prose_and_outputs_kept(raw / f"{name}.ipynb", made)
+
+
+def written(folder: Path, content: object) -> Path:
+    """Write `content` as the file of a notebook."""
+    path = folder / "bad.ipynb"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return path
+
+
+def notebook(*sources: str, language: str = "python") -> dict[str, Any]:
+    """Return a notebook of these code cells."""
+    cells = [
+        {"cell_type": "code", "id": f"c{n}", "metadata": {}, "outputs": [], "execution_count": None, "source": source}
+        for n, source in enumerate(sources)
+    ]
+    kernel = {"name": "x", "display_name": "x", "language": language}
+    return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": cells}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("no JSON at all", "cannot be read"),
+        ({"worksheets": []}, "format 4"),
+        (notebook("x <- 3", language="R"), "written in R"),
+        (notebook(), "no code cells"),
+        (notebook("   "), "no code cells"),
+        (notebook("x = 1", "def broken(:\n    pass"), "not valid Python"),
+        (notebook("print 'python 2'"), "not valid Python"),
+    ],
+)
+def test_what_is_no_python_notebook_is_refused_and_nothing_is_written(
+    tmp_path: Path, content: object, says: str
+) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(NotebookError, match=says):
+        adopt(path, tmp_path / "out")
+    assert [each.name for each in tmp_path.iterdir()] == ["bad.ipynb"]
+
+
+def test_a_folder_that_holds_something_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    path = written(tmp_path, notebook("x = 1"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        adopt(path, tmp_path / "out")
+    assert [each.name for each in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    with pytest.raises(NotFoundError):
+        adopt(tmp_path / "absent.ipynb", tmp_path / "other")
+    with pytest.raises(InputError, match="does not speak of a column 'price'"):
+        adopt(path, tmp_path / "other", target="price")
+
+
+def test_the_command_ends_with_1_where_something_is_left_to_do_and_with_2_on_bad_input(project: Project) -> None:
+    shutil.copy(RAW / "sales_missing_file.ipynb", project.folder)
+    done = project.n2p("adopt", "sales_missing_file.ipynb", "--out", "sales", "--json")
+    assert done.code == 1
+    assert done.json["proved"] is False
+    assert any("sales_2019_final.csv" in todo["what"] for todo in done.json["todos"])
+    again = project.n2p("adopt", "sales_missing_file.ipynb", "--out", "sales", "--json")
+    assert again.code == 2
+    assert "not empty" in again.error["what"]
