@@ -50,7 +50,7 @@ class BatchResult:
     logged: int
     partitions: int
     resumed: int  # Partitions that an earlier call had done
-    engine: str  # `plan` or `pipeline`
+    engine: str  # `plan`, `compiled plan` or `pipeline`
     workers: str
     seconds: float  # Of this call
 
@@ -118,7 +118,7 @@ def run_batch(
     partition_rows: int = ROWS,
     log: bool = False,  # Whether the predictions are written down for monitoring
     log_share: float = 1.0,  # Of the rows
-    engine: str | None = None,  # `plan` or `pipeline`, the faster one by default
+    engine: str | None = None,  # `plan`, `compiled plan` or `pipeline`, the fastest one by default
     trusted: Sequence[str] = (),  # Libraries that the bundle's pickle may use besides the known ones
     storage_options: Mapping[str, Any] | None = None,  # For fsspec, of input and output
     progress: Progress | None = None,
@@ -227,14 +227,14 @@ def _remote(to: Destination) -> tuple[Any, str]:
 
 
 def _engine(scorer: BatchScorer, table: Table, parts: Sequence[Partition]) -> str:
-    "The faster of plan and pipeline on the first rows."
+    "The fastest way on the first rows."
     if scorer.predictor.scorer.plan is None:
         return PIPELINE
     rows = next((rows for part in parts[:1] for rows in read_partition(table, part)), None)
     checked = None if rows is None else scorer.checker(rows)
     if checked is None or not len(checked.places):
         return "plan"
-    return choose_engine(scorer.predictor, [values[:_TRIED] for values in checked.columns])
+    return choose_engine(scorer.predictor, [values[:_TRIED] for values in checked.columns], sum(max(0, part.rows) for part in parts))
 
 
 _TRIED = 10_000  # Rows

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['PLAN', 'PIPELINE', 'added_fields', 'require_new', 'Answer', 'by_pipeline', 'by_plan', 'answer', 'choose_engine',
-           'Scored', 'BatchScorer', 'loaded_predictor', 'score_frames', 'rows_of_frame', 'spark_columns']
+__all__ = ['PLAN', 'COMPILED', 'PIPELINE', 'added_fields', 'require_new', 'Answer', 'by_pipeline', 'by_plan', 'answer',
+           'choose_engine', 'Scored', 'BatchScorer', 'loaded_predictor', 'score_frames', 'rows_of_frame',
+           'spark_columns']
 
 # %% ../../nbs/watch/22_batch_score.ipynb #fields
 def _label_type(classes: Sequence[Any] | None, found: Any) -> pa.DataType:
@@ -81,7 +82,7 @@ class Answer:
     refused: Mapping[int, str]  # Why, by place
 
 
-PLAN, PIPELINE = "plan", "pipeline"
+PLAN, COMPILED, PIPELINE = "plan", "compiled plan", "pipeline"
 _LOST = "the model gives no finite number for it"
 
 
@@ -108,7 +109,7 @@ def by_plan(predictor: Predictor, columns: Sequence[Values]) -> tuple[np.ndarray
 
 
 def _asked(predictor: Predictor, engine: str, columns: Sequence[Values]) -> tuple[np.ndarray, np.ndarray | None]:
-    if engine == PLAN and predictor.scorer.plan is not None:
+    if engine != PIPELINE and predictor.scorer.plan is not None:
         try:
             return by_plan(predictor, columns)
         except Exception:  # noqa: BLE001, S110 - the pipeline answers whatever the plan does not
@@ -150,17 +151,30 @@ def _shaped(each: Answer, like: Answer) -> tuple[np.ndarray, np.ndarray | None]:
     return np.zeros((rows, *like.labels.shape[1:]), like.labels.dtype), None if like.chances is None else np.zeros((rows, like.chances.shape[1]))
 
 
-def choose_engine(predictor: Predictor, columns: Sequence[Values]) -> str:
-    "The faster of plan and pipeline for such rows."
-    if predictor.scorer.plan is None:
+def choose_engine(
+    predictor: Predictor,
+    columns: Sequence[Values],
+    total: int = 0,  # Rows of the batch, as far as is known
+) -> str:
+    "The fastest of plan, compiled plan and pipeline for such rows."
+    plan = predictor.scorer.plan
+    if plan is None:
         return PIPELINE
-    times: dict[str, float] = {}
-    for name, call in ((PLAN, by_plan), (PIPELINE, by_pipeline)):
-        try:
-            times[name] = min(_timed(call, predictor, columns) for _ in range(2))
-        except Exception:  # noqa: BLE001, PERF203 - a row that one of them refuses
-            times[name] = float("inf")
+    ways = {PIPELINE: by_pipeline, PLAN: by_plan}
+    times = {name: _least(call, predictor, columns) for name, call in ways.items()}
+    if total >= _WORTH_COMPILING and plan.compile_walks():
+        times[COMPILED] = _least(by_plan, predictor, columns)
     return min(times, key=times.__getitem__)
+
+
+_WORTH_COMPILING = 300_000  # Rows
+
+
+def _least(call: Callable[..., Any], predictor: Predictor, columns: Sequence[Values]) -> float:
+    try:
+        return min(_timed(call, predictor, columns) for _ in range(2))
+    except Exception:  # noqa: BLE001 - a row that it refuses
+        return float("inf")
 
 
 def _timed(call: Callable[..., Any], *arguments: Any) -> float:
@@ -185,6 +199,8 @@ class BatchScorer:
 
     def __init__(self, predictor: Predictor, engine: str = "", prefix: str = ""):
         self.predictor, self.prefix, self.engine = predictor, prefix, engine
+        if engine == COMPILED and predictor.scorer.plan is not None:
+            predictor.scorer.plan.compile_walks()
         self.checker = Checker(predictor.bundle.schema, predictor.policies)
         self.dealt = predictor.policies.asked != predictor.bundle.schema
         self.fields = added_fields(predictor, prefix, self.dealt)

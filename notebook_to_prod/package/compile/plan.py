@@ -18,7 +18,7 @@ from .compose import Outside
 from .fused import Unsure, fuse
 from .rows import Program, Programs, programs_of
 from .step import STEPS, Builder, Finite, FiniteCells, Refused, Step, decode, encode, not_compiled, request_cells, step_fields
-from .trees import Forest
+from .trees import COMPILED, Forest
 from ...errors import BundleError, DependencyError
 from ..schema import Schema, infer_schema, jsonable
 
@@ -273,6 +273,12 @@ class Plan:
     def forests(self) -> list[Forest]:
         "The steps whose engine can be chosen."
         return [step for step, _ in self.steps if isinstance(step, Forest)]
+
+    def compile_walks(self) -> bool:
+        "Let many rows walk through the trees by machine code; whether there are trees and the extra `[batch]`."
+        for forest in self.forests:
+            forest.use(forest.engine, COMPILED)
+        return any(forest.engine_many == COMPILED for forest in self.forests)
 
     @property
     def takes_coded(self) -> bool:

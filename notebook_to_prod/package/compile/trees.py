@@ -17,10 +17,11 @@ from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
 from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, are_numbers, scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
+from .walk import compiled_walk, has_numba
 
 # %% auto #0
-__all__ = ['ENGINES', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values', 'allows_missing',
-           'summed_trees', 'Memberships', 'histogram_forest', 'Double']
+__all__ = ['ENGINES', 'COMPILED', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values',
+           'allows_missing', 'summed_trees', 'Memberships', 'histogram_forest', 'Double']
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #round
 def rounded_down(thresholds: np.ndarray) -> np.ndarray:
@@ -31,6 +32,8 @@ def rounded_down(thresholds: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/package/compile/07_trees.ipynb #forest
 ENGINES = ("loop", "numpy", "onnxruntime")
+COMPILED = "numba"  # An engine for batches, whose start nobody waits for
+_HAS = {"loop": lambda: True, "onnxruntime": has_onnxruntime, COMPILED: has_numba}
 _FEW_COMPARISONS = 100  # Of one row, that plain Python does sooner than another engine is called
 
 
@@ -55,6 +58,7 @@ class Forest(Step):
         self._start = self.roots.astype(np.intp)
         self._levels = _levels(self._children, self._start, ends)
         self._session: Any = None
+        self._walked: Any = None
         self._lists: Any = None
         self._masks: Masks | None = None
         many = "onnxruntime" if has_onnxruntime() else "numpy"
@@ -67,14 +71,18 @@ class Forest(Step):
 
     def use(self, engine: str, engine_many: str | None = None) -> None:
         "Choose the engines for one row and for more; numpy takes the place of one that is not installed."
-        engines = [name if name != "onnxruntime" or has_onnxruntime() else "numpy" for name in (engine, engine_many or engine)]
+        engines = [name if _HAS.get(name, bool)() else "numpy" for name in (engine, engine_many or engine)]
         self.engine, self.engine_many = engines
-        self._one, self._many = (getattr(self, f"_{name}") for name in engines if name in ENGINES)
+        self._one, self._many = (getattr(self, f"_{name}") for name in engines)
         if "onnxruntime" in engines and self._session is None:
             local = self._leaf - np.repeat(self._first, np.diff(np.append(self.roots, len(self.feature))))
             self._session = open_session(
                 forest_bytes(self.feature, self.threshold, self.left, self.right, self.missing_left, local, self.roots, self.width)
             )
+        if COMPILED in engines and self._walked is None:
+            levels = np.array([_levels(self._children, root, self.feature < 0) for root in self._start[:, None]])
+            column, children, roots, leaf = (each.astype(np.int32) for each in (self._column, self._children, self._start, self._leaf))
+            self._walked = column, self.threshold, children, self.missing_left, roots, levels, leaf
         if "loop" in engines and self._lists is None:
             named = (self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
             self._lists = tuple(each.tolist() for each in named)
@@ -95,6 +103,11 @@ class Forest(Step):
     def _onnxruntime(self, matrix: np.ndarray) -> np.ndarray:
         leaves = self._session(matrix).astype(np.intp)
         leaves += self._first
+        return leaves
+
+    def _numba(self, matrix: np.ndarray) -> np.ndarray:
+        leaves = np.empty((len(matrix), len(self.roots)), dtype=np.intp)
+        compiled_walk()(np.ascontiguousarray(matrix), *self._walked, bool(np.isnan(matrix).any()), leaves)
         return leaves
 
     def _numpy(self, matrix: np.ndarray) -> np.ndarray:
