@@ -48,7 +48,7 @@ test: setup ## Run the notebooks, the linters and the tests
 	$(say) "lint-imports"
 	@$(RUN) lint-imports --no-logo
 	$(say) "pytest"
-	@$(RUN) pytest -q -n 2
+	@$(RUN) pytest -q -n 2 --dist loadfile
 
 check: setup ## Export, clean and render; fail if that changed or added a file; then test
 	$(say) "nbdev-export"

@@ -1,0 +1,44 @@
+"""The loop on real flights: what is kept of it, and the whole of it again where there is time."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from notebooks import Project
+
+NOTEBOOK = Path(__file__).parents[1] / "nbs/examples/flights/loop.ipynb"
+
+
+def told(path: Path, id: str) -> str:
+    """What a cell has printed and shown, as text."""
+    cell = next(each for each in json.loads(path.read_text("utf-8"))["cells"] if each["id"] == id)
+    shown = [
+        part
+        for each in cell["outputs"]
+        for part in (each.get("text", ""), *each.get("data", {}).values())
+        if isinstance(part, list | str)
+    ]
+    return "".join("".join(part) for part in shown)
+
+
+def test_the_outputs_that_are_kept_tell_the_story() -> None:
+    weeks = told(NOTEBOOK, "weeks")
+    assert "drift: nothing has drifted" in weeks and "promoted as version" in weeks
+    assert "bad retraining" in weeks and "rejected" in weeks and NOTEBOOK.stat().st_size < 600_000
+
+
+@pytest.mark.slow
+def test_a_retraining_is_promoted_and_a_bad_one_is_stopped(project: Project) -> None:
+    weeks = os.environ.get("N2P_TEST_LOOP_WEEKS", "7")
+    ran = project.papermill(
+        *("--no-progress-bar", NOTEBOOK, "loop.ipynb", "-p", "folder", project.folder / "loop"),
+        *("-p", "weeks", weeks, "-p", "bad_week", weeks, "-p", "n_trees", "20"),
+    )
+    assert ran.code == 0, ran.stderr[-3000:]
+    states = [json.loads(each.read_text()) for each in (project.folder / "loop/.n2p/retrain/flights").glob("*.json")]
+    ended = sorted(each["state"] for each in states)
+    assert ended == ["promoted", "rejected"], ended
+    assert "live: version 2" in told(project.folder / "loop.ipynb", "gain")
