@@ -113,13 +113,25 @@ def test_edits_are_kept_merged_or_told(scheduled: Project, platform: str) -> Non
         write_schedule(weekly, project=scheduled.folder)
 
 
+@pytest.mark.parametrize("image", ["x\nevil: 1", "x; rm -rf ~", "a b", "ü"])
+def test_what_is_no_image_is_refused(image: str) -> None:
+    with pytest.raises(InputError, match="no name of an image"):
+        Schedule("kubernetes", Cron.parse("daily"), COMMAND, image=image)
+
+
+@pytest.mark.parametrize("text", ["0 0 *,15 * 1", "0 0 */2 * 1", "0 0 1 * */2"])
+def test_days_that_schedulers_read_in_two_ways_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="two ways"):
+        Cron.parse(text)
+
+
 def test_words_of_the_command_reach_it_as_they_were(scheduled: Project) -> None:
     """What a shell, YAML, Python or cron could take for its own."""
     command = (
         "batch",
         "a'b\"c",
         "--where",
-        "x > 5 && $(touch planted) `touch planted` 100% \\ # : ü",
+        "x > 5 && $(touch planted) `touch planted` 100% a\\%b a$$b \\ # : ü",
         "{{ x }}",
         "<< y >>",
     )
@@ -138,7 +150,7 @@ def test_words_of_the_command_reach_it_as_they_were(scheduled: Project) -> None:
     assert shown.stdout.splitlines() == list(command)
     cron_job = yaml.safe_load(made(scheduled, "kubernetes", *command).read_text())
     (container,) = cron_job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
-    assert [each.replace("$$(", "$(") for each in container["args"]] == list(command)
+    assert [each.replace("$$", "$") for each in container["args"]] == list(command)
     for platform in ("airflow", "prefect"):
         module = ast.parse(made(scheduled, platform, *command).read_text())
         values = [

@@ -162,8 +162,12 @@ def choose_engine(
         return PIPELINE
     ways = {PIPELINE: by_pipeline, PLAN: by_plan}
     times = {name: _least(call, predictor, columns) for name, call in ways.items()}
-    if total >= _WORTH_COMPILING and plan.compile_walks():
-        times[COMPILED] = _least(by_plan, predictor, columns)
+    if total >= _WORTH_COMPILING:
+        before = [(forest, forest.engine, forest.engine_many) for forest in plan.forests]
+        if plan.compile_walks():
+            times[COMPILED] = _least(by_plan, predictor, columns)
+        for forest, *engines in before:
+            forest.use(*engines)  # until somebody asks for it
     return min(times, key=times.__getitem__)
 
 

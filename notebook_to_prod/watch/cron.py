@@ -81,7 +81,7 @@ class Cron:
         if len(parts) != len(_FIELDS):
             near_word = did_you_mean(parts[0], WORDS) if len(parts) == 1 else ""
             raise InputError(f"'{text}' is not five fields{near_word}", where="--every", remedy=_REMEDY)
-        if any(one.startswith("*/") and other != "*" for one, other in ((parts[2], parts[4]), (parts[4], parts[2]))):
+        if any(one.startswith("*") and one != "*" and other != "*" for one, other in ((parts[2], parts[4]), (parts[4], parts[2]))):
             raise InputError(f"'{text}' is read in two ways: both days, or either", where="--every", remedy="write steps of days as 1-31/2 or 0-6/2, which means either; or give one of the two")
         made = cls(" ".join(_respelt(field, part) for field, part in zip(_FIELDS, parts, strict=True)), timezone)
         if next(made.times(datetime(2024, 1, 1, tzinfo=UTC)), None) is None:
@@ -95,7 +95,7 @@ class Cron:
     def times(self, after: datetime, years: int = 9) -> Iterator[datetime]:
         "When it runs after a moment, in UTC, in order; over by `years`, which hold every 29th of February."
         minutes, hours, days, months, weekdays = self._sets
-        zone, stars = ZoneInfo(self.timezone), [part == "*" or part.startswith("*/") for part in self.text.split()]
+        zone, stars = ZoneInfo(self.timezone), [part.startswith("*") for part in self.text.split()]
         day, end = after.astimezone(zone).date(), after.year + years
         while day.year < end:
             right = [day.day in days, (day.weekday() + 1) % 7 in weekdays]

@@ -26,6 +26,7 @@ __all__ = ['PLATFORMS', 'Schedule', 'secret_variables', 'schedule_text', 'Writte
 # %% ../../nbs/watch/46_schedule.ipynb #schedule
 PLATFORMS = ("github", "kubernetes", "cron", "airflow", "prefect")
 _ATTEMPTS = 3
+_IMAGE = re.compile(r"[\w.:/@-]+", re.ASCII)
 _PASSWORD = re.compile(r"://[^/\s:@]*:(?!\$)[^@\s/]+@")
 
 
@@ -47,6 +48,8 @@ class Schedule:
                 raise InputError(f"{each!r} cannot be written into a file of a schedule", where="command line", remedy="give it by a file or a setting")
             if _PASSWORD.search(each):
                 raise InputError("an address in the command holds a password", where="command line", remedy="the file is no place for a secret: write $NAME in its place, or have the address in a variable")
+        if self.image and not _IMAGE.fullmatch(self.image):
+            raise InputError(f"{self.image!r} is no name of an image", where="--image", remedy="write one such as registry.example.com/team/flights:1")
         if self.platform == "github" and self.cron.shortest < timedelta(minutes=5):
             raise InputError(f"'{self.cron.text}' is more often than GitHub runs anything", where="--every", remedy="leave five minutes between runs")
 
@@ -86,13 +89,16 @@ def secret_variables(
     return sorted({name for each in parts for name in secret_variables(each)})
 
 
+_NOT_FOR_PIP = ("uv.lock", "poetry.lock", "pylock.toml", "environment.yml", "environment.yaml")
+
+
 def _context(schedule: Schedule, project: Path) -> dict[str, Any]:
     "What the text is made from, in JSON: with it, the text can be made again."
     from notebook_to_prod.serve.export.generate import service_slug
     from notebook_to_prod.train.lockfile import find_lockfile
 
     lock = find_lockfile(project)
-    lock = lock if lock is not None and lock.complete else None
+    lock = lock if lock is not None and lock.complete and lock.path.name not in _NOT_FOR_PIP else None
     root = _repository(project)
     folder = project.relative_to(root).as_posix() if root != project else ""
     version = importlib.metadata.version("notebook-to-prod")
@@ -129,8 +135,8 @@ def _render(context: dict[str, Any]) -> str:
     job = re.sub(r"[^a-z0-9-]+", "-", command[0].lower()).strip("-") or "run"
     words = " ".join(shlex.quote(each) for each in command)
     lock_path = "/".join(each for each in (context["folder"], context["lock"]) if each)
-    arguments = [each.replace("$(", "$$(") for each in command] if context["platform"] == "kubernetes" else command
-    names = {"words": words, "job": job, "arguments": arguments, "attempts": _ATTEMPTS, "optional": _TRACKING, "lock_path": lock_path, "requirement": f"notebook-to-prod=={context['version']}", "env_file": "n2p.env"}
+    arguments = [each.replace("$", "$$") for each in command] if context["platform"] == "kubernetes" else command
+    names = {"words": words, "job": job, "arguments": arguments, "attempts": _ATTEMPTS, "optional": _TRACKING, "lock_path": lock_path, "lock_words": shlex.quote(context["lock"]), "requirement": f"notebook-to-prod=={context['version']}", "env_file": "n2p.env"}
     shown = {**context, **names, "program": shlex.quote(context["program"])}
     if context["platform"] == "cron":
         shown["line"] = _cron_line(shown)
@@ -145,7 +151,7 @@ def _quoted(value: Any) -> str:
 _LONGEST = 990  # Characters of a command that Debian's cron takes, less a few
 _STEPS = (
     "cd {project} || exit 3",
-    "if [ -r {env_file} ]; then set -a; . ./{env_file}; set +a; fi",
+    "if [ -r {env_file} ]; then while IFS= read -r v; do case $v in [A-Za-z_]*=*) export \"$v\";; esac; done <{env_file}; fi",
     'home="${{N2P_HOME:-.n2p}}"; mkdir -p "$home/locks" "$home/logs" || exit 3',
     'exec 9>>"$home/locks/{name}"; flock -n 9 || exit 75',
     'log="$home/logs/{name}.log"; n=1; d=${{N2P_RETRY_SECONDS:-60}}',
@@ -159,6 +165,7 @@ def _cron_line(shown: dict[str, Any]) -> str:
     "The command of a line of a crontab; raises `InputError` if cron would not take it."
     made = {**shown, "project": shlex.quote(shown["project"]), "title": shlex.quote(shown["title"])}
     line = "; ".join(each.format_map(made) for each in _STEPS)
+    line = re.sub(r"\\(?=%)", lambda _: "\\''", line)  # of two backslashes cron would take one for the other's
     line = line.replace("%", "\\%")  # which cron would read as the end of the line
     if len(line) > _LONGEST:
         raise InputError(f"the line has {len(line)} characters, cron takes {_LONGEST}", where="command line", remedy="have a script of the project hold the command, or use shorter paths")
@@ -185,10 +192,12 @@ def schedule_text(
 
 def _as_made(text: str) -> str | None:
     "What a file was before anybody edited it; None if it is another's file, or was made by a version with other templates."
+    from jinja2 import TemplateError
+
     found = _RECORD.search(text)
     try:
         made = _with_head(json.loads(found["context"])) if found else ""
-    except (ValueError, KeyError, TypeError, InputError):
+    except (ValueError, KeyError, TypeError, InputError, TemplateError):
         return None
     return made if found and found["digest"] in made else None
 

@@ -52,7 +52,8 @@ class FusedLinear:
                     size += float(np.abs(weights).max())
             start += width
         error = 4 * (start + 2) * np.finfo(float).eps * size
-        if not np.isfinite(error) or (self.labelled and _closest(scores) <= error):
+        far_off = not np.isfinite(error) or (error > np.maximum(1e-8, 1e-8 * np.abs(scores))).any()
+        if far_off or (self.labelled and _closest(scores) <= error):
             raise Unsure
         return scores
 

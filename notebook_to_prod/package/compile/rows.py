@@ -38,7 +38,7 @@ def programs_of(steps: Program, ends: Mapping[str, int], width: int, masks: bool
     parameters = [f"c{place}" for place in range(width)]
     try:
         return Programs(_alone(steps, ends, parameters, masks), *_front(steps, ends, parameters, masks))
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):  # of numbers that no converter makes
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError):  # of numbers that no converter makes
         return Programs()
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #alone

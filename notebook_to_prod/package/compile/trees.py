@@ -72,8 +72,6 @@ class Forest(Step):
     def use(self, engine: str, engine_many: str | None = None) -> None:
         "Choose the engines for one row and for more; numpy takes the place of one that is not installed."
         engines = [name if _HAS.get(name, bool)() else "numpy" for name in (engine, engine_many or engine)]
-        self.engine, self.engine_many = engines
-        self._one, self._many = (getattr(self, f"_{name}") for name in engines)
         if "onnxruntime" in engines and self._session is None:
             local = self._leaf - np.repeat(self._first, np.diff(np.append(self.roots, len(self.feature))))
             self._session = open_session(
@@ -86,6 +84,8 @@ class Forest(Step):
         if "loop" in engines and self._lists is None:
             named = (self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
             self._lists = tuple(each.tolist() for each in named)
+        self.engine, self.engine_many = engines
+        self._one, self._many = (getattr(self, f"_{name}") for name in engines)  # last: other threads may be answering
 
     def masks(self) -> Masks | None:
         "Masks of the leaves, made when they are first wanted; None if they would be too large."

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,13 @@ __all__ = ['BLOCK', 'has_numba', 'compiled_walk']
 BLOCK = 64  # Rows that walk at the same time: they, and the nodes of a tree, stay in the cache
 
 
+@cache
 def has_numba() -> bool:
-    "Whether the extra `[batch]` is there."
-    return find_spec("numba") is not None
+    "Whether the extra `[batch]` is there, and works with the numpy that is."
+    try:
+        return import_module("numba") is not None
+    except ImportError:
+        return False
 
 
 def _walk(rows: Any, column: Any, threshold: Any, children: Any, missing_left: Any, roots: Any, levels: Any, leaf: Any, missing: bool, found: Any) -> None:
