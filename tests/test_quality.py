@@ -213,6 +213,8 @@ def test_labels_mean_the_class_that_they_write() -> None:
     ]
     assert class_numbers(["TRUE", "false", pd.NA], [False, True]).tolist() == [1, 0, -1]
     assert class_numbers(["", "b"], ["", "b"]).tolist() == [0, 1]
+    assert class_numbers(["NA", "NaN", "null", " ", "<NA>", "None", "b"], ["a", "b"]).tolist() == [-1] * 6 + [1]
+    assert class_numbers(["NA", "null"], ["NA", "b"]).tolist() == [0, -1]  # the code of Namibia, and no label
 
 
 def test_labels_without_a_value_leave_windows_alone() -> None:

@@ -27,6 +27,9 @@ __all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 
            'in_utc']
 
 # %% ../../nbs/watch/30_ledger.ipynb #classes
+_NOTHING = ("", "na", "n/a", "nan", "null", "none", "<na>")  # As R, pandas and databases write a cell without a value
+
+
 def class_numbers(
     values: Sequence[Any],
     classes: Sequence[Any],
@@ -39,7 +42,7 @@ def class_numbers(
     known: dict[Any, int] = {}
 
     def number(value: Any) -> int:
-        if is_missing(value) or (value == "" and "" not in by_text):
+        if is_missing(value) or (isinstance(value, str) and value not in by_text and value.strip().lower() in _NOTHING):
             return -1
         found = by_value.get(value, by_text.get(str(value), -1))
         return found if found >= 0 else _as_written(str(value), classes)
