@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'Arrival', 'WindowLabels', 'label_windows',
-           'in_utc']
+__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'answers_of', 'join_labels', 'Arrival',
+           'WindowLabels', 'label_windows', 'in_utc']
 
 # %% ../../nbs/watch/30_ledger.ipynb #classes
 _NOTHING = ("", "na", "n/a", "nan", "null", "none", "<na>")  # As R, pandas and databases write a cell without a value
@@ -128,7 +128,7 @@ def open_ledger(
 ) -> Ledger:
     "The answers of a bundle with their labels; raises `DataError` if there are none, or a column is missing."
     named = predictions.set_axis(predictions.columns.map(str), axis="columns")
-    found, notes = _of_bundle(named, bundle)
+    found, notes = answers_of(named, bundle)
     labels = None if labels is None else labels.assign(id=labels["id"].astype(str)) if "id" in labels.columns else labels
     exported = features(found)
     table = exported if len(exported.columns) else found[[each for each in bundle.schema.names if each in found]]
@@ -141,7 +141,7 @@ def open_ledger(
     classes = bundle.metadata.get("classes")
     asked, came = (_moments(found, name) for name in ("time", "label_time"))
     if labels is not None:
-        came = _joined(found, labels, "time") if "time" in labels.columns else None
+        came = join_labels(found, labels, "time") if "time" in labels.columns else None
         came = None if came is None else _as_moments(came, "time")
     cut = _moments(found if time in found.columns else table, time, required=True) if time else asked
     ledger = ledger_of(found["prediction"].tolist(), true, classes, found["probabilities"].tolist() if "probabilities" in found else None, table, found.drop(columns=table.columns, errors="ignore"))
@@ -179,8 +179,11 @@ def ledger_of(
     return Ledger(Answers(numbers, chances, classes=np.arange(len(classes))), true, (true >= 0) & (numbers >= 0), table, others, tuple(classes), notes=notes)
 
 
-def _of_bundle(named: pd.DataFrame, bundle: Bundle) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    "Its own answers, each row once."
+def answers_of(
+    named: pd.DataFrame,  # As `open_ledger` takes it, the names of its columns as texts
+    bundle: Bundle,
+) -> tuple[pd.DataFrame, tuple[str, ...]]:  # And what was left out
+    "The answers of one bundle, each row once."
     notes, kept = [], named
     if "bundle" in kept.columns:
         others = int((kept["bundle"] != bundle.digest).sum())
@@ -200,12 +203,16 @@ def _of_bundle(named: pd.DataFrame, bundle: Bundle) -> tuple[pd.DataFrame, tuple
 
 def _labels(found: pd.DataFrame, labels: pd.DataFrame | None) -> list[Any]:
     if labels is not None:
-        return _joined(found, labels, "label")
+        return join_labels(found, labels, "label")
     return found["label"].tolist() if "label" in found.columns else [None] * len(found)
 
 
-def _joined(found: pd.DataFrame, labels: pd.DataFrame, column: str) -> list[Any]:
-    "A column of the labels, by id and row; the last of several counts."
+def join_labels(
+    found: pd.DataFrame,  # Answers, with id and perhaps row
+    labels: pd.DataFrame,  # With id and perhaps row; without it a label is of the first row of its request
+    column: str,  # Of the labels
+) -> list[Any]:  # (answers,), None where there is none
+    "A column of the labels, the last of several; raises `DataError` if one of the tables lacks a column."
     lacking = [name for name in ("id", column) if name not in labels.columns] or ([] if "id" in found.columns else ["id"])
     if lacking:
         raise DataError(f"there is no column '{lacking[0]}' to join labels by", where="the labels", remedy="give them as id and label, and row if a request had several; the answers have ids in the log")

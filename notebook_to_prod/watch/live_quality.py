@@ -5,6 +5,7 @@
 # %% ../../nbs/watch/32c_live_quality.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -33,8 +34,11 @@ __all__ = ['read_label_file', 'read_group_file', 'open_held_out', 'between', 'Li
            'labels_are_known']
 
 # %% ../../nbs/watch/32c_live_quality.ipynb #files
-def read_label_file(path: Path) -> pd.DataFrame:
-    "A table with id and label; raises `DataError`."
+def read_label_file(
+    path: Path,
+    needed: Sequence[str] = ("id", "label"),  # Columns
+) -> pd.DataFrame:
+    "A table of labels; raises `DataError`."
     import pandas as pd
 
     if ".csv" in path.suffixes:
@@ -45,7 +49,7 @@ def read_label_file(path: Path) -> pd.DataFrame:
     else:
         found = read_file(path)
     found.columns = found.columns.map(str)
-    lacking = [name for name in ("id", "label") if name not in found.columns]
+    lacking = [name for name in needed if name not in found.columns]
     if lacking:
         raise DataError(f"the file has no column '{lacking[0]}'", where=str(path), remedy="the columns are id, label and, if you like, row and time")
     if "row" in found.columns:
