@@ -9085,4 +9085,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                 'notebook_to_prod.watch.windows.cut': ( 'watch/windows.html#cut',
                                                                                         'notebook_to_prod/watch/windows.py'),
                                                 'notebook_to_prod.watch.windows.slices_of': ( 'watch/windows.html#slices_of',
-                                                                                              'notebook_to_prod/watch/windows.py')}}}
+                                                                                              'notebook_to_prod/watch/windows.py'),
+                                                'notebook_to_prod.watch.windows.slices_without': ( 'watch/windows.html#slices_without',
+                                                                                                   'notebook_to_prod/watch/windows.py')}}}

@@ -26,10 +26,11 @@ from notebook_to_prod.watch.calibration import calibrated
 from notebook_to_prod.watch.fairness import fairness_of
 from notebook_to_prod.watch.figures import compare, estimate
 from notebook_to_prod.watch.ledger import Arrival, Ledger, class_numbers, ledger_of, open_ledger
-from notebook_to_prod.watch.live import open_log
+from notebook_to_prod.watch.live import observed_of_log, open_log, watchable
+from notebook_to_prod.watch.live_quality import live_quality
 from notebook_to_prod.watch.quality import QualityReport, quality_of, quality_of_ledger
 from notebook_to_prod.watch.rules import Rules
-from notebook_to_prod.watch.windows import Length, cut
+from notebook_to_prod.watch.windows import Length, cut, slices_without
 
 CLASSES = ["včas", "pozdě"]
 POLICY = Policy(resamples=100)
@@ -243,6 +244,29 @@ def test_what_is_worse_in_one_slice_is_found_there() -> None:
     assert not [each for each in report.findings if each.slice == "carrier=UA"]
     blind = told_of(ledger, 5, Rules(slices=("carrier",), minimum=50))
     assert not [each for each in blind.findings if each.slice] and any("slices" in each for each in blind.notes)
+
+
+def test_slices_of_columns_that_the_log_does_not_keep_are_noted() -> None:
+    ledger = history(6, days=2)
+    asked = ("carrier", "carrier=AA", "carrier == 'AA' and number > 0", "number > 0")
+    kept = replace(ledger, table=ledger.table[["number"]])
+    report = told_of(kept, 6, Rules(slices=asked, minimum=50), held_out=history(99, 1, 2_000))
+    assert {each.slice for each in report.windows} == {"", "number > 0"}
+    assert any(all(each in note for each in asked[:3]) for note in report.notes)
+    assert slices_without(("note == 'carrier'", "carriers=AA", "carrier_id > 1"), ["carrier"])[1] == ()
+
+
+def test_watch_and_retraining_go_on_without_a_column_that_slices_need(live: Project) -> None:
+    bundle, predictions = log_of(live)
+    less = predictions.drop(columns=[each for each in predictions.columns if each.endswith("carrier")])
+    rules = Rules(slices=("carrier", "delay > 0"), minimum=50, time="when")
+    for store in (None, Store(live.home)):
+        found = live_quality(bundle, less, rules, POLICY, store=store)
+        assert found.quality is not None and {each.slice for each in found.quality.windows} == {"", "delay > 0"}
+        assert any("slices carrier" in each for each in found.notes)
+    usable, notes = watchable(rules, bundle, observed_of_log(bundle, less))
+    assert usable.slices == ("delay > 0",) and any("slices carrier" in each for each in notes)
+    assert watchable(rules, bundle, observed_of_log(bundle, predictions), ["delay"])[0].slices == ("carrier",)
 
 
 # The numbers

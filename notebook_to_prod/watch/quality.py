@@ -20,7 +20,7 @@ from .drift import Check, ColumnDrift, Finding, WindowDrift
 from .figures import Figure, compare, estimate
 from .ledger import Ledger, WindowLabels, label_windows, open_ledger
 from .rules import Rules, find
-from .windows import Length, cut, slices_of
+from .windows import Length, cut, slices_of, slices_without
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,7 +297,10 @@ def _slices(ledger: Ledger, rules: Rules, held_out: Ledger | None, names: Sequen
     found = {}
     if held_out is None:
         notes.append("slices: the held-out rows are not there, so they are shown and not judged")
-    for each in slices_of(rules.slices, ledger.table if held_out is None else held_out.table, rules.minimum):
+    absent = [] if held_out is None else [name for name in held_out.table.columns if name not in ledger.table.columns]
+    asked, lost = slices_without(rules.slices, absent)
+    notes += [f"slices {', '.join(lost)}: the answers lack their columns"] if lost else []
+    for each in slices_of(asked, ledger.table if held_out is None else held_out.table, rules.minimum):
         figures, limit = {}, math.nan
         if held_out is not None:
             same = held_out.at(each.rows(held_out.table).nonzero()[0])
