@@ -167,8 +167,28 @@ def test_immature_windows_are_shown_and_not_judged(delay: str) -> None:
     assert figure is not None and figure.number < 0.1 and not figure.judged and not last.judged and last.labels.why
     assert not report.findings and report.whole[5].judged
     assert last.labels.selection == "" or "were predicted" in last.labels.selection
-    hasty = told_of(replace(biased, came=None, asked=None), 3, Rules(minimum=30))
+    unknown = told_of(replace(biased, came=None), 3, Rules(minimum=30))
+    assert not unknown.findings and "of the oldest 100%" in unknown.whole[-1].labels.why and unknown.whole[5].judged
+    assert any("when labels came is not known" in each for each in unknown.notes)
+    hasty = told_of(replace(biased, came=None, asked=None, times=None), 3, Rules(minimum=30), window="300")
     assert hasty.dropped  # what it would have said without knowing of delays
+
+
+def test_labels_that_may_take_longer_than_the_log_are_noted() -> None:
+    """Three labels of ten come at once, and the others after a month: after ten days nobody can know, after forty the log does."""
+    for days in (10, 40):
+        ledger = history(7, days=days, rows=100)
+        assert ledger.times is not None
+        taken = np.where(np.random.default_rng(7).random(len(ledger)) < 0.3, 600.0, 30 * DAY)
+        came = ledger.times + pd.to_timedelta(taken, unit="s")
+        known = (came <= ledger.times.max()).to_numpy()
+        late = replace(ledger, labelled=known, came=came.where(known))
+        report = told_of(late, 7, Rules(minimum=20), now=ledger.times.max().to_pydatetime())
+        assert any("label_delay" in each for each in report.notes) == (days == 10)
+        assert days == 10 or (report.whole[0].judged and not any(each.judged for each in report.whole[15:]))
+        assert not told_of(late, 7, Rules(minimum=20, label_delay="31d")).notes
+    some = replace(late, labelled=np.random.default_rng(8).random(len(late)) < 0.4, came=None)
+    assert all(each.judged for each in told_of(some, 7, Rules(minimum=20)).whole)  # few, and as many as ever
 
 
 def test_delays_are_learned_as_they_are() -> None:

@@ -170,7 +170,7 @@ def _true(bundle: "Bundle", own: "pd.DataFrame", given: "pd.DataFrame | None", o
 
     from notebook_to_prod.errors import DataError
     from notebook_to_prod.project import find_project
-    from notebook_to_prod.watch.ledger import join_labels, label_windows, open_ledger
+    from notebook_to_prod.watch.ledger import join_labels, label_notes, label_windows, open_ledger
     from notebook_to_prod.watch.rules import project_rules
     from notebook_to_prod.watch.windows import Length, cut
 
@@ -191,10 +191,12 @@ def _true(bundle: "Bundle", own: "pd.DataFrame", given: "pd.DataFrame | None", o
         errors = np.where(ledger.labelled, (said != ledger.truth).astype("float64"), np.nan)
     length = Length.parse(rules.window)
     cuts = cut(len(ledger), length if length.rows or (ledger.times is not None and not ledger.times.isna().any()) else None, ledger.times)
-    waiting = [(each.at, known) for each, known in zip(cuts, label_windows(ledger, cuts, rules.label_delay, rules.label_share, now), strict=True) if not known.mature]
+    known = label_windows(ledger, cuts, rules.label_delay, rules.label_share, now)
+    waiting = [(piece.at, each.why) for piece, each in zip(cuts, known, strict=True) if not each.mature]
     for at, _ in waiting:
         errors[at] = np.nan
-    notes = (f"{len(waiting)} windows of {rules.window} wait for labels: {waiting[-1][1].why}",) if waiting else ()
+    notes = label_notes(ledger, known, rules.label_delay, rules.label_share)
+    notes += (f"{len(waiting)} windows of {rules.window} wait for labels: {waiting[-1][1]}",) if waiting else ()
     return [each if there else None for each, there in zip(true, ledger.labelled, strict=True)], errors, (*ledger.notes, *notes)
 
 # %% ../../nbs/cli/04h_diagnose.ipynb #quality

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'answers_of', 'join_labels', 'Arrival',
-           'WindowLabels', 'label_windows', 'in_utc']
+           'WindowLabels', 'label_windows', 'label_notes', 'in_utc']
 
 # %% ../../nbs/watch/30_ledger.ipynb #classes
 _NOTHING = ("", "na", "n/a", "nan", "null", "none", "<na>")  # As R, pandas and databases write a cell without a value
@@ -330,12 +330,13 @@ def label_windows(
     taken = ledger.delays
     arrival = None if delay or ages is None or ledger.replayed else Arrival.learn(taken, ages)
     needed = Length.parse(delay, "label_delay").seconds if delay else 0
+    fewer = [""] * len(windows) if delay or arrival is not None else _fewer(ledger, windows, share)
     found = []
-    for window in windows:
+    for place, window in enumerate(windows):
         at = window.at
         known = taken[at][np.isfinite(taken[at])]
         typical = (float(np.quantile(known, 0.5)), float(np.quantile(known, 0.9))) if len(known) else None
-        arrived, mature, why = math.nan, True, ""
+        arrived, mature, why = math.nan, not fewer[place], fewer[place]
         if delay and ages is not None:
             mature = bool(ages[at].min() >= needed)
             why = "" if mature else f"its answers are younger than {delay}"
@@ -345,6 +346,47 @@ def label_windows(
             why = "" if mature else f"{arrived:.0%} of its labels have come"
         found.append(WindowLabels(window.name, len(at), int(ledger.labelled[at].sum()), mature, arrived, typical, why, _selection(ledger, at), "" if ledger.times is None else ledger.times.iloc[at].max().isoformat()))
     return found
+
+
+def _fewer(ledger: Ledger, windows: Sequence[Window], share: float) -> list[str]:
+    "Of each window why it waits, if nothing is known of delays: the newest ones that have fewer labels than the oldest."
+    import numpy as np
+    from scipy.stats import binom
+
+    whys, labelled = [""] * len(windows), [int(ledger.labelled[each.at].sum()) for each in windows]
+    told = [place for place, labels in enumerate(labelled) if labels]
+    oldest = told[: max(1, len(told) // 3)]
+    if ledger.times is None or sum(labelled[place] for place in oldest) < _FEWEST:
+        return whys
+    usual = np.concatenate([ledger.labelled[windows[place].at] for place in oldest]).mean()
+    for place in range(len(windows) - 1, oldest[-1], -1):
+        answers = len(windows[place].at)
+        if labelled[place] >= share * usual * answers or binom.cdf(labelled[place], answers, usual) > _CHANCE:
+            break
+        whys[place] = f"{labelled[place] / answers:.0%} of its answers have a label, of the oldest {usual:.0%}"
+    return whys
+
+
+def label_notes(
+    ledger: Ledger,
+    known: Sequence[WindowLabels],  # In order of time
+    delay: str = "",  # `label_delay`
+    share: float = 0.9,  # Of the labels, that a mature window has
+) -> tuple[str, ...]:
+    "What is not known of labels that are still to come, unless their delay is written down."
+    import numpy as np
+
+    if delay or ledger.times is None or not ledger.labelled.any():
+        return ()
+    asks = "a window waits only while fewer of its answers have a label than of the oldest, unless label_delay is set"
+    if ledger.replayed:
+        return (f"windows are cut by a column, so how long labels take is not learned: {asks}",)
+    if not np.isfinite(ledger.delays).any():
+        return (f"when labels came is not known, so how long they take is not learned: {asks}",)
+    first = next(each for each in known if each.labelled)
+    if math.isfinite(first.arrived) and first.share < share:
+        return (f"{first.share:.0%} of the answers of {first.window} have a label: if others take longer than the log is old, windows are judged too early, unless label_delay is set",)
+    return ()
 
 
 def in_utc(moment: datetime) -> pd.Timestamp:
