@@ -87,12 +87,21 @@ def test_numbers_come_from_cells_and_modules_and_errors_name_the_cell(project: P
         },
     )
     (project.folder / "shop").mkdir()
-    (project.folder / "shop/kpis.py").write_text("def rows(table):\n    return len(table)\n", encoding="utf-8")
+    (project.folder / "shop/kpis.py").write_text(
+        "from __future__ import annotations\n\nfrom dataclasses import dataclass\n\n\n@dataclass\nclass Count:\n    rows: int\n\n\n"
+        "def rows(table):\n    return Count(len(table)).rows\n",
+        encoding="utf-8",
+    )
     (project.folder / "pyproject.toml").write_text(
         '[tool.n2p.kpis]\nrevenue = { of = "kpis.ipynb:revenue", max = 100 }\nbroken = "kpis.ipynb:broken"\n'
         'words = "kpis.ipynb:words"\nrows = "shop/kpis.py:rows"\n',
         encoding="utf-8",
     )
+    mistaken = "from dataclasses import dataclass\n\n\n@dataclass\nclass Count:\n    rows: list = []\n"
+    (project.folder / "shop/mistaken.py").write_text(mistaken, encoding="utf-8")
+    with pytest.raises(N2PError) as refused:
+        read_kpis({"kpis": {"rows": "shop/mistaken.py:rows"}}, project.folder)
+    assert refused.value.where.endswith("mistaken.py, line 4")
     report = kpi_values(read_kpis(), pd.DataFrame({"price": [50.0] * 4}), window="2", model="shop")
     values = {(each.kpi, each.window): each.value for each in report.values}
     assert values["revenue", "rows 1–2"] == 102.0 and values["rows", "rows 3–4"] == 2.0
@@ -164,6 +173,8 @@ def test_the_cell_that_builds_a_column_is_found_in_odd_code() -> None:
         str(find_built("größe", cells)) == "built in two, line 1"
         and str(find_built("b", cells)) == "built in three, line 1"
     )
+    nested = [("one", "def prepare(x):\n    if True:\n        x['a'] = 1\n    return x\n\n\nx['a'] = 2")]
+    assert str(find_built("a", nested)) == "built in one, line 7"
     assert str(find_built("c", cells)) == "loaded in one, line 2" and find_built("c", [("one", "x = [")]) is None
 
 

@@ -23,6 +23,7 @@ from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.log.compact import read_predictions
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.watch.calibration import calibrated
+from notebook_to_prod.watch.estimate import codes_of
 from notebook_to_prod.watch.fairness import fairness_of
 from notebook_to_prod.watch.figures import compare, estimate
 from notebook_to_prod.watch.ledger import Arrival, Ledger, class_numbers, ledger_of, open_ledger
@@ -234,6 +235,9 @@ def test_labels_mean_the_class_that_they_write() -> None:
     ]
     assert class_numbers(["TRUE", "false", pd.NA], [False, True]).tolist() == [1, 0, -1]
     assert class_numbers(["", "b"], ["", "b"]).tolist() == [0, 1]
+    odd = ["²", "1.0", -1, "-1", "NA", None, True]
+    assert codes_of(odd, [-1, 1]).tolist() == [-1, 1, 0, 0, -1, -1, 1]  # of estimates, in the same way
+    assert codes_of(np.array(["a", "x"]), np.array(["a", "b"])).tolist() == [0, -1]
     assert class_numbers(["NA", "NaN", "null", " ", "<NA>", "None", "b"], ["a", "b"]).tolist() == [-1] * 6 + [1]
     assert class_numbers(["NA", "null"], ["NA", "b"]).tolist() == [0, -1]  # the code of Namibia, and no label
 
