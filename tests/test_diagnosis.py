@@ -13,9 +13,12 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from notebooks import Done, Project, once
+from sklearn.linear_model import LogisticRegression
 
+from notebook_to_prod.cli.diagnose import _seen
 from notebook_to_prod.errors import DataError, DependencyError, InputError, N2PError, NotFoundError
-from notebook_to_prod.project import Store
+from notebook_to_prod.package.session import start
+from notebook_to_prod.project import Store, open_store
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.predictor import load_predictor
@@ -84,12 +87,21 @@ def test_numbers_come_from_cells_and_modules_and_errors_name_the_cell(project: P
         },
     )
     (project.folder / "shop").mkdir()
-    (project.folder / "shop/kpis.py").write_text("def rows(table):\n    return len(table)\n", encoding="utf-8")
+    (project.folder / "shop/kpis.py").write_text(
+        "from __future__ import annotations\n\nfrom dataclasses import dataclass\n\n\n@dataclass\nclass Count:\n    rows: int\n\n\n"
+        "def rows(table):\n    return Count(len(table)).rows\n",
+        encoding="utf-8",
+    )
     (project.folder / "pyproject.toml").write_text(
         '[tool.n2p.kpis]\nrevenue = { of = "kpis.ipynb:revenue", max = 100 }\nbroken = "kpis.ipynb:broken"\n'
         'words = "kpis.ipynb:words"\nrows = "shop/kpis.py:rows"\n',
         encoding="utf-8",
     )
+    mistaken = "from dataclasses import dataclass\n\n\n@dataclass\nclass Count:\n    rows: list = []\n"
+    (project.folder / "shop/mistaken.py").write_text(mistaken, encoding="utf-8")
+    with pytest.raises(N2PError) as refused:
+        read_kpis({"kpis": {"rows": "shop/mistaken.py:rows"}}, project.folder)
+    assert refused.value.where.endswith("mistaken.py, line 4")
     report = kpi_values(read_kpis(), pd.DataFrame({"price": [50.0] * 4}), window="2", model="shop")
     values = {(each.kpi, each.window): each.value for each in report.values}
     assert values["revenue", "rows 1–2"] == 102.0 and values["rows", "rows 3–4"] == 2.0
@@ -161,6 +173,8 @@ def test_the_cell_that_builds_a_column_is_found_in_odd_code() -> None:
         str(find_built("größe", cells)) == "built in two, line 1"
         and str(find_built("b", cells)) == "built in three, line 1"
     )
+    nested = [("one", "def prepare(x):\n    if True:\n        x['a'] = 1\n    return x\n\n\nx['a'] = 2")]
+    assert str(find_built("a", nested)) == "built in one, line 7"
     assert str(find_built("c", cells)) == "loaded in one, line 2" and find_built("c", [("one", "x = [")]) is None
 
 
@@ -265,6 +279,32 @@ def test_with_labels_the_broken_feature_is_named_with_its_cell_and_owner(served:
     assert found["health"]["requests"] >= 24 and found["health"]["well"] and found["health"]["versions"] == {"1": 1.0}
     text = served.n2p("diagnose", "flights", "--labels", "labels.csv")
     assert text.code == 1 and "built in cell 'features'" in text.stdout.replace("\n", " ")
+
+
+def test_labels_of_a_file_mean_what_they_mean_to_watch(project: Project) -> None:
+    """Ids that are numbers, classes "0" and "1" that a file reads as numbers, requests of two rows, cells without a value, and labels that are still to come."""
+    random = np.random.default_rng(1)
+    X = pd.DataFrame({"x": random.normal(size=400)})
+    y = np.where(X["x"] > 0, "1", "0")
+    bundle = start(seed=1).export(LogisticRegression().fit(X, y), X, y, X, y)
+    (project.folder / "pyproject.toml").write_text('[tool.n2p.watch]\nlabel_delay = "2d"\n', encoding="utf-8")
+    when = pd.Series(pd.date_range("2026-01-01", periods=10, tz="UTC").repeat(20)).astype(str)
+    asked = pd.DataFrame({"id": np.arange(200) // 2, "row": np.arange(200) % 2, "when": when, "x": X["x"][:200]})
+    asked.assign(prediction=y[:200]).to_csv("answers.csv", index=False)
+    labels = pd.DataFrame({"id": np.arange(100), "label": y[:200:2]})
+    labels["label"] = labels["label"].where(labels["id"] >= 10, "NA")
+    labels.to_csv("labels.csv", index=False)
+    files = Path("answers.csv"), "when", Path("labels.csv")
+    observed, table, notes = _seen(open_store(), bundle, "flights", False, *files, None, None)
+    assert observed.errors is not None
+    told = np.isfinite(observed.errors).nonzero()[0]
+    assert told.tolist() == [*range(20, 160, 2)] and not observed.errors[told].any()  # the first rows, of old answers
+    known = table["__label"].notna()
+    assert known.sum() == 90 and (table["__label"] == table["prediction"])[known].all()
+    assert any("2 windows of 1d wait for labels" in each for each in notes)
+    pd.DataFrame({"label": y[:200]}).to_csv("lines.csv", index=False)
+    observed, _, _ = _seen(open_store(), bundle, "flights", False, *files[:2], Path("lines.csv"), None, None)
+    assert observed.errors is not None and np.isfinite(observed.errors).sum() == 160 and not np.nansum(observed.errors)
 
 
 def test_bad_questions_end_with_their_codes(served: Project, tmp_path: Path) -> None:

@@ -23,13 +23,15 @@ from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.log.compact import read_predictions
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.watch.calibration import calibrated
+from notebook_to_prod.watch.estimate import codes_of
 from notebook_to_prod.watch.fairness import fairness_of
 from notebook_to_prod.watch.figures import compare, estimate
 from notebook_to_prod.watch.ledger import Arrival, Ledger, class_numbers, ledger_of, open_ledger
-from notebook_to_prod.watch.live import open_log
+from notebook_to_prod.watch.live import observed_of_log, open_log, watchable
+from notebook_to_prod.watch.live_quality import live_quality
 from notebook_to_prod.watch.quality import QualityReport, quality_of, quality_of_ledger
 from notebook_to_prod.watch.rules import Rules
-from notebook_to_prod.watch.windows import Length, cut
+from notebook_to_prod.watch.windows import Length, cut, slices_without
 
 CLASSES = ["včas", "pozdě"]
 POLICY = Policy(resamples=100)
@@ -166,8 +168,28 @@ def test_immature_windows_are_shown_and_not_judged(delay: str) -> None:
     assert figure is not None and figure.number < 0.1 and not figure.judged and not last.judged and last.labels.why
     assert not report.findings and report.whole[5].judged
     assert last.labels.selection == "" or "were predicted" in last.labels.selection
-    hasty = told_of(replace(biased, came=None, asked=None), 3, Rules(minimum=30))
+    unknown = told_of(replace(biased, came=None), 3, Rules(minimum=30))
+    assert not unknown.findings and "of the oldest 100%" in unknown.whole[-1].labels.why and unknown.whole[5].judged
+    assert any("when labels came is not known" in each for each in unknown.notes)
+    hasty = told_of(replace(biased, came=None, asked=None, times=None), 3, Rules(minimum=30), window="300")
     assert hasty.dropped  # what it would have said without knowing of delays
+
+
+def test_labels_that_may_take_longer_than_the_log_are_noted() -> None:
+    """Three labels of ten come at once, and the others after a month: after ten days nobody can know, after forty the log does."""
+    for days in (10, 40):
+        ledger = history(7, days=days, rows=100)
+        assert ledger.times is not None
+        taken = np.where(np.random.default_rng(7).random(len(ledger)) < 0.3, 600.0, 30 * DAY)
+        came = ledger.times + pd.to_timedelta(taken, unit="s")
+        known = (came <= ledger.times.max()).to_numpy()
+        late = replace(ledger, labelled=known, came=came.where(known))
+        report = told_of(late, 7, Rules(minimum=20), now=ledger.times.max().to_pydatetime())
+        assert any("label_delay" in each for each in report.notes) == (days == 10)
+        assert days == 10 or (report.whole[0].judged and not any(each.judged for each in report.whole[15:]))
+        assert not told_of(late, 7, Rules(minimum=20, label_delay="31d")).notes
+    some = replace(late, labelled=np.random.default_rng(8).random(len(late)) < 0.4, came=None)
+    assert all(each.judged for each in told_of(some, 7, Rules(minimum=20)).whole)  # few, and as many as ever
 
 
 def test_delays_are_learned_as_they_are() -> None:
@@ -213,6 +235,11 @@ def test_labels_mean_the_class_that_they_write() -> None:
     ]
     assert class_numbers(["TRUE", "false", pd.NA], [False, True]).tolist() == [1, 0, -1]
     assert class_numbers(["", "b"], ["", "b"]).tolist() == [0, 1]
+    odd = ["²", "1.0", -1, "-1", "NA", None, True]
+    assert codes_of(odd, [-1, 1]).tolist() == [-1, 1, 0, 0, -1, -1, 1]  # of estimates, in the same way
+    assert codes_of(np.array(["a", "x"]), np.array(["a", "b"])).tolist() == [0, -1]
+    assert class_numbers(["NA", "NaN", "null", " ", "<NA>", "None", "b"], ["a", "b"]).tolist() == [-1] * 6 + [1]
+    assert class_numbers(["NA", "null"], ["NA", "b"]).tolist() == [0, -1]  # the code of Namibia, and no label
 
 
 def test_labels_without_a_value_leave_windows_alone() -> None:
@@ -241,6 +268,29 @@ def test_what_is_worse_in_one_slice_is_found_there() -> None:
     assert not [each for each in report.findings if each.slice == "carrier=UA"]
     blind = told_of(ledger, 5, Rules(slices=("carrier",), minimum=50))
     assert not [each for each in blind.findings if each.slice] and any("slices" in each for each in blind.notes)
+
+
+def test_slices_of_columns_that_the_log_does_not_keep_are_noted() -> None:
+    ledger = history(6, days=2)
+    asked = ("carrier", "carrier=AA", "carrier == 'AA' and number > 0", "number > 0")
+    kept = replace(ledger, table=ledger.table[["number"]])
+    report = told_of(kept, 6, Rules(slices=asked, minimum=50), held_out=history(99, 1, 2_000))
+    assert {each.slice for each in report.windows} == {"", "number > 0"}
+    assert any(all(each in note for each in asked[:3]) for note in report.notes)
+    assert slices_without(("note == 'carrier'", "carriers=AA", "carrier_id > 1"), ["carrier"])[1] == ()
+
+
+def test_watch_and_retraining_go_on_without_a_column_that_slices_need(live: Project) -> None:
+    bundle, predictions = log_of(live)
+    less = predictions.drop(columns=[each for each in predictions.columns if each.endswith("carrier")])
+    rules = Rules(slices=("carrier", "delay > 0"), minimum=50, time="when")
+    for store in (None, Store(live.home)):
+        found = live_quality(bundle, less, rules, POLICY, store=store)
+        assert found.quality is not None and {each.slice for each in found.quality.windows} == {"", "delay > 0"}
+        assert any("slices carrier" in each for each in found.notes)
+    usable, notes = watchable(rules, bundle, observed_of_log(bundle, less))
+    assert usable.slices == ("delay > 0",) and any("slices carrier" in each for each in notes)
+    assert watchable(rules, bundle, observed_of_log(bundle, predictions), ["delay"])[0].slices == ("carrier",)
 
 
 # The numbers

@@ -8,7 +8,7 @@ __all__ = ['diagnose']
 # %% ../../nbs/cli/04h_diagnose.ipynb #imports
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .gate import console
 from .output import Result, Terminal, command
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from notebook_to_prod.package.bundle import Bundle
@@ -90,9 +91,10 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
     bundle, model = found.bundle, name if folder.is_dir() else found.model
     end = until + timedelta(days=1) if until and (until.hour, until.minute, until.second) == (0, 0, 0) else until
     told = _Told({"model": model, "bundle": bundle.digest})
-    seen: list[tuple[Any, Any]] = []
+    seen: list[tuple[Any, Any, tuple[str, ...]]] = []
     told.attempt("what was asked", lambda: seen.append(_seen(store, bundle, model, served, data, time, labels, since, end)))
-    for observed, table in seen:
+    for observed, table, notes in seen:
+        told.notes += [f"labels: {each}" for each in notes]
         _quality(told, store, bundle, observed, model, window, settings, find_project())
         told.attempt("numbers of the business", lambda observed=observed, table=table: _kpis(told, table, observed, window, model))
     if metrics:
@@ -108,31 +110,35 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
     return Result(told.data, [*lines, ("diagnosis", f"{', '.join(told.fired)}: see above" if told.fired else "nothing is beyond its limits")], exit_code=int(bool(told.fired)))
 
 # %% ../../nbs/cli/04h_diagnose.ipynb #seen
-def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path | None, time: str, labels: Path | None, since: datetime | None, end: datetime | None) -> "tuple[Observed, pd.DataFrame]":
-    "What was observed, and the table that the numbers of the business are computed of, row by row the same."
+def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path | None, time: str, labels: Path | None, since: datetime | None, end: datetime | None) -> "tuple[Observed, pd.DataFrame, tuple[str, ...]]":
+    "What was observed, the table that the numbers of the business are computed of, row by row the same, and what is to be said of the labels."
     import pandas as pd
 
     from notebook_to_prod.errors import InputError
     from notebook_to_prod.serve.log.compact import read_predictions
     from notebook_to_prod.watch.kpis import kpi_table
+    from notebook_to_prod.watch.ledger import answers_of
     from notebook_to_prod.watch.live import observed_of_log, observed_of_table, open_log, read_file
 
     if data is None:
         if Path(model).is_dir() and not served:
             raise InputError("a bundle alone has no request log", where=model, remedy="give a table with --data FILE, or name a model or an exported service")
         settings, hashed = open_log(store, model)
-        table = read_predictions(settings, since and since.date(), end and end.date(), None if served else model)
-        table = _joined(table, labels)
-        own = table[(table["bundle"] == bundle.digest) & ~table["fallback"].fillna("").astype(bool)].reset_index(drop=True) if len(table) else table
-        observed = observed_of_log(bundle, table)
+        table, given = _given(read_predictions(settings, since and since.date(), end and end.date(), None if served else model), labels)
+        own, notes = answers_of(table, bundle) if len(table) else (table, ())
+        observed = observed_of_log(bundle, own if len(own) else table)
         observed = replace(observed, table=observed.table[[each for each in observed.table.columns if each not in hashed]])
-        asked = kpi_table(own)
+        asked, now = kpi_table(own), datetime.now(UTC)
     else:
-        asked = _joined(read_file(data), labels).reset_index(drop=True)
-        asked = asked.set_axis(asked.columns.map(str), axis="columns")
-        observed = observed_of_table(bundle, asked, time)
-    label = asked["label"] if "label" in asked.columns and "label" not in bundle.schema.names else pd.Series([None] * len(asked))
-    asked = asked.assign(__label=label.tolist())
+        table, given = _given(read_file(data), labels)
+        table = table.set_axis(table.columns.map(str), axis="columns")
+        own, notes = answers_of(table, bundle) if "prediction" in table.columns else (table, ())
+        observed, asked, now = observed_of_table(bundle, own, time), own, None
+    label = own["label"].tolist() if "label" in own.columns and "label" not in bundle.schema.names else [None] * len(own)
+    if "prediction" in own.columns and (given is not None or "label" not in bundle.schema.names):
+        label, errors, said = _true(bundle, own, given, observed, time if data else "", now)
+        observed, notes = replace(observed, errors=errors), (*notes, *said)
+    asked = asked.assign(__label=label)
     if since or end:
         if observed.times is None:
             raise InputError("the times of the rows are not known", where="--since, --until", remedy="name the column of the times with --time")
@@ -140,26 +146,58 @@ def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path
         kept = ((True if ends[0] is None else observed.times >= ends[0]) & (True if ends[1] is None else observed.times < ends[1])).to_numpy().nonzero()[0]  # type: ignore[union-attr]
         times = observed.times.iloc[kept].reset_index(drop=True)
         observed, asked = replace(observed.at(kept), times=times), asked.iloc[kept].reset_index(drop=True)
-    return observed, asked
+    return observed, asked, notes
 
 
-def _joined(table: "pd.DataFrame", labels: Path | None) -> "pd.DataFrame":
-    "With the labels of a file; raises `DataError` if they cannot be joined."
+def _given(table: "pd.DataFrame", labels: Path | None) -> "tuple[pd.DataFrame, pd.DataFrame | None]":
+    "The table, with the labels of a file if they are line by line, and the labels to be joined; raises `DataError` if they fit neither way."
     from notebook_to_prod.errors import DataError
-    from notebook_to_prod.watch.live import read_file
+    from notebook_to_prod.watch.live_quality import read_label_file
 
     if labels is None:
-        return table
-    given = read_file(labels)
-    if "label" not in given.columns:
-        raise DataError("the labels have no column 'label'", where=str(labels), remedy="give a table with id, row and label, or with one label a line")
-    keys = [name for name in ("id", "row") if name in given.columns and name in table.columns]
-    rest = table.drop(columns="label", errors="ignore")
-    if "id" in keys:
-        return rest.merge(given.drop_duplicates(keys, keep="last")[[*keys, "label"]], on=keys, how="left")
+        return table, None
+    given = read_label_file(labels, ("label",))
+    if {"id"} <= {*given.columns} & {*table.columns}:
+        return table, given
     if len(given) != len(table):
         raise DataError(f"there are {len(given)} labels of {len(table)} rows", where=str(labels), remedy="give one label for each row, or an id to join them by")
-    return rest.assign(label=given["label"].to_numpy())
+    return table.assign(label=given["label"].to_numpy()), None
+
+
+def _true(bundle: "Bundle", own: "pd.DataFrame", given: "pd.DataFrame | None", observed: "Observed", time: str, now: datetime | None) -> "tuple[list[Any], np.ndarray | None, tuple[str, ...]]":
+    "Labels as predictions are written, how wrong each answer was (NaN without a label, and in windows that wait for theirs), and notes."
+    import numpy as np
+
+    from notebook_to_prod.errors import DataError
+    from notebook_to_prod.project import find_project
+    from notebook_to_prod.watch.ledger import join_labels, label_notes, label_windows, open_ledger
+    from notebook_to_prod.watch.rules import project_rules
+    from notebook_to_prod.watch.windows import Length, cut
+
+    labels = join_labels(own, given, "label") if given is not None else own["label"].tolist() if "label" in own.columns else [None] * len(own)
+    try:
+        ledger = open_ledger(bundle, own, time, given)
+    except DataError as error:
+        if error.where != "the bundle":  # several targets, which have no ledger
+            raise
+        return labels, observed.errors if given is None else None, (f"quality: {error.what}",)
+    said, rules = ledger.answers.predictions, project_rules(find_project())
+    if ledger.classes is None:
+        true, apart = ledger.truth.tolist(), np.abs(said - ledger.truth)
+        errors = np.where(ledger.labelled, apart if apart.ndim == 1 else apart.mean(axis=1), np.nan)
+    else:
+        written = dict(enumerate(ledger.classes)) | dict(zip(said.tolist(), own["prediction"].tolist(), strict=True))
+        true = [written.get(number, label) for number, label in zip(ledger.truth.tolist(), labels, strict=True)]
+        errors = np.where(ledger.labelled, (said != ledger.truth).astype("float64"), np.nan)
+    length = Length.parse(rules.window)
+    cuts = cut(len(ledger), length if length.rows or (ledger.times is not None and not ledger.times.isna().any()) else None, ledger.times)
+    known = label_windows(ledger, cuts, rules.label_delay, rules.label_share, now)
+    waiting = [(piece.at, each.why) for piece, each in zip(cuts, known, strict=True) if not each.mature]
+    for at, _ in waiting:
+        errors[at] = np.nan
+    notes = label_notes(ledger, known, rules.label_delay, rules.label_share)
+    notes += (f"{len(waiting)} windows of {rules.window} wait for labels: {waiting[-1][1]}",) if waiting else ()
+    return [each if there else None for each, there in zip(true, ledger.labelled, strict=True)], errors, (*ledger.notes, *notes)
 
 # %% ../../nbs/cli/04h_diagnose.ipynb #quality
 def _quality(told: _Told, store: "Store", bundle: "Bundle", observed: "Observed", model: str, window: str | None, settings: dict[str, Any], project: Path) -> None:

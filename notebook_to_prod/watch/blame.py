@@ -57,9 +57,9 @@ def find_built(
             tree = ast.parse("\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in text.splitlines()))
         except SyntaxError:
             continue
-        for node in ast.walk(tree):
+        for node in sorted((each for each in ast.walk(tree) if hasattr(each, "lineno")), key=lambda each: (each.lineno, each.col_offset)):
             if column in _names_made(node):
-                built = Built(where, node.lineno)  # type: ignore[attr-defined]
+                built = Built(where, node.lineno)
             elif loaded is None and isinstance(node, ast.Call) and _called(node).startswith(("load", "read_", "fetch_")):
                 loaded = Built(where, node.lineno, True)
     return built or loaded

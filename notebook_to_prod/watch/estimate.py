@@ -17,6 +17,7 @@ from ..package.bundle import Bundle
 from ..package.gates.case import Answers, open_case
 from ..project import Store
 from .columns import NUMERIC, kind_of
+from .ledger import class_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,13 +49,9 @@ class Said:
 
 def codes_of(values: Sequence[Any] | np.ndarray, classes: Sequence[Any] | np.ndarray) -> np.ndarray:  # (rows,), -1 is none of them
     "Which class each value is, by what it equals or else by its text."
-    listed, given = _plain(classes), _plain(values)
-    equal, text = {each: code for code, each in enumerate(listed)}, {str(each): code for code, each in enumerate(listed)}
-    found = {}
-    for value in set(given):
-        number = float(value) if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
-        found[value] = equal.get(value, text.get(str(value), equal.get(number, -1)))
-    return np.array([found[value] for value in given], dtype=int)
+    listed = _plain(classes)
+    found = class_numbers(_plain(values), listed)
+    return np.where(found == len(listed), -1, found)
 
 
 def _plain(values: Sequence[Any] | np.ndarray) -> list[Any]:

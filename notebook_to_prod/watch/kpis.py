@@ -9,6 +9,7 @@ import importlib
 import math
 import numbers
 import sys
+import sysconfig
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,6 +113,7 @@ def _module(place: str, root: Path) -> dict[str, Any]:
         if not path.is_file():
             raise NotFoundError("there is no such file", where=str(path), remedy="correct it below [tool.n2p.kpis]")
         module = types.ModuleType(f"_n2p_kpis_{path.stem}")
+        sys.modules[module.__name__] = module  # where dataclasses and pickle look for it
         with named_errors(f"{path.name} cannot be imported"), _beside(path.parent):
             exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
         return vars(module)
@@ -132,7 +134,8 @@ def named_errors(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         own = str(Path(__file__).parent) if "__file__" in globals() else "<ipython"
-        frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith((own, sys.prefix, "<ipython", "<frozen"))]
+        others = (own, sys.prefix, sysconfig.get_path("stdlib"), "<ipython", "<frozen")
+        frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith(others)]
         named = [each for each in frames if each.filename.startswith("cell '")] or frames
         line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else named[-1].lineno if named else None
         file = error.filename if isinstance(error, SyntaxError) and error.filename else named[-1].filename if named else "its code"

@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'Arrival', 'WindowLabels', 'label_windows',
-           'in_utc']
+__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'answers_of', 'join_labels', 'Arrival',
+           'WindowLabels', 'label_windows', 'label_notes', 'in_utc']
 
 # %% ../../nbs/watch/30_ledger.ipynb #classes
+_NOTHING = ("", "na", "n/a", "nan", "null", "none", "<na>")  # As R, pandas and databases write a cell without a value
+
+
 def class_numbers(
     values: Sequence[Any],
     classes: Sequence[Any],
@@ -39,7 +42,7 @@ def class_numbers(
     known: dict[Any, int] = {}
 
     def number(value: Any) -> int:
-        if is_missing(value) or (value == "" and "" not in by_text):
+        if is_missing(value) or (isinstance(value, str) and value not in by_text and value.strip().lower() in _NOTHING):
             return -1
         found = by_value.get(value, by_text.get(str(value), -1))
         return found if found >= 0 else _as_written(str(value), classes)
@@ -125,7 +128,7 @@ def open_ledger(
 ) -> Ledger:
     "The answers of a bundle with their labels; raises `DataError` if there are none, or a column is missing."
     named = predictions.set_axis(predictions.columns.map(str), axis="columns")
-    found, notes = _of_bundle(named, bundle)
+    found, notes = answers_of(named, bundle)
     labels = None if labels is None else labels.assign(id=labels["id"].astype(str)) if "id" in labels.columns else labels
     exported = features(found)
     table = exported if len(exported.columns) else found[[each for each in bundle.schema.names if each in found]]
@@ -138,7 +141,7 @@ def open_ledger(
     classes = bundle.metadata.get("classes")
     asked, came = (_moments(found, name) for name in ("time", "label_time"))
     if labels is not None:
-        came = _joined(found, labels, "time") if "time" in labels.columns else None
+        came = join_labels(found, labels, "time") if "time" in labels.columns else None
         came = None if came is None else _as_moments(came, "time")
     cut = _moments(found if time in found.columns else table, time, required=True) if time else asked
     ledger = ledger_of(found["prediction"].tolist(), true, classes, found["probabilities"].tolist() if "probabilities" in found else None, table, found.drop(columns=table.columns, errors="ignore"))
@@ -176,8 +179,11 @@ def ledger_of(
     return Ledger(Answers(numbers, chances, classes=np.arange(len(classes))), true, (true >= 0) & (numbers >= 0), table, others, tuple(classes), notes=notes)
 
 
-def _of_bundle(named: pd.DataFrame, bundle: Bundle) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    "Its own answers, each row once."
+def answers_of(
+    named: pd.DataFrame,  # As `open_ledger` takes it, the names of its columns as texts
+    bundle: Bundle,
+) -> tuple[pd.DataFrame, tuple[str, ...]]:  # And what was left out
+    "The answers of one bundle, each row once."
     notes, kept = [], named
     if "bundle" in kept.columns:
         others = int((kept["bundle"] != bundle.digest).sum())
@@ -197,12 +203,16 @@ def _of_bundle(named: pd.DataFrame, bundle: Bundle) -> tuple[pd.DataFrame, tuple
 
 def _labels(found: pd.DataFrame, labels: pd.DataFrame | None) -> list[Any]:
     if labels is not None:
-        return _joined(found, labels, "label")
+        return join_labels(found, labels, "label")
     return found["label"].tolist() if "label" in found.columns else [None] * len(found)
 
 
-def _joined(found: pd.DataFrame, labels: pd.DataFrame, column: str) -> list[Any]:
-    "A column of the labels, by id and row; the last of several counts."
+def join_labels(
+    found: pd.DataFrame,  # Answers, with id and perhaps row
+    labels: pd.DataFrame,  # With id and perhaps row; without it a label is of the first row of its request
+    column: str,  # Of the labels
+) -> list[Any]:  # (answers,), None where there is none
+    "A column of the labels, the last of several; raises `DataError` if one of the tables lacks a column."
     lacking = [name for name in ("id", column) if name not in labels.columns] or ([] if "id" in found.columns else ["id"])
     if lacking:
         raise DataError(f"there is no column '{lacking[0]}' to join labels by", where="the labels", remedy="give them as id and label, and row if a request had several; the answers have ids in the log")
@@ -320,12 +330,13 @@ def label_windows(
     taken = ledger.delays
     arrival = None if delay or ages is None or ledger.replayed else Arrival.learn(taken, ages)
     needed = Length.parse(delay, "label_delay").seconds if delay else 0
+    fewer = [""] * len(windows) if delay or arrival is not None else _fewer(ledger, windows, share)
     found = []
-    for window in windows:
+    for place, window in enumerate(windows):
         at = window.at
         known = taken[at][np.isfinite(taken[at])]
         typical = (float(np.quantile(known, 0.5)), float(np.quantile(known, 0.9))) if len(known) else None
-        arrived, mature, why = math.nan, True, ""
+        arrived, mature, why = math.nan, not fewer[place], fewer[place]
         if delay and ages is not None:
             mature = bool(ages[at].min() >= needed)
             why = "" if mature else f"its answers are younger than {delay}"
@@ -335,6 +346,47 @@ def label_windows(
             why = "" if mature else f"{arrived:.0%} of its labels have come"
         found.append(WindowLabels(window.name, len(at), int(ledger.labelled[at].sum()), mature, arrived, typical, why, _selection(ledger, at), "" if ledger.times is None else ledger.times.iloc[at].max().isoformat()))
     return found
+
+
+def _fewer(ledger: Ledger, windows: Sequence[Window], share: float) -> list[str]:
+    "Of each window why it waits, if nothing is known of delays: the newest ones that have fewer labels than the oldest."
+    import numpy as np
+    from scipy.stats import binom
+
+    whys, labelled = [""] * len(windows), [int(ledger.labelled[each.at].sum()) for each in windows]
+    told = [place for place, labels in enumerate(labelled) if labels]
+    oldest = told[: max(1, len(told) // 3)]
+    if ledger.times is None or sum(labelled[place] for place in oldest) < _FEWEST:
+        return whys
+    usual = np.concatenate([ledger.labelled[windows[place].at] for place in oldest]).mean()
+    for place in range(len(windows) - 1, oldest[-1], -1):
+        answers = len(windows[place].at)
+        if labelled[place] >= share * usual * answers or binom.cdf(labelled[place], answers, usual) > _CHANCE:
+            break
+        whys[place] = f"{labelled[place] / answers:.0%} of its answers have a label, of the oldest {usual:.0%}"
+    return whys
+
+
+def label_notes(
+    ledger: Ledger,
+    known: Sequence[WindowLabels],  # In order of time
+    delay: str = "",  # `label_delay`
+    share: float = 0.9,  # Of the labels, that a mature window has
+) -> tuple[str, ...]:
+    "What is not known of labels that are still to come, unless their delay is written down."
+    import numpy as np
+
+    if delay or ledger.times is None or not ledger.labelled.any():
+        return ()
+    asks = "a window waits only while fewer of its answers have a label than of the oldest, unless label_delay is set"
+    if ledger.replayed:
+        return (f"windows are cut by a column, so how long labels take is not learned: {asks}",)
+    if not np.isfinite(ledger.delays).any():
+        return (f"when labels came is not known, so how long they take is not learned: {asks}",)
+    first = next(each for each in known if each.labelled)
+    if math.isfinite(first.arrived) and first.share < share:
+        return (f"{first.share:.0%} of the answers of {first.window} have a label: if others take longer than the log is old, windows are judged too early, unless label_delay is set",)
+    return ()
 
 
 def in_utc(moment: datetime) -> pd.Timestamp:

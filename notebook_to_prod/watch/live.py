@@ -25,6 +25,7 @@ from .monitor import Baseline, Observed
 from .outcomes import error, right
 from .rules import Rules
 from .sequential import Moments
+from .windows import slices_without
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,11 +221,14 @@ def watchable(
     observed: Observed,
     hashed: Sequence[str] = (),
 ) -> tuple[Rules, tuple[str, ...]]:  # And what is ignored, and why
-    "The rules without the columns that cannot be compared."
+    "The rules without the columns that cannot be compared, and without the slices that need them."
     absent = [name for name in bundle.schema.names if name not in observed.table.columns and name not in rules.ignore]
     secret = [name for name in hashed if name in observed.table.columns and name not in rules.ignore]
     notes = [f"{', '.join(names)}: {why}" for names, why in ((absent, "the log does not keep it"), (secret, "the log keeps a hash of it")) if names]
-    return replace(rules, ignore=(*rules.ignore, *absent, *secret)), tuple(notes)
+    hidden = [name for name in bundle.schema.names if name not in observed.table.columns or name in hashed]  # ignored by the rules or not
+    slices, lost = slices_without(rules.slices, hidden)
+    notes += [f"slices {', '.join(lost)}: the log does not keep their columns as they were"] if lost else []
+    return replace(rules, ignore=(*rules.ignore, *absent, *secret), slices=slices), tuple(notes)
 
 # %% ../../nbs/watch/10_live.ipynb #table
 def read_file(path: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@
 # %% ../../nbs/watch/32c_live_quality.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from .monitor import Observed
 from .quality import QualityReport, quality_of_ledger
 from .quality_page import fairness_sections, quality_sections
 from .rules import Rules
-from .windows import Length, cut
+from .windows import Length, cut, slices_without
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +34,11 @@ __all__ = ['read_label_file', 'read_group_file', 'open_held_out', 'between', 'Li
            'labels_are_known']
 
 # %% ../../nbs/watch/32c_live_quality.ipynb #files
-def read_label_file(path: Path) -> pd.DataFrame:
-    "A table with id and label; raises `DataError`."
+def read_label_file(
+    path: Path,
+    needed: Sequence[str] = ("id", "label"),  # Columns
+) -> pd.DataFrame:
+    "A table of labels; raises `DataError`."
     import pandas as pd
 
     if ".csv" in path.suffixes:
@@ -45,7 +49,7 @@ def read_label_file(path: Path) -> pd.DataFrame:
     else:
         found = read_file(path)
     found.columns = found.columns.map(str)
-    lacking = [name for name in ("id", "label") if name not in found.columns]
+    lacking = [name for name in needed if name not in found.columns]
     if lacking:
         raise DataError(f"the file has no column '{lacking[0]}'", where=str(path), remedy="the columns are id, label and, if you like, row and time")
     if "row" in found.columns:
@@ -154,11 +158,14 @@ def live_quality(
         if error.where != "the bundle":
             raise
         return LiveQuality(notes=(f"quality: {error.what}",))
+    kept, lost = slices_without(rules.slices, [name for name in bundle.schema.names if name not in ledger.table.columns])
+    rules = replace(rules, slices=kept)
     wanted = bool(rules.slices) or (ledger.classes is not None and (ledger.answers.probabilities is not None or bool(policy.fairness.attributes)))
     held_out, why = open_held_out(bundle, store, policy) if wanted and ledger.labelled.any() else (None, "")
     quality = quality_of_ledger(ledger, bundle.evaluation or {}, rules, window=window, held_out=held_out, policy=policy, model=model, bundle=bundle.digest, now=now)
     fairness = fairness_of(ledger, policy, rules, window=window, sensitive=groups, held_out=held_out, model=model, bundle=bundle.digest, now=now) if policy.asks("fairness.groups") else None
     notes = [*quality.notes, *(fairness.notes if fairness else ())] + ([f"the held-out rows: {why}"] if why else [])
+    notes += [f"slices {', '.join(lost)}: the answers lack their columns"] if lost else []
     return LiveQuality(quality, fairness, tuple(notes))
 
 

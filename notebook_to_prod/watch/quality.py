@@ -18,9 +18,9 @@ from ..package.gates.statistics import false_discovery
 from .calibration import Calibration, calibrated, promised
 from .drift import Check, ColumnDrift, Finding, WindowDrift
 from .figures import Figure, compare, estimate
-from .ledger import Ledger, WindowLabels, label_windows, open_ledger
+from .ledger import Ledger, WindowLabels, label_notes, label_windows, open_ledger
 from .rules import Rules, find
-from .windows import Length, cut, slices_of
+from .windows import Length, cut, slices_of, slices_without
 
 if TYPE_CHECKING:
     import numpy as np
@@ -235,12 +235,13 @@ def quality_of_ledger(
     length = None if window is None else Length.parse(window or rules.window)
     trained: dict[str, Any] = dict(evaluation.get("metrics") or {})
     names = [*trained] or _usual(ledger)
-    notes = [*ledger.notes] + (["windows are cut by a column, so how long labels take is not learned: every window is judged, unless label_delay is set"] if ledger.replayed and not rules.label_delay else [])
-    notes += ([] if trained else ["the bundle has no figures of held-out rows, so nothing is judged"])
+    notes = [*ledger.notes] + ([] if trained else ["the bundle has no figures of held-out rows, so nothing is judged"])
     whole_limit = _calibration_limit(asked, held_out)
     slices, windows = _slices(ledger, rules, held_out, names, policy, notes), []
     cuts = cut(len(ledger), length, ledger.times)
-    for piece, labels in zip(cuts, label_windows(ledger, cuts, rules.label_delay, rules.label_share, now), strict=True):
+    known = label_windows(ledger, cuts, rules.label_delay, rules.label_share, now)
+    notes += label_notes(ledger, known, rules.label_delay, rules.label_share)
+    for piece, labels in zip(cuts, known, strict=True):
         some = ledger.at(piece.at)
         span = [_measured(some, labels, names, trained, rules, policy, whole_limit)]
         for name, (rows, figures, limit) in slices.items():
@@ -297,7 +298,10 @@ def _slices(ledger: Ledger, rules: Rules, held_out: Ledger | None, names: Sequen
     found = {}
     if held_out is None:
         notes.append("slices: the held-out rows are not there, so they are shown and not judged")
-    for each in slices_of(rules.slices, ledger.table if held_out is None else held_out.table, rules.minimum):
+    absent = [] if held_out is None else [name for name in held_out.table.columns if name not in ledger.table.columns]
+    asked, lost = slices_without(rules.slices, absent)
+    notes += [f"slices {', '.join(lost)}: the answers lack their columns"] if lost else []
+    for each in slices_of(asked, ledger.table if held_out is None else held_out.table, rules.minimum):
         figures, limit = {}, math.nan
         if held_out is not None:
             same = held_out.at(each.rows(held_out.table).nonzero()[0])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['Length', 'Window', 'cut', 'Slice', 'slices_of']
+__all__ = ['Length', 'Window', 'cut', 'Slice', 'slices_of', 'slices_without']
 
 # %% ../../nbs/watch/05_windows.ipynb #length
 _LENGTH = re.compile(r"(\d+)\s*([mhdw]?)")
@@ -129,3 +129,20 @@ def slices_of(
             found.append(Slice(text))
             found[-1].rows(reference[:1])
     return found
+
+
+def slices_without(
+    asked: tuple[str, ...],
+    absent: Collection[str],  # Names of columns that are not there, or not as they were
+) -> tuple[tuple[str, ...], tuple[str, ...]]:  # Those that need none of them, and the others
+    "Which slices can be told without some columns."
+
+    def needs(text: str) -> bool:
+        named = _VALUE.fullmatch(text)
+        if text in absent or (named and named[1] in absent):
+            return True
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", text)
+        return not named and any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", bare) for name in absent)
+
+    lost = tuple(text for text in asked if needs(text))
+    return tuple(text for text in asked if text not in lost), lost
