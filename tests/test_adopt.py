@@ -11,9 +11,10 @@ import pytest
 from notebooks import Project
 
 from notebook_to_prod.errors import InputError, NotebookError, NotFoundError
-from notebook_to_prod.train.adopt.adopt import adopt
+from notebook_to_prod.train.adopt.adopt import Draft, adopt, drafts, files_of
+from notebook_to_prod.train.adopt.reading import read_raw
 from notebook_to_prod.train.check.verdict import check_notebook
-from notebook_to_prod.train.notebook import read_notebook
+from notebook_to_prod.train.notebook import parse_notebook, read_notebook
 
 RAW = Path(__file__).parent / "fixtures" / "raw"
 
@@ -160,3 +161,91 @@ def test_the_command_ends_with_1_where_something_is_left_to_do_and_with_2_on_bad
     again = project.n2p("adopt", "sales_missing_file.ipynb", "--out", "sales", "--json")
     assert again.code == 2
     assert "not empty" in again.error["what"]
+
+
+def stages(folder: Path, *sources: str, skipped: dict[str, str] | None = None) -> dict[str, Draft]:
+    """Return what the stages make of these cells, by stage; nothing is executed."""
+    raw = parse_notebook(notebook(*sources), folder / "raw.ipynb")
+    return dict(drafts(raw, folder, skipped or {}))
+
+
+def text_of(draft: Draft) -> str:
+    """Return the source of all code cells."""
+    return "\n\n".join(cell.source for cell in draft.notebook.code_cells)
+
+
+def put(path: Path, text: str = "a,b\n1,2\n") -> Path:
+    """Write a file with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_two_files_of_one_name_keep_their_own_places(tmp_path: Path) -> None:
+    first, second = put(tmp_path / "data" / "2023" / "sales.csv"), put(tmp_path / "data" / "2024" / "sales.csv")
+    home = tmp_path / "work"
+    home.mkdir()
+    cells = "import pandas as pd\na = pd.read_csv('../data/2023/sales.csv')\nb = pd.read_csv('../data/2024/sales.csv')"
+    raw = read_raw(parse_notebook(notebook(cells), home / "raw.ipynb"))
+    files = files_of(raw, home)
+    assert sorted(files.values()) == [first.resolve(), second.resolve()]
+    loaded = stages(home, cells)["load"]
+    assert "a = n2p.load(sales_path)" in text_of(loaded)
+    assert "b = n2p.load(sales_path2)" in text_of(loaded)
+    assert all(f"'{place}'" in text_of(loaded) for place in files)
+
+
+def test_a_third_file_without_a_place_of_its_own_is_left_to_the_author(tmp_path: Path) -> None:
+    for place in ("one/x", "two/x", "three/x"):
+        put(tmp_path / place / "s.csv")
+    home = tmp_path / "work"
+    home.mkdir()
+    reads = (f"pd.read_csv('../{place}/x/s.csv')" for place in ("one", "two", "three"))
+    loaded = stages(home, "import pandas as pd\n" + "\n".join(reads))["load"]
+    assert [todo.what for todo in loaded.todos if "belongs to another file" in todo.what]
+    assert "'../three/x/s.csv'" in text_of(loaded)
+
+
+def test_a_file_that_only_its_name_tells_is_said_and_never_two_paths_at_once(tmp_path: Path) -> None:
+    put(tmp_path / "data" / "s.csv")
+    for hidden in (".venv/s.csv", "old-adopted/s.csv", "mine/s.csv"):
+        put(tmp_path / hidden)
+    put(tmp_path / "old-adopted" / "ADOPTED.md")
+    put(tmp_path / "mine" / "pyvenv.cfg")
+    loaded = stages(tmp_path, "import pandas as pd\na = pd.read_csv('/home/me/s.csv')")["load"]
+    assert "'/home/me/s.csv' is not there, and 'data/s.csv' has its name" in [todo.what for todo in loaded.todos]
+    assert "n2p.load(s_path)" in text_of(loaded)
+    two = stages(tmp_path, "import pandas as pd\na = pd.read_csv('/me/1/s.csv')\nb = pd.read_csv('/me/2/s.csv')")[
+        "load"
+    ]
+    assert len([todo for todo in two.todos if "is what another path means" in todo.what]) == 2
+    assert "n2p.load(" not in text_of(two)
+
+
+def test_a_block_that_does_more_than_to_store_is_kept(tmp_path: Path) -> None:
+    head = "import joblib, mlflow\nfrom sklearn.svm import SVC\nmodel = SVC()"
+    both = "with mlflow.start_run():\n    model.fit(X, y)\n    joblib.dump(model, 'm.pkl')"
+    fitted = "joblib.dump(model.fit(X, y), 'm.pkl')"
+    plain = "with open('m.pkl', 'wb') as file:\n    joblib.dump(model, file)\n    print('kept')"
+    sources = text_of(stages(tmp_path, head, both, fitted, plain)["original"])
+    assert both in sources
+    assert f"\n{fitted}" in sources
+    assert "# with open('m.pkl', 'wb') as file:" in sources
+
+
+def test_an_installation_inside_a_block_leaves_a_block(tmp_path: Path) -> None:
+    cell = "import sys\nif 'google.colab' in sys.modules:\n    !pip install seaborn\ntry:\n    import a\nexcept ImportError:\n    %pip install a"
+    original = stages(tmp_path, cell)["original"]
+    assert text_of(original).count("    pass  # n2p adopt:") == 2
+    assert all(each.problem is None for each in read_raw(original.notebook).analysis.cells)
+
+
+def test_without_the_loads_the_files_are_read_where_the_project_keeps_them(tmp_path: Path) -> None:
+    put(tmp_path / "s.csv")
+    home = tmp_path / "work"
+    home.mkdir()
+    wrong = "the metric 'score' is 1.0, and was 0.5"
+    made = stages(home, "import pandas as pd\na = pd.read_csv('../s.csv')", skipped={"load:c0": wrong})
+    for draft in made.values():
+        assert "pd.read_csv('data/s.csv')" in text_of(draft)
+    assert [todo.what for todo in made["load"].todos if todo.kind == "load"] == [f"left out, since with it {wrong}"]

@@ -10,14 +10,14 @@ import copy
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, N2PError, NotebookError
 from ...project import atomic_folder, open_store, write_atomic
 from .changes import Change, Done, Todo, applied
-from .constants import elsewhere, found_file, inside_name, lifted, loads, opened, read_calls, seeded
+from .constants import Places, allotted, elsewhere, lifted, loads, opened, seeded
 from .metrics import recorded
 from .pipeline import exported
 from .proof import Execution, difference, execute, place_files, told_otherwise
@@ -32,6 +32,7 @@ __all__ = ['Stage', 'Draft', 'drafts', 'files_of', 'Adoption', 'marked', 'adopt'
 
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #stages
 Stage = Callable[[Reading], tuple[list[Change], list[Todo]]]
+_BY_HAND = "make this change by hand, and compare the metric with n2p run"
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,17 @@ def _went(draft: Draft, stage: Stage, skipped: dict[str, str]) -> Draft:
     refused = [change for change in changes if change.key in skipped]
     kinds = {change.kind for change in refused if change.kind == "pipeline"}
     made = [change for change in changes if change not in refused and change.kind not in kinds]
-    remedy = "make this change by hand, and compare the metric with n2p run"
-    todos += [Todo(change.kind, change.cell_id, f"left out, since with it {skipped[change.key]}", remedy) for change in refused]
+    todos += [Todo(change.kind, change.cell_id, f"left out, since with it {skipped[change.key]}", _BY_HAND) for change in refused]
     notebook, done = applied(draft.notebook, made)
     return Draft(notebook, (*draft.done, *done), (*draft.todos, *todos))
+
+
+def _loading(reading: Reading, places: Places, skipped: dict[str, str]) -> tuple[list[Change], list[Todo]]:
+    "The loads; where an execution refuted them, only the paths, as the original has them."
+    refuted = {key.partition(":")[2]: wrong for key, wrong in skipped.items() if key.startswith("load:")}
+    changes, todos = loads(reading, places, paths_only=bool(refuted))
+    changes = [replace(change, kind="path") for change in changes] if refuted else changes
+    return changes, [*todos, *(Todo("load", cell, f"left out, since with it {wrong}", _BY_HAND) for cell, wrong in refuted.items())]
 
 
 def drafts(
@@ -64,9 +72,10 @@ def drafts(
     raw = Draft(notebook)
     for stage in (elsewhere, opened, seeded, recorded):
         raw = _went(raw, stage, skipped)
-    original = _went(raw, lambda reading: loads(reading, folder, paths_only=True), skipped)
+    places = allotted(read_raw(notebook), folder)
+    original = _went(raw, lambda reading: loads(reading, places, paths_only=True), {})
     found = [("original", original)]
-    for kind, stage in (("load", lambda reading: loads(reading, folder)), ("parameter", lifted), ("pipeline", exported)):
+    for kind, stage in (("load", lambda reading: _loading(reading, places, skipped)), ("parameter", lifted), ("pipeline", exported)):
         raw = _went(raw, stage, skipped)
         found.append((kind, raw))
     return found
@@ -74,11 +83,7 @@ def drafts(
 
 def files_of(reading: Reading, folder: Path) -> dict[str, Path]:
     "The files that a notebook reads and the modules beside it that it imports, by their place in the project."
-    found: dict[str, Path] = {}
-    for _, _, written, _ in read_calls(reading):
-        path = None if "://" in written else found_file(folder, written)
-        if path is not None:
-            found[inside_name(folder, path)] = path
+    found = dict(allotted(reading, folder).files)
     pending = [step.dotted.partition(".")[0] for step in reading.analysis.steps if step.kind == "import" and step.dotted]
     for module in dict.fromkeys(pending):
         if (folder / f"{module}.py").is_file():
