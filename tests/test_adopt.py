@@ -249,3 +249,42 @@ def test_without_the_loads_the_files_are_read_where_the_project_keeps_them(tmp_p
     for draft in made.values():
         assert "pd.read_csv('data/s.csv')" in text_of(draft)
     assert [todo.what for todo in made["load"].todos if todo.kind == "load"] == [f"left out, since with it {wrong}"]
+
+
+SCORED = "from sklearn.metrics import accuracy_score\nfrom sklearn.model_selection import cross_val_score\nmodels = {'a': one, 'b': two}"
+
+
+@pytest.mark.parametrize(
+    ("cell", "recorded"),
+    [
+        (
+            "for name, m in models.items():\n    for k in range(3):\n        accuracy_score(y, m)",
+            'f"accuracy_{name}_{k}"',
+        ),
+        ("for name, m in [('a', one), ('b', two)]:\n    accuracy_score(y, m)", 'f"accuracy_{name}"'),
+        ("for i, m in enumerate(found):\n    accuracy_score(y, m)", 'f"accuracy_{i}"'),
+        ("for m in [one, two]:\n    accuracy_score(y, m)", None),
+        ("for m in models.values():\n    for k in range(3):\n        accuracy_score(y, m)", None),
+        ("while True:\n    for k in range(3):\n        accuracy_score(y, m)", None),
+        ("for name in ['a', 'a']:\n    accuracy_score(y, m)", None),
+        ("for k in range(3):\n    k = 1\n    accuracy_score(y, m)", None),
+        ("models[SVC()] = three\nfor name, m in models.items():\n    accuracy_score(y, m)", None),
+        ("for k in range(3):\n    print(f'{accuracy_score(y, k)}')", 'f"accuracy_{k}"'),
+        ("for k in range(3): print(f'{accuracy_score(y, k)}')", None),
+        ("print(f'{accuracy_score(y, p)}'); p = 3", None),
+        ("print(f'{cross_val_score(m, X, y).mean()}')", None),
+        ("print(f'{m.fit(X, y).score(X, y)}')", None),
+    ],
+)
+def test_a_score_is_recorded_where_no_pass_overwrites_another_and_else_left(
+    tmp_path: Path, cell: str, recorded: str | None
+) -> None:
+    original = stages(tmp_path, SCORED, cell)["original"]
+    source = text_of(original)
+    assert all(each.problem is None for each in read_raw(original.notebook).analysis.cells)
+    if recorded is None:
+        assert "run.metric(" not in source
+        assert [todo for todo in original.todos if todo.kind == "metric" and todo.cell_id == "c1"]
+    else:
+        assert f"run.metric({recorded}, " in source
+        assert not [todo for todo in original.todos if todo.kind == "metric"]
