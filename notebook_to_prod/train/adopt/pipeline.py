@@ -14,7 +14,7 @@ from .reading import Reading, Statement
 from ..check.findings import Edit
 
 # %% auto #0
-__all__ = ['Chosen', 'chosen_model', 'exported']
+__all__ = ['Chosen', 'chosen_model', 'target_column', 'exported']
 
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #choose
 @dataclass(frozen=True)
@@ -56,8 +56,51 @@ def chosen_model(chains: Chains) -> Chosen | Todo:
     statement, variable, features, target, value = (stored or fits)[-1]
     kind = chains.kinds.get(variable) or ""
     model = f"{variable}.best_estimator_" if kind.endswith("SearchCV") else variable
-    why = f"'{variable}' is what the notebook pickles" if stored else f"'{variable}' is the model it fits last" if len(fits) > 1 else f"'{variable}' is its model"
+    why = f"'{variable}' is what the notebook pickles" if stored else f"nothing is pickled, so '{variable}' is exported, the model it fits last" if len(fits) > 1 else f"'{variable}' is its model"
     return Chosen(model, variable, features, target, value, statement, why)
+
+def target_column(reading: Reading) -> str | None:
+    "The column that the notebook's model is fitted to predict; None where the source does not show it."
+    chains = read_chains(reading)
+    chosen = chosen_model(chains)
+    if isinstance(chosen, Chosen):
+        return _column_in(chains, chosen.target, set())
+    return _column_in(chains, chains.fits[-1][3], set()) if chains.fits else None
+
+
+def _bound_to(chains: Chains, name: str) -> list[ast.expr]:
+    "Every expression that a variable is bound to."
+    value, found = chains.values.get(name), list[ast.expr]()
+    if value is not None and value.split is not None:
+        call = getattr(value.split.statement.node, "value", None)
+        return [call.args[value.split.array]] if isinstance(call, ast.Call) else []
+    for node in (each.node for each in chains.reading.statements if isinstance(each.node, ast.Assign)):
+        target = node.targets[0]
+        pairs = [(target, node.value)]
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and len(target.elts) == len(node.value.elts):
+            pairs = list(zip(target.elts, node.value.elts, strict=True))
+        found += [bound for place, bound in pairs if isinstance(place, ast.Name) and place.id == name]
+    return found
+
+
+def _column_in(chains: Chains, node: ast.expr, seen: set[str]) -> str | None:
+    "The one column that an expression is made of; None if it cannot be told."
+    if isinstance(node, ast.Name) and node.id not in seen:
+        columns = {_column_in(chains, each, seen | {node.id}) for each in _bound_to(chains, node.id)}
+        return columns.pop() if len(columns) == 1 else None
+    if isinstance(node, ast.Subscript):
+        key = node.slice.elts[0] if isinstance(node.slice, ast.List) and len(node.slice.elts) == 1 else node.slice
+        return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
+    if isinstance(node, ast.Attribute):
+        return node.attr if isinstance(node.value, ast.Name) and node.attr != "values" else _column_in(chains, node.value, seen)
+    if not isinstance(node, ast.Call):
+        return None
+    method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+    if method == "pop" and node.args and isinstance(node.args[0], ast.Constant):
+        return str(node.args[0].value)
+    inside = method in ("transform", "fit_transform") or (chains.reading.name_of(node) or "").startswith(("numpy.", "pandas."))
+    owner = node.args[0] if inside and node.args else node.func.value if isinstance(node.func, ast.Attribute) else None
+    return _column_in(chains, owner, seen) if owner is not None else None
 
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #joined
 @dataclass
