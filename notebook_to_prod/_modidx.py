@@ -6015,6 +6015,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'notebook_to_prod/train/adopt/pipeline.py'),
                                                        'notebook_to_prod.train.adopt.pipeline._sides': ( 'train/adopt/pipeline.html#_sides',
                                                                                                          'notebook_to_prod/train/adopt/pipeline.py'),
+                                                       'notebook_to_prod.train.adopt.pipeline._split_from': ( 'train/adopt/pipeline.html#_split_from',
+                                                                                                              'notebook_to_prod/train/adopt/pipeline.py'),
                                                        'notebook_to_prod.train.adopt.pipeline._split_raw': ( 'train/adopt/pipeline.html#_split_raw',
                                                                                                              'notebook_to_prod/train/adopt/pipeline.py'),
                                                        'notebook_to_prod.train.adopt.pipeline.chosen_model': ( 'train/adopt/pipeline.html#chosen_model',

@@ -286,6 +286,16 @@ _CHANGES = {"map", "apply", "applymap", "pipe", "assign", "replace", "transform"
 _KEEPS = {"numpy.array", "numpy.asarray", "numpy.ascontiguousarray"}
 
 
+def _split_from(reading: Reading, name: str) -> list[ast.expr]:
+    "What `train_test_split` divides into a variable, whatever became of it since."
+    found: list[ast.expr] = []
+    for target, value in (pair for each in reading.statements for pair in _pairs(each.node)):
+        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Call) and reading.name_of(value) == "sklearn.model_selection.train_test_split":
+            places = [number // 2 for number, each in enumerate(target.elts) if isinstance(each, ast.Name) and each.id == name]
+            found += [value.args[place] for place in places if place < len(value.args)]
+    return found
+
+
 def _made_of(chains: Chains, node: ast.expr) -> set[str]:
     "Variables that an expression is made of, and what those were made of."
     names, pending = set[str](), [node]
@@ -293,7 +303,7 @@ def _made_of(chains: Chains, node: ast.expr) -> set[str]:
         for each in ast.walk(pending.pop()):
             if isinstance(each, ast.Name) and each.id not in names:
                 names.add(each.id)
-                pending += [*_bound_to(chains, each.id), *_assigned(chains.reading, each.id)]
+                pending += [*_bound_to(chains, each.id), *_assigned(chains.reading, each.id), *_split_from(chains.reading, each.id)]
     return {name for name in names if name in chains.values or _assigned(chains.reading, name)}
 
 
