@@ -252,6 +252,8 @@ def test_an_installation_inside_a_block_leaves_a_block(tmp_path: Path) -> None:
     cell = "import sys\nif 'google.colab' in sys.modules:\n    !pip install seaborn\ntry:\n    import a\nexcept ImportError:\n    %pip install a"
     original = stages(tmp_path, cell)["original"]
     assert text_of(original).count("    pass  # n2p adopt:") == 2
+    long = text_of(stages(tmp_path, "!pip install a \\\n    b\nx = 1")["original"])
+    assert "install a \\\n# b\nx = 1" in long
     assert all(each.problem is None for each in read_raw(original.notebook).analysis.cells)
 
 

@@ -302,12 +302,16 @@ def elsewhere(reading: Reading) -> tuple[list[Change], list[Todo]]:
             why = "there is no drive to mount"
             found.setdefault((statement.cell.id, "a project runs outside Colab too"), []).append(_commented(statement, why))
     for cell in reading.analysis.cells:
+        goes_on = False  # Whether the installation of the line before continues here
         for number, line in enumerate(cell.source.split("\n"), start=1):
-            if _INSTALL.fullmatch(line):
+            if goes_on:
+                found[cell.id, "a run must not install packages"].append(Edit((number, 0), (number, len(line.encode())), f"# {line.strip()}"))
+            elif _INSTALL.fullmatch(line):
                 indent = line[: len(line) - len(line.lstrip())]
                 text = f"{indent}{'pass  ' if indent else ''}# n2p adopt: the project's requirements say what is installed: {line.strip().lstrip('!%')}"
                 edit = Edit((number, 0), (number, len(line.encode())), text)
                 found.setdefault((cell.id, "a run must not install packages"), []).append(edit)
+            goes_on = line.rstrip().endswith("\\") and (goes_on or _INSTALL.fullmatch(line) is not None)
     return [Change("elsewhere", cell, reason, tuple(edits)) for (cell, reason), edits in found.items()], []
 
 
