@@ -27,6 +27,7 @@ def _adoption_lines(adoption: "Adoption", verbose: bool) -> list[tuple[str, str]
     for name, value in adoption.original.items():
         got = adoption.adopted.get(name)
         lines.append(("metric", f"{name} {value!r}" + (", unchanged" if got == value else f" in the original, {got!r} adopted")))
+    lines += [("printed", f"{cell}: something else than in the original") for cell in adoption.printed]
     verdict = "proved: n2p run passes, every metric is that of the original with the same seeds" if adoption.proved else "not proved"
     lines.append(("adopt", verdict + (f"; {len(adoption.todos)} to do" if adoption.todos else "")))
     if adoption.folder:
@@ -38,7 +39,7 @@ def _adoption_lines(adoption: "Adoption", verbose: bool) -> list[tuple[str, str]
 # %% ../../nbs/cli/01d_adopt.ipynb #adopt
 @command("adopt")
 @click.argument("notebook")
-@click.option("--target", metavar="COLUMN", help="The column that the model predicts; refused if the notebook does not speak of it.")
+@click.option("--target", metavar="COLUMN", help="The column that the model predicts; refused if the source shows another, or none.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the project, not there yet; NAME-adopted by default.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600, show_default=True, help="Seconds that one execution may take.")
 def adopt(terminal: Terminal, notebook: str, target: str | None, out: Path | None, timeout: float) -> Result:

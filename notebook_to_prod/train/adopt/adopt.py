@@ -10,16 +10,16 @@ import copy
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, N2PError, NotebookError
 from ...project import atomic_folder, open_store, write_atomic
 from .changes import Change, Done, Todo, applied
-from .constants import elsewhere, found_file, inside_name, lifted, loads, opened, read_calls, seeded
+from .constants import Places, allotted, elsewhere, lifted, loads, opened, seeded
 from .metrics import recorded
-from .pipeline import exported
+from .pipeline import exported, target_column
 from .proof import Execution, difference, execute, place_files, told_otherwise
 from .reading import Reading, read_raw
 from ..check.fix import dumped_like
@@ -32,6 +32,7 @@ __all__ = ['Stage', 'Draft', 'drafts', 'files_of', 'Adoption', 'marked', 'adopt'
 
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #stages
 Stage = Callable[[Reading], tuple[list[Change], list[Todo]]]
+_BY_HAND = "make this change by hand, and compare the metric with n2p run"
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,17 @@ def _went(draft: Draft, stage: Stage, skipped: dict[str, str]) -> Draft:
     refused = [change for change in changes if change.key in skipped]
     kinds = {change.kind for change in refused if change.kind == "pipeline"}
     made = [change for change in changes if change not in refused and change.kind not in kinds]
-    remedy = "make this change by hand, and compare the metric with n2p run"
-    todos += [Todo(change.kind, change.cell_id, f"left out, since with it {skipped[change.key]}", remedy) for change in refused]
+    todos += [Todo(change.kind, change.cell_id, f"left out, since with it {skipped[change.key]}", _BY_HAND) for change in refused]
     notebook, done = applied(draft.notebook, made)
     return Draft(notebook, (*draft.done, *done), (*draft.todos, *todos))
+
+
+def _loading(reading: Reading, places: Places, skipped: dict[str, str]) -> tuple[list[Change], list[Todo]]:
+    "The loads; where an execution refuted them, only the paths, as the original has them."
+    refuted = {key.partition(":")[2]: wrong for key, wrong in skipped.items() if key.startswith("load:")}
+    changes, todos = loads(reading, places, paths_only=bool(refuted))
+    changes = [replace(change, kind="path") for change in changes] if refuted else changes
+    return changes, [*todos, *(Todo("load", cell, f"left out, since with it {wrong}", _BY_HAND) for cell, wrong in refuted.items())]
 
 
 def drafts(
@@ -64,9 +72,10 @@ def drafts(
     raw = Draft(notebook)
     for stage in (elsewhere, opened, seeded, recorded):
         raw = _went(raw, stage, skipped)
-    original = _went(raw, lambda reading: loads(reading, folder, paths_only=True), skipped)
+    places = allotted(read_raw(notebook), folder)
+    original = _went(raw, lambda reading: loads(reading, places, paths_only=True), {})
     found = [("original", original)]
-    for kind, stage in (("load", lambda reading: loads(reading, folder)), ("parameter", lifted), ("pipeline", exported)):
+    for kind, stage in (("load", lambda reading: _loading(reading, places, skipped)), ("parameter", lifted), ("pipeline", exported)):
         raw = _went(raw, stage, skipped)
         found.append((kind, raw))
     return found
@@ -74,11 +83,7 @@ def drafts(
 
 def files_of(reading: Reading, folder: Path) -> dict[str, Path]:
     "The files that a notebook reads and the modules beside it that it imports, by their place in the project."
-    found: dict[str, Path] = {}
-    for _, _, written, _ in read_calls(reading):
-        path = None if "://" in written else found_file(folder, written)
-        if path is not None:
-            found[inside_name(folder, path)] = path
+    found = dict(allotted(reading, folder).files)
     pending = [step.dotted.partition(".")[0] for step in reading.analysis.steps if step.kind == "import" and step.dotted]
     for module in dict.fromkeys(pending):
         if (folder / f"{module}.py").is_file():
@@ -114,6 +119,8 @@ class Adoption:
         "The whole story in Markdown: what was proved, what is left, and each change with its reason and its diff."
         lines = [f"# {self.source.name}, adopted", "", "## Proved" if self.proved else "## Not proved", ""]
         lines += [f"- {name}: {value!r} in the original with the same seeds, {self.adopted.get(name)!r} adopted" for name, value in self.original.items()]
+        lines += [f"- the model: {each.reason}" for each in self.done if each.kind == "pipeline" and "run.export(" in each.diff]
+        lines += ["", "## Printed otherwise", "", *(f"- {cell}" for cell in self.printed)] if self.printed else []
         lines += ["", "## To do", ""] + [f"- **{each.cell_id}** ({each.kind}): {each.what}. {each.remedy[:1].upper()}{each.remedy[1:]}." for each in self.todos]
         lines += ["- nothing"] if not self.todos else []
         lines += ["", "## Changes", ""]
@@ -180,7 +187,7 @@ def _with_ids(notebook: Notebook) -> Notebook:
 def adopt(
     path: str | Path,  # The raw notebook, which stays as it is
     out: str | Path | None = None,  # Where the project goes: `NAME-adopted` beside the notebook by default
-    target: str | None = None,  # The column to be predicted, where the notebook does not tell
+    target: str | None = None,  # The column that the model has to predict; refused if the source shows another, or none
     timeout: float = 600,  # Seconds that one execution may take
     note: Callable[[str], None] = lambda text: None,  # Told what is being done
 ) -> Adoption:
@@ -215,6 +222,9 @@ def _require_target(reading: Reading, target: str | None) -> None:
     texts = {getattr(node, "value", None) for cell in reading.analysis.cells for node in ast.walk(cell.tree)}
     if target is not None and target not in texts:
         raise InputError(f"the notebook does not speak of a column '{target}'", where="--target", remedy="give the column that the model predicts")
+    if target is not None and (fitted := target_column(reading)) != target:
+        what = f"the model is fitted to predict '{fitted}', not '{target}'" if fitted else "the source does not show which column the model is fitted to predict"
+        raise InputError(what, where="--target", remedy="leave --target out, or fit the model on that column")
 
 
 def _written(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], expected: Execution, got: Execution | None, before: dict[str, Any], skipped: dict[str, str]) -> Adoption | None:
@@ -241,6 +251,8 @@ def _made(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], e
         write_atomic(name, dumped_like(text, before, marked(draft.notebook, todos).raw))
         write_atomic(made / "pyproject.toml", _pyproject(_project_name(source)))
         errors = check_notebook(name).errors
+        printed = tuple(told_otherwise(expected, got)) if got else ()
+        todos = (*todos, *_witnessed(draft.notebook, expected, printed))
         todos = (*todos, *(Todo("check", each.cell_id, f"{each.code}: {each.what}", each.remedy) for each in errors))
         if got is not None and not errors:
             try:
@@ -255,13 +267,20 @@ def _made(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], e
                     skipped.update({f"pipeline:{each.cell_id}": f"n2p run says: {error.what}" for each in joined})
                     raise _RefusedError from error
                 todos = (*todos, Todo("run", getattr(error, "cell_id", None) or draft.notebook.code_cells[-1].id, f"n2p run fails: {error.what}", error.remedy or "see n2p run"))
-        printed = tuple(told_otherwise(expected, got)) if got else ()
         adoption = Adoption(source, place, draft.done, tuple(dict.fromkeys(todos)), expected.metrics, metrics, proved, printed)
         if adoption.todos != draft.todos:
             write_atomic(name, dumped_like(text, before, marked(draft.notebook, adoption.todos).raw))
         write_atomic(made / "ADOPTED.md", adoption.report())
         _forget_runs(made)
     return adoption
+
+
+def _witnessed(notebook: Notebook, expected: Execution, printed: tuple[str, ...]) -> list[Todo]:
+    "What the executions showed besides the metrics that a run keeps."
+    last = notebook.code_cells[-1].id
+    found = [Todo("printed", cell, "this cell prints something else than in the original", "compare what both print") for cell in printed]
+    remedy = "give each value a name of its own: run.metric(name, value)"
+    return found + [Todo("metric", last, f"'{name}' is recorded with several values, and the run keeps the last", remedy) for name in expected.overwritten]
 
 
 def _forget_runs(made: Path) -> None:

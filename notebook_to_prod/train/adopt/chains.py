@@ -59,6 +59,7 @@ class Chains:
     judged: list[tuple[Statement, str, ast.expr, Value]] = field(default_factory=list)  # Model, features
     stored: list[tuple[Statement, ast.expr]] = field(default_factory=list)  # What was pickled
     anonymous: list[tuple[Statement, ast.Call, str]] = field(default_factory=list)  # Transformers without a name, and one for them
+    encoded: set[int] = field(default_factory=set)  # Orders of the statements that are known as encodings
 
     def rebound(self, name: str, since: int) -> Statement | None:
         "The first statement after `since` that binds or changes a variable."
@@ -259,12 +260,14 @@ class _Walk:
             table, encoding = found
             before = self.chains.values.get(table) or Value(table, statement.order)
             first = before.table_since if before.encodings else statement.order
+            self.chains.encoded.add(statement.order)
             self.chains.values[name] = Value(name, statement.order, (), (*before.encodings, encoding), before.table or table, first)
             return
         found_value = self.value(value, statement)
         self.chains.values[name] = found_value if found_value.steps or isinstance(value, ast.Name) else replace(found_value, root=name)
 
     def encode(self, table: str, encoding: Encoding, statement: Statement) -> None:
+        self.chains.encoded.add(statement.order)
         known = self.chains.values.get(table) or Value(table, statement.order - 1)
         first = known.table_since if known.encodings else statement.order
         self.chains.values[table] = replace(known, encodings=(*known.encodings, encoding), table=known.table or table, table_since=first)

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from .changes import Change, NewCell, Todo
@@ -18,7 +20,7 @@ from ..check.findings import Edit
 from ..check.randomness import random_states
 
 # %% auto #0
-__all__ = ['seed_of', 'opened', 'seeded', 'lifted', 'found_file', 'inside_name', 'read_calls', 'loads', 'elsewhere']
+__all__ = ['seed_of', 'opened', 'seeded', 'lifted', 'found_file', 'read_calls', 'Places', 'allotted', 'loads', 'elsewhere']
 
 # %% ../../../nbs/train/adopt/02_constants.ipynb #start
 _SEED_NAMES = ("seed", "random_state", "random_seed", "rng_seed", "rs")
@@ -154,20 +156,27 @@ def _bound(reading: Reading) -> set[str]:
 _READERS = re.compile(r"pandas\.read_(csv|parquet|json|excel|feather|table)")
 
 
-def found_file(folder: Path, written: str) -> Path | None:
-    "The file that a raw notebook means, where it stands or by its name below the notebook's folder."
+_NOT_THE_AUTHORS = {"__pycache__", "node_modules", "site-packages", "venv", "env"}
+
+
+def _named_below(folder: Path, name: str) -> list[Path]:
+    "Files of one name below a folder; hidden folders, environments and adopted projects left out."
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder):
+        own = (each for each in folders if not each.startswith(".") and each not in _NOT_THE_AUTHORS)
+        folders[:] = sorted(each for each in own if not any(Path(place, each, mark).exists() for mark in ("pyvenv.cfg", "ADOPTED.md")))
+        found += [Path(place, name)] if name in names else []
+    return found
+
+
+def found_file(folder: Path, written: str) -> tuple[Path, bool] | None:
+    "The file that a raw notebook means, and whether only its name says so; None where there is none, or more than one of the name."
     plain = Path(written).expanduser()
     if (folder / plain).is_file():
-        return folder / plain
+        return folder / plain, False
     name = re.split(r"[/\\]", written)[-1]
-    below = sorted(path for path in folder.glob(f"**/{name}") if path.is_file()) if name and not re.search(r"[*?\[]", name) else []
-    return below[0] if len(below) == 1 else None
-
-
-def inside_name(folder: Path, path: Path) -> str:
-    "What the adopted project calls a file: as it stands below the notebook's folder, or in `data/`."
-    resolved, root = path.resolve(), folder.resolve()
-    return resolved.relative_to(root).as_posix() if root in resolved.parents else f"data/{path.name}"
+    below = _named_below(folder, name) if name else []
+    return (below[0], True) if len(below) == 1 else None
 
 
 def read_calls(reading: Reading) -> Iterator[tuple[Statement, ast.Call, str, ast.Constant]]:
@@ -181,22 +190,61 @@ def read_calls(reading: Reading) -> Iterator[tuple[Statement, ast.Call, str, ast
                     yield statement, call, literal.value, literal
 
 
+@dataclass(frozen=True)
+class Places:
+    "Where the files that a raw notebook reads stand in the project."
+
+    targets: dict[str, str]  # Place in the project, by the path as written
+    files: dict[str, Path]  # File to copy, by its place in the project
+    guessed: dict[str, str]  # What was found by its name alone, relative to the notebook, by the path as written
+    refused: dict[str, str]  # Why a path has no place, by the path as written
+
+
+def allotted(reading: Reading, folder: Path) -> Places:  # The folder of the raw notebook
+    "One place in the project for each file; none is given to two."
+    sources: dict[str, Path] = {}
+    places, root = Places({}, {}, {}, {}), folder.resolve()
+    for _, _, written, _ in read_calls(reading):
+        if "://" in written or written in sources or written in places.refused:
+            continue
+        found = found_file(folder, written)
+        if found is None:
+            places.refused[written] = f"the file '{written}' is neither where the notebook says nor, by its name and as the only one, below {folder.name}/"
+            continue
+        sources[written] = found[0].resolve()
+        if found[1]:
+            places.guessed[written] = sources[written].relative_to(root).as_posix() if root in sources[written].parents else str(sources[written])
+    for written in [each for each in places.guessed if list(sources.values()).count(sources[each]) > 1]:
+        places.refused[written] = f"'{written}' is not there, and the one file of its name, '{places.guessed.pop(written)}', is what another path means"
+    for written in sorted((each for each in sources if each not in places.refused), key=lambda each: root not in sources[each].parents):
+        source = sources[written]
+        inside = [source.relative_to(root).as_posix()] if root in source.parents else [f"data/{source.name}", f"data/{source.parent.name}/{source.name}"]
+        target = next((each for each in inside if places.files.get(each, source) == source), None)
+        if target is None:
+            places.refused[written] = f"the place of '{written}' in the project, {inside[-1]}, belongs to another file"
+            continue
+        places.targets[written] = target
+        places.files[target] = source
+    return places
+
+
 def loads(
     reading: Reading,
-    folder: Path,  # Of the raw notebook
+    places: Places,
     paths_only: bool = False,  # Keep pandas' reader: what the original does where its files are found
 ) -> tuple[list[Change], list[Todo]]:
     "`n2p.load` of a parameter in the place of pandas' readers."
     edits: dict[str, tuple[list[Edit], dict[str, str]]] = {}
     todos, taken = [], dict[str, str]()
     for statement, call, written, literal in read_calls(reading):
-        remote = "://" in written
-        path = None if remote else found_file(folder, written)
-        if path is None and not remote:
-            what = f"the file '{written}' is neither where the notebook says nor, by its name, below {folder.name}/"
-            todos.append(Todo("load", statement.cell.id, what, "put the file beside the notebook and adopt it again"))
+        target = written if "://" in written else places.targets.get(written)
+        if target is None:
+            what = places.refused.get(written, f"no place in the project is known for '{written}'")
+            todos.append(Todo("load", statement.cell.id, what, "put each file where the notebook reads it, and adopt it again"))
             continue
-        target = written if path is None else inside_name(folder, path)
+        if written in places.guessed:
+            what = f"'{written}' is not there, and '{places.guessed[written]}' has its name"
+            todos.append(Todo("load", statement.cell.id, what, "make sure that it is the file you mean"))
         if not statement.cell.is_as_written(call):
             continue
         own, parameters = edits.setdefault(statement.cell.id, ([], {}))
@@ -217,7 +265,7 @@ def loads(
         if not re.search(r"\.(csv|tsv|parquet|json|jsonl|xlsx|feather)(\.\w+)?$", target.lower()):
             end = call.args[0]
             own[-1] = replaced(end, f'{parameter}, format="{(reading.name_of(call) or "").rpartition("_")[2]}"')
-    reason = "the table is loaded by a parameter, and its content recorded with the run"
+    reason = "the file is read where the project keeps it" if paths_only else "the table is loaded by a parameter, and its content recorded with the run"
     return [Change("load", cell, reason, tuple(dict.fromkeys(found)), parameters=tuple(new.items())) for cell, (found, new) in edits.items() if found], todos
 
 # %% ../../../nbs/train/adopt/02_constants.ipynb #elsewhere
@@ -247,20 +295,35 @@ def elsewhere(reading: Reading) -> tuple[list[Change], list[Todo]]:
     for statement in reading.statements:
         names = {name for name, _ in reading.calls(statement.node)}
         whole = isinstance(statement.node, ast.Expr | ast.With)
-        if whole and names & _DUMPS and not loads_back and _plain_with(statement.node) and statement.is_editable:
+        if whole and names & _DUMPS and not loads_back and _only_stores(reading, statement.node) and statement.is_editable:
             why = "run.export keeps the model"
             found.setdefault((statement.cell.id, "the bundle of run.export takes the place of a pickle"), []).append(_commented(statement, why))
         elif _is_colab(reading, statement.node) and statement.is_editable:
             why = "there is no drive to mount"
             found.setdefault((statement.cell.id, "a project runs outside Colab too"), []).append(_commented(statement, why))
     for cell in reading.analysis.cells:
+        goes_on = False  # Whether the installation of the line before continues here
         for number, line in enumerate(cell.source.split("\n"), start=1):
-            if _INSTALL.fullmatch(line):
-                edit = Edit((number, 0), (number, len(line.encode())), f"# n2p adopt: the project's requirements say what is installed: {line.strip().lstrip('!%')}")
+            if goes_on:
+                found[cell.id, "a run must not install packages"].append(Edit((number, 0), (number, len(line.encode())), f"# {line.strip()}"))
+            elif _INSTALL.fullmatch(line):
+                indent = line[: len(line) - len(line.lstrip())]
+                text = f"{indent}{'pass  ' if indent else ''}# n2p adopt: the project's requirements say what is installed: {line.strip().lstrip('!%')}"
+                edit = Edit((number, 0), (number, len(line.encode())), text)
                 found.setdefault((cell.id, "a run must not install packages"), []).append(edit)
+            goes_on = line.rstrip().endswith("\\") and (goes_on or _INSTALL.fullmatch(line) is not None)
     return [Change("elsewhere", cell, reason, tuple(edits)) for (cell, reason), edits in found.items()], []
 
 
-def _plain_with(node: ast.stmt) -> bool:
-    "Whether a statement does nothing but to store."
-    return not isinstance(node, ast.With) or all(isinstance(each, ast.Expr | ast.Pass) for each in node.body)
+def _only_stores(reading: Reading, node: ast.stmt) -> bool:
+    "Whether a statement does nothing but to store what is there already, and to say so."
+    if isinstance(node, ast.With):
+        return all(_only_stores(reading, each) for each in node.body)
+    if not isinstance(node, ast.Expr):
+        return isinstance(node, ast.Pass)
+    call = node.value
+    if not isinstance(call, ast.Call) or any(isinstance(each, ast.NamedExpr) for each in ast.walk(call)):
+        return False
+    says = isinstance(call.func, ast.Name) and call.func.id == "print"
+    first = call.args if says else call.args[:1]
+    return (says or reading.name_of(call) in _DUMPS) and not any(isinstance(each, ast.Call) for part in first for each in ast.walk(part))

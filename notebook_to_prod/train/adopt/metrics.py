@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .changes import Change, Todo
@@ -74,15 +75,61 @@ def _below(node: ast.AST) -> Iterator[tuple[ast.AST, tuple[ast.AST, ...]]]:
         pending = [*((child, (*around, each)) for child in inside), *pending]
 
 # %% ../../../nbs/train/adopt/03_metrics.ipynb #found-scores
-def _loop_text(around: tuple[ast.AST, ...]) -> str | None:
-    "The variable of the innermost loop that names its passes; empty where there is no loop, None where nothing names them."
-    loops = [each for each in around if isinstance(each, ast.For | ast.While | ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp)]
-    if not loops:
-        return ""
-    loop = loops[-1]
-    if isinstance(loop, ast.For) and isinstance(loop.target, ast.Tuple) and isinstance(loop.target.elts[0], ast.Name):
-        return loop.target.elts[0].id
-    return loop.target.id if isinstance(loop, ast.For) and isinstance(loop.target, ast.Name) else None
+_LOOPS = ast.For | ast.While | ast.AsyncFor | ast.ListComp | ast.DictComp | ast.SetComp | ast.GeneratorExp
+
+
+def _bound_once(reading: Reading, name: str) -> ast.expr | None:
+    "What a variable is bound to, if nothing else binds or changes it."
+    steps = [step for step in reading.analysis.steps if step.name == name and step.kind in ("bind", "change", "delete")]
+    values = [each.node.value for each in reading.statements if isinstance(each.node, ast.Assign) and ast.unparse(each.node.targets[0]) == name]
+    return values[0] if len(steps) == len(values) == 1 else None
+
+
+def _are_names(nodes: Sequence[ast.expr | None]) -> bool:
+    "Whether expressions are texts or numbers as written, no two alike as text."
+    texts = [str(node.value) for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str | int | float)]
+    return len(texts) == len(nodes) == len(set(texts))
+
+
+def _keys_named(reading: Reading, node: ast.expr) -> bool:
+    "Whether an expression is a dict that is written with names as its keys."
+    node = (_bound_once(reading, node.id) or node) if isinstance(node, ast.Name) else node
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
+        return not node.args and all(each.arg for each in node.keywords)
+    return isinstance(node, ast.Dict) and _are_names(node.keys)
+
+
+def _firsts_named(reading: Reading, node: ast.expr, in_pairs: bool) -> bool:
+    "Whether each pass of a loop over an expression has a name of its own: its item, or the first part of it."
+    node = (_bound_once(reading, node.id) or node) if isinstance(node, ast.Name) else node
+    if isinstance(node, ast.List | ast.Tuple):
+        parts = [(each.elts or [None])[0] if isinstance(each, ast.Tuple | ast.List) else None for each in node.elts] if in_pairs else node.elts
+        return _are_names(parts)
+    if isinstance(node, ast.Call):
+        called = ast.unparse(node.func)
+        if in_pairs and called == "zip" and node.args:
+            return _firsts_named(reading, node.args[0], in_pairs=False)
+        if isinstance(node.func, ast.Attribute) and not node.args and node.func.attr in ("items", "keys"):
+            return in_pairs == (node.func.attr == "items") and _keys_named(reading, node.func.value)
+        return called == "enumerate" if in_pairs else called == "range"
+    return not in_pairs and _keys_named(reading, node)
+
+
+def _loop_text(reading: Reading, around: tuple[ast.AST, ...]) -> str | None:
+    "The variables that name the passes of all loops around an expression; empty where there is no loop, None where a pass has no name of its own."
+    names: list[str] = []
+    for loop in (each for each in around if isinstance(each, _LOOPS)):
+        if not isinstance(loop, ast.For):
+            return None
+        in_pairs = isinstance(loop.target, ast.Tuple)
+        first = loop.target.elts[0] if isinstance(loop.target, ast.Tuple) else loop.target
+        if not isinstance(first, ast.Name) or not _firsts_named(reading, loop.iter, in_pairs):
+            return None
+        stored = [each for part in loop.body for each in ast.walk(part) if isinstance(each, ast.Name) and each.id == first.id and isinstance(each.ctx, ast.Store)]
+        if stored:
+            return None
+        names.append(first.id)
+    return "_".join(f"{{{name}}}" for name in names)
 
 
 def _judged_part(node: ast.Call) -> str:
@@ -105,11 +152,11 @@ def scores(reading: Reading) -> tuple[list[Score], list[Todo]]:
             call, outer = node, around[-1] if around else None
             if name == "mse" and _is_root(reading, outer):
                 node, name = outer, "rmse"  # type: ignore[assignment]
-            loop = _loop_text(around)
+            loop = _loop_text(reading, around)
             if loop is None:
-                todos.append(Todo("metric", statement.cell.id, f"{ast.unparse(node)} is computed again and again, and nothing names the passes", "record what matters with run.metric(name, value)"))
+                todos.append(Todo("metric", statement.cell.id, f"{ast.unparse(node)} is computed again and again, and nothing gives each pass a name of its own", "record what matters with run.metric(name, value)"))
             else:
-                found.append(Score(statement, node, _judged_part(call) + name + (f"_{{{loop}}}" if loop else ""), next(each for each in reversed((statement.node, *around)) if isinstance(each, ast.stmt))))  # type: ignore[arg-type]
+                found.append(Score(statement, node, _judged_part(call) + name + (f"_{loop}" if loop else ""), next(each for each in reversed((statement.node, *around)) if isinstance(each, ast.stmt))))  # type: ignore[arg-type]
     return found, todos
 
 
@@ -130,6 +177,20 @@ def _named(score: Score, taken: set[str]) -> str:
     return next(name for name in (f"{score.name}_{number}" for number in range(2, 1000)) if name not in taken)
 
 
+_DRAWS = re.compile(r"fit|cross_val|rand|sample|shuffle|split|permut|choice")
+
+
+def _cannot_follow(score: Score) -> str | None:
+    "Why a score in a text cannot be computed once more on the line behind it."
+    lines = score.statement.cell.source.split("\n")
+    before = lines[score.inner.lineno - 1].encode()[: score.inner.col_offset].decode()
+    after = lines[(score.inner.end_lineno or 1) - 1].encode()[score.inner.end_col_offset or 0 :].decode().strip()
+    if before.strip() or after.removeprefix(";").strip().partition("#")[0] or isinstance(score.inner, ast.For | ast.While | ast.If | ast.With | ast.Try):
+        return "stands in a text, on a line that does something else as well"
+    calls = [ast.unparse(each.func) for each in ast.walk(score.node) if isinstance(each, ast.Call)]
+    return "stands in a text and fits or draws, so it cannot be computed twice" if any(_DRAWS.search(call) for call in calls) else None
+
+
 def _behind(score: Score, text: str) -> Edit:
     "The edit that puts a line behind the innermost statement around a score, as far to the right."
     line = score.inner.end_lineno or score.inner.lineno
@@ -147,11 +208,15 @@ def recorded(reading: Reading) -> tuple[list[Change], list[Todo]]:
         if not statement.cell.is_as_written(score.node) or statement.cell.is_exported:
             todos.append(Todo("metric", statement.cell.id, f"{ast.unparse(score.node)} stands in a line that a magic changes", "record it with run.metric(name, value)"))
             continue
+        in_text = reading.is_in_text(score.node)
+        if in_text and (reason := _cannot_follow(score)):
+            todos.append(Todo("metric", statement.cell.id, f"{ast.unparse(score.node)} {reason}", "compute it on a line of its own, and print the result"))
+            continue
         name = _named(score, taken)
         taken.add(name)
         shown = f'f"{name}"' if "{" in name else f'"{name}"'
         own = edits.setdefault(statement.cell.id, [])
-        if reading.is_in_text(score.node):
+        if in_text:
             own.append(_behind(score, f"run.metric({shown}, {ast.unparse(score.node)})"))
             continue
         start, end = (score.node.lineno, score.node.col_offset), (score.node.end_lineno or 0, score.node.end_col_offset or 0)

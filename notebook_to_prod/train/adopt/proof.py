@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import RunTimeoutError
@@ -29,6 +29,18 @@ from IPython.core.interactiveshell import InteractiveShell
 import notebook_to_prod.package.session as session
 
 session._export = lambda *given: None  # the project's own run exports, and proves what it exports
+recorded, kept = {}, session.Run.metric
+
+
+def metric(self, name, value):
+    number = kept(self, name, value)
+    recorded.setdefault(name, []).append(number)
+    return number
+
+
+session.Run.metric = metric
+
+
 class Shell(InteractiveShell):
     def enable_gui(self, gui=None):
         pass  # `%matplotlib inline` asks for one
@@ -47,7 +59,7 @@ for name, source in cells:
         break
 run = shell.user_ns.get("run")
 metrics = dict(getattr(run, "metrics", {}))
-json.dump({"metrics": metrics, "told": told, "failed": failed}, open(target, "w"))
+json.dump({"metrics": metrics, "recorded": recorded, "told": told, "failed": failed}, open(target, "w"))
 """
 
 
@@ -58,6 +70,12 @@ class Execution:
     metrics: dict[str, float]
     told: dict[str, str]  # What cells printed, by id
     failed: tuple[str, str] | None = None  # The cell and its error
+    recorded: dict[str, list[float]] = field(default_factory=dict)  # Every value of every metric, in order
+
+    @property
+    def overwritten(self) -> list[str]:
+        "Metrics that were recorded with several values, of which a run keeps the last."
+        return [name for name, values in self.recorded.items() if any(not _same(values[0], each) for each in values[1:])]
 
 
 def place_files(folder: Path, files: Mapping[str, Path]) -> None:
@@ -88,7 +106,7 @@ def execute(notebook: Notebook, files: Mapping[str, Path], timeout: float = 600)
             said = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
             return Execution({}, {}, (notebook.code_cells[-1].id, f"the process ended: {said}"))
         found = json.loads(result.read_text())
-    return Execution(found["metrics"], found["told"], tuple(found["failed"]) if found["failed"] else None)
+    return Execution(found["metrics"], found["told"], tuple(found["failed"]) if found["failed"] else None, found["recorded"])
 
 # %% ../../../nbs/train/adopt/06_proof.ipynb #compare
 def _same(one: float, other: float) -> bool:
@@ -104,6 +122,9 @@ def difference(original: Execution, adopted: Execution) -> str | None:
             return f"the metric '{name}' is not recorded"
         if not _same(value, adopted.metrics[name]):
             return f"the metric '{name}' is {adopted.metrics[name]!r}, and was {value!r}"
+        before, after = original.recorded.get(name, []), adopted.recorded.get(name, [])
+        if before and after and (len(before) != len(after) or not all(map(_same, before, after))):
+            return f"the metric '{name}' is recorded as {after!r}, and was as {before!r}"
     return None
 
 
