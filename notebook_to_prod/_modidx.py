@@ -1567,6 +1567,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                        'notebook_to_prod/package/compile/trees.py'),
                                                         'notebook_to_prod.package.compile.trees._histogram_boosting': ( 'package/compile/trees.html#_histogram_boosting',
                                                                                                                         'notebook_to_prod/package/compile/trees.py'),
+                                                        'notebook_to_prod.package.compile.trees._is_there': ( 'package/compile/trees.html#_is_there',
+                                                                                                              'notebook_to_prod/package/compile/trees.py'),
                                                         'notebook_to_prod.package.compile.trees._levels': ( 'package/compile/trees.html#_levels',
                                                                                                             'notebook_to_prod/package/compile/trees.py'),
                                                         'notebook_to_prod.package.compile.trees._trees': ( 'package/compile/trees.html#_trees',

@@ -33,7 +33,6 @@ def rounded_down(thresholds: np.ndarray) -> np.ndarray:
 # %% ../../../nbs/package/compile/07_trees.ipynb #forest
 ENGINES = ("loop", "numpy", "onnxruntime")
 COMPILED = "numba"  # An engine for batches, whose start nobody waits for
-_HAS = {"loop": lambda: True, "onnxruntime": has_onnxruntime, COMPILED: has_numba}
 _FEW_COMPARISONS = 100  # Of one row, that plain Python does sooner than another engine is called
 
 
@@ -71,7 +70,7 @@ class Forest(Step):
 
     def use(self, engine: str, engine_many: str | None = None) -> None:
         "Choose the engines for one row and for more; numpy takes the place of one that is not installed."
-        engines = [name if _HAS.get(name, bool)() else "numpy" for name in (engine, engine_many or engine)]
+        engines = [name if _is_there(name) else "numpy" for name in (engine, engine_many or engine)]
         if "onnxruntime" in engines and self._session is None:
             local = self._leaf - np.repeat(self._first, np.diff(np.append(self.roots, len(self.feature))))
             self._session = open_session(
@@ -188,6 +187,10 @@ class Forest(Step):
         inner = self.feature >= 0
         columns, thresholds = self.feature[inner], self.threshold[inner]
         return {int(each): np.unique(thresholds[columns == each]) for each in np.unique(columns)}
+
+
+def _is_there(engine: str) -> bool:
+    return has_onnxruntime() if engine == "onnxruntime" else has_numba() if engine == COMPILED else engine in ENGINES
 
 
 def _levels(children: np.ndarray, roots: np.ndarray, ends: np.ndarray) -> int:
