@@ -349,6 +349,10 @@ def test_another_live_version_is_held_against_too(project: Project, registry: Re
     died(project, "canary")
     state = read_states(registry.store, NAME)[-1]
     assert (state.stage, state.version, state.stages["gate"]["champion_version"]) == ("register", 2, 1)
+    configure(project, FREE, "[tool.n2p.stages.production]\napprovals = 1\ngates = false\n")
+    waiting = retrain(registry, NAME).state
+    assert waiting is not None and (waiting.state, waiting.stages["canary"]["state"]) == ("waiting", "none")
+    configure(project)
     registry.retire(NAME, "production", "it was a mistake", override=True)
     done = retrain(registry, NAME)
     assert done.state is not None and done.state.stages["gate"]["champion"] == ""
@@ -461,6 +465,25 @@ def test_a_canary_is_promoted_and_another_aborted(
     assert "quality" in ended.why and not verify_log(registry.store)
     shown = project.n2p("retrain", NAME, "--status")
     assert shown.code == 0 and "aborted as version 3" in shown.stdout and "promoted as version 2" in shown.stdout
+
+
+def test_what_a_person_has_given_up_or_taken_back_stays_so(project: Project, registry: Registry) -> None:
+    configure(project, CANARY, ROLLOUT)
+    died(project, "canary")  # the rollout is running, and the state does not know of it
+    assert registry.aliased(NAME, "canary") == 2
+    given_up, rollout = abort_retraining(registry, NAME), read_rollout(registry, NAME)
+    assert rollout is not None and (given_up.state, rollout.state) == ("aborted", "aborted")
+    assert registry.aliased(NAME, "canary") is None
+
+    configure(project)
+    keep_state(registry.store, replace(given_up, state="running", why=""))
+    died(project, "promote")
+    with pytest.raises(VerdictError, match="version 2 of 'flights' is production already"):
+        abort_retraining(registry, NAME)
+    registry.rollback(NAME, reason="late flights missed")
+    done = retrain(registry, NAME)
+    assert done.state is not None and (done.state.state, done.exit_code) == ("aborted", 1)
+    assert "taken back" in done.state.why and registry.aliased(NAME, "production") == 1
 
 
 def ended_of(done: Outcome) -> Any:

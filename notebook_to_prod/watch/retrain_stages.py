@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle
 
 # %% auto #0
-__all__ = ['Job', 'question_key', 'rollout_rules', 'go_on']
+__all__ = ['Job', 'question_key', 'rollout_rules', 'find_rollout', 'go_on']
 
 # %% ../../nbs/watch/44b_retrain_stages.ipynb #job
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _gate(job: Job, state: Retraining) -> Retraining:
     said = [{"gate": each.gate, "of": each.subject, "why": each.why, "number": each.to_dict()["number"], "threshold": each.to_dict()["threshold"]} for each in report.failed]
     evidence = {"passed": report.passed, "counts": report.counts, "failed": said, "verdicts": report.digest, "policy": report.policy}
     against = {"champion": champion.digest if champion else "", "champion_version": version, "seen_by_champion": champion and seen_before(job.store, champion, fresh)}
-    found = state.did("gate", rows=len(fresh), report=str(path.relative_to(job.store.home)), **evidence, **against)
+    found = state.undone("canary").did("gate", rows=len(fresh), report=str(path.relative_to(job.store.home)), **evidence, **against)
     if report.passed:
         return found
     why = f"{job.alias}, on {len(fresh)} fresh rows: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
@@ -154,10 +154,29 @@ def rollout_rules(job: Job) -> RolloutSettings:
     return RolloutSettings.from_table({**table, **(job.settings.canary.rules if job.settings.canary else {})})
 
 
-def _own_rollout(job: Job, state: Retraining) -> Rollout | None:
-    "The rollout that this retraining has started, as far as the registry knows; one whose start was cut short is ended."
-    found = read_rollout(job.registry, state.name)
+def _was_live(job: Job, state: Retraining) -> bool:
+    "Whether the alias has pointed to its version since the retraining began."
+    began = datetime.fromisoformat(state.began)
+    moves = (each for each in job.registry.events(state.name) if each.action in MOVES and (each.alias, each.version) == (job.alias, state.version))
+    return any(datetime.fromisoformat(each.time) >= began for each in moves)
+
+
+def _taken_back(state: Retraining) -> str:
+    return f"version {state.version} was promoted and taken back"
+
+
+def find_rollout(registry: Registry, state: Retraining) -> Rollout | None:
+    "The rollout that a retraining has started, as far as the registry knows."
+    found = read_rollout(registry, state.name)
     if found is None or found.kind != "canary" or found.version != state.version or datetime.fromisoformat(found.began) < datetime.fromisoformat(state.began):
+        return None
+    return found
+
+
+def _own_rollout(job: Job, state: Retraining) -> Rollout | None:
+    "The one that it goes on with; one whose start was cut short is ended."
+    found = find_rollout(job.registry, state)
+    if found is None:
         return None
     if found.state == STARTING:
         abort_rollout(job.registry, state.name, f"{_why(job, state)}; who started it is gone", found)
@@ -174,6 +193,8 @@ def _canary(job: Job, state: Retraining) -> Retraining:
     if known is None and canary is not None:
         mine = _own_rollout(job, state)
         if mine is None:
+            if _was_live(job, state):
+                return state.became(ABORTED, _taken_back(state))
             if lacking := _lacking(job, state, "canary"):
                 return state.became(WAITING, lacking)
             other = read_rollout(job.registry, state.name)
@@ -212,13 +233,17 @@ def _promote(job: Job, state: Retraining) -> Retraining:
     assert state.version is not None
     before = job.registry.aliased(state.name, job.alias)
     if before != state.version:
+        if _was_live(job, state):
+            return state.became(ABORTED, _taken_back(state))
+        if state.stages["canary"]["state"] == "none" and before != state.stages["gate"]["champion_version"]:
+            return state.undone("gate")  # what is live has changed: held against that, too
         if lacking := _lacking(job, state, job.alias):
             return state.became(WAITING, lacking)
         try:
             job.registry.promote(state.name, state.version, job.alias, _why(job, state), progress=job.progress)
         except VerdictError as error:
             if job.registry.aliased(state.name, job.alias) != before:
-                return state.undone("gate")  # what is live has changed: held against that, too
+                return state.undone("gate")
             return state.became(REJECTED, error.what)
     moves = (each for each in reversed(job.registry.events(state.name)) if each.action in MOVES and (each.alias, each.version) == (job.alias, state.version))
     event = next(moves, None)
@@ -235,7 +260,7 @@ def _is_done(job: Job, state: Retraining, stage: str) -> bool:
         return False
     if stage == "canary":
         return said["state"] not in ("starting", "running", "promoting")
-    if stage == "gate" and "canary" not in state.stages and "promote" not in state.stages:
+    if stage == "gate" and state.stages.get("canary", {}).get("state", "none") == "none" and "promote" not in state.stages:
         live = job.registry.aliased(state.name, job.alias)
         return live in (said["champion_version"], state.version) and said["policy"] == retrain_policy(job.alias, job.project).digest
     return True
