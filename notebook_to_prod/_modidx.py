@@ -8794,6 +8794,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'notebook_to_prod/watch/retrain_stages.py'),
                                                        'notebook_to_prod.watch.retrain_stages._promote': ( 'watch/retrain_stages.html#_promote',
                                                                                                            'notebook_to_prod/watch/retrain_stages.py'),
+                                                       'notebook_to_prod.watch.retrain_stages._promotes': ( 'watch/retrain_stages.html#_promotes',
+                                                                                                            'notebook_to_prod/watch/retrain_stages.py'),
                                                        'notebook_to_prod.watch.retrain_stages._register': ( 'watch/retrain_stages.html#_register',
                                                                                                             'notebook_to_prod/watch/retrain_stages.py'),
                                                        'notebook_to_prod.watch.retrain_stages._taken_back': ( 'watch/retrain_stages.html#_taken_back',

@@ -26,7 +26,7 @@ from notebook_to_prod.errors import CellError, InputError, NotFoundError, Verdic
 from notebook_to_prod.project import open_store
 from notebook_to_prod.release.audit import read_events, verify_log
 from notebook_to_prod.release.registry import Registry
-from notebook_to_prod.release.rollout import read_rollout
+from notebook_to_prod.release.rollout import Rollout, read_rollout, running_rollout
 from notebook_to_prod.serve.log.segments import SegmentWriter
 from notebook_to_prod.watch import retrain as pipeline
 from notebook_to_prod.watch.retrain import Outcome, abort_retraining, retrain, watch_models, watch_once
@@ -34,6 +34,7 @@ from notebook_to_prod.watch.retrain_data import ingest, join_features, read_rows
 from notebook_to_prod.watch.retrain_settings import TRIGGERS, retrain_settings
 from notebook_to_prod.watch.retrain_state import keep_state, only_one, read_notes, read_states, unfinished
 from notebook_to_prod.watch.retrain_triggers import ask_triggers, make_question
+from notebook_to_prod.watch.rollout import Decision
 
 FIRED = int(os.environ.get("N2P_TEST_RETRAIN", "8"))  # Processes at once
 NAME = "flights"
@@ -484,6 +485,43 @@ def test_what_a_person_has_given_up_or_taken_back_stays_so(project: Project, reg
     done = retrain(registry, NAME)
     assert done.state is not None and (done.state.state, done.exit_code) == ("aborted", 1)
     assert "taken back" in done.state.why and registry.aliased(NAME, "production") == 1
+
+
+def test_a_canary_is_begun_anew_if_cut_short_and_ended_if_its_last_step_is_refused(
+    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def enough(*_: Any, **__: Any) -> tuple[Rollout, Decision]:
+        found = running_rollout(registry, NAME)
+        return found, Decision("", NAME, found.id, 2, 1, 50, "advance", "it is fine")
+
+    configure(project, CANARY, ROLLOUT)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("notebook_to_prod.release.rollout.promote", stopped)  # as by Ctrl-C while it is let in
+        retrain(registry, NAME)
+    cut_short, begun = read_rollout(registry, NAME), retrain(registry, NAME).state
+    assert cut_short is not None and (cut_short.state, cut_short.cut_short) == ("aborted", True)
+    assert begun is not None and (begun.state, registry.aliased(NAME, "canary")) == ("canary", 2)
+
+    monkeypatch.setattr("notebook_to_prod.watch.retrain_stages.look", enough)
+    running = read_rollout(registry, NAME)
+    configure(project, CANARY, ROLLOUT + "[tool.n2p.stages.production]\napprovals = 1\ngates = false\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("LOGNAME", "somebody-else")
+        for asked in (lambda: None, lambda: registry.approve(NAME, 2, "production")):
+            asked()
+            waiting = retrain(registry, NAME)  # who promotes does not count among those who approve
+            assert waiting.state is not None and (waiting.state.state, waiting.exit_code) == ("waiting", 1)
+    assert read_rollout(registry, NAME) == running, "nothing is tried that cannot be"
+
+    (project.folder / "strict.toml").write_text("[quality]\nmin_rows = 100000\n")
+    configure(project, CANARY, ROLLOUT + '[tool.n2p.stages]\nproduction = "strict.toml"\n')
+    monkeypatch.setenv("N2P_REQUIRE_GATE", "1")
+    done, rollout = retrain(registry, NAME).state, read_rollout(registry, NAME)
+    assert done is not None and rollout is not None and (done.state, rollout.state) == ("rejected", "aborted")
+    assert (registry.aliased(NAME, "production"), registry.aliased(NAME, "canary")) == (1, None)
 
 
 def ended_of(done: Outcome) -> Any:

@@ -12,14 +12,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccessError, InputError, N2PError, RunInterruptedError, VerdictError
+from ..errors import AccessError, InputError, N2PError, NotFoundError, RunInterruptedError, VerdictError
 from ..project import Store, project_settings
+from ..release.approvals import count_approvals
 from ..release.audit import MOVES, read_events
-from ..release.people import settings_place
+from ..release.people import acting, read_people, settings_place
 from ..release.registry import Registry, share_event
 from ..release.rollout import ABORTED as ROLLOUT_ABORTED
+from ..release.rollout import RUNNING as ROLLOUT_RUNNING
 from ..release.rollout import STARTING, Rollout, abort_rollout, read_rollout, start_rollout
-from ..release.stages import stage_rules
+from ..release.stages import require_identity, stage_rules
 from ..serve.rollout.follow import RolloutSettings
 from ..train.question import ask
 from ..train.record import find_run
@@ -28,7 +30,7 @@ from .retrain_data import join_features, read_rows, rows_path, split_rows
 from .retrain_gate import gate_fresh, retrain_policy, seen_before
 from .retrain_settings import RetrainSettings
 from .retrain_state import ABORTED, CANARY, FAILED, PROMOTED, REJECTED, RUNNING, STAGES, UNCHANGED, WAITING, Retraining, keep_state
-from .rollout import act, look
+from .rollout import ADVANCE, Decision, act, look
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle
@@ -133,11 +135,14 @@ def _register(job: Job, state: Retraining) -> Retraining:
 
 # %% ../../nbs/watch/44b_retrain_stages.ipynb #canary
 def _lacking(job: Job, state: Retraining, stage: str) -> str:
-    "Which approvals a stage still asks for, in words; empty if none."
+    "Which approvals a stage still asks for before this process may promote, in words; empty if none. Raises `AccessError`."
     assert state.version is not None
-    if not stage_rules(stage).asks_people:
+    if not (rules := stage_rules(stage)).asks_people:
         return ""
-    found = job.registry.approvals(state.name, state.version, stage)
+    who = acting("promote", state.name)
+    require_identity(who, rules)
+    target = job.registry.read(state.name, state.version)
+    found = count_approvals(job.registry.events(state.name), rules, read_people(), state.name, target.version, target.bundle, who.user)
     return "" if found.is_complete else f"{stage} asks for approvals: {found.told}; n2p approve {state.name} {state.version} --to {stage}"
 
 
@@ -170,7 +175,7 @@ def find_rollout(registry: Registry, state: Retraining) -> Rollout | None:
     found = read_rollout(registry, state.name)
     if found is None or found.kind != "canary" or found.version != state.version or datetime.fromisoformat(found.began) < datetime.fromisoformat(state.began):
         return None
-    return found
+    return None if found.cut_short else found
 
 
 def _own_rollout(job: Job, state: Retraining) -> Rollout | None:
@@ -202,24 +207,47 @@ def _canary(job: Job, state: Retraining) -> Retraining:
                 return state.became(WAITING, f"there is a rollout: {other.told}")
             try:
                 mine = start_rollout(job.registry, state.name, state.version, "canary", canary.steps, canary.period, job.alias, _why(job, state), progress=job.progress)
-            except VerdictError as error:
+            except (VerdictError, InputError) as error:
+                latest = read_rollout(job.registry, state.name)
+                if latest is not None and latest != other and (latest.goes_on or latest.version != state.version):
+                    return state.became(WAITING, f"there was another rollout: {latest.told}")
+                if not isinstance(error, VerdictError):
+                    raise
                 return state.became(REJECTED, error.what)
         state = keep_state(job.store, state.did("canary", rollout=mine.id, state=mine.state, percents=list(mine.steps)).became(CANARY, mine.told))
     return _look(job, state)
 
 
+def _promotes(rollout: Rollout, decision: Decision) -> bool:
+    "Whether what was decided is the last step, which asks the stage."
+    following = rollout.steps[rollout.step + 1 :]
+    return decision.action == ADVANCE and rollout.state == ROLLOUT_RUNNING and (not following or following[0] >= 100)
+
+
 def _look(job: Job, state: Retraining) -> Retraining:
     from notebook_to_prod.serve.configure import project_log
 
-    known, rules, why = state.stages["canary"], rollout_rules(job), ""
+    known, rules, why, promotes = state.stages["canary"], rollout_rules(job), "", False
     found = read_rollout(job.registry, state.name)
     if found is not None and found.id == known["rollout"] and found.goes_on:
         logged = LoggedOutcomes(job.registry, project_log(job.store, state.name), rules.outcome)
         try:
-            decision = act(job.registry, *look(job.registry, state.name, rules, logged=logged))
+            found, decision = look(job.registry, state.name, rules, logged=logged)
+            if (promotes := _promotes(found, decision)) and (lacking := _lacking(job, state, job.alias)):
+                return state.became(WAITING, lacking)
+            decision = act(job.registry, found, decision)
             why = f"{decision.action} at {decision.percent:g}%: {decision.why}"
+        except NotFoundError:
+            if (latest := read_rollout(job.registry, state.name)) is not None and latest.goes_on:
+                raise  # it is something else that is not found
         except VerdictError as error:
-            return state.became(CANARY, error.what)
+            latest = read_rollout(job.registry, state.name)
+            if not promotes or latest is None or latest.state != ROLLOUT_RUNNING or latest.change == found.change:
+                return state.became(CANARY, error.what)
+            if lacking := _lacking(job, state, job.alias):
+                return state.became(WAITING, lacking)
+            abort_rollout(job.registry, state.name, f"{_why(job, state)}; {error.what}", latest)
+            return state.did("canary", **{**known, "state": ROLLOUT_ABORTED}).became(REJECTED, error.what)
         found = read_rollout(job.registry, state.name)
     if found is None or found.id != known["rollout"]:
         return state.did("canary", **{**known, "state": "gone"}).became(ABORTED, "another rollout has taken the place of its own")
