@@ -330,7 +330,7 @@ def test_triggers_fire_on_what_they_are_about(project: Project, registry: Regist
     served = {"drift": False, "performance": False}
     assert fires() == {**served, "stale": True, "new-data": True, "schedule": False}, "nothing was served"
     assert fires("stale", stale=timedelta(days=10_000)) == {"stale": False}
-    assert fires("new-data", new_labels=601) == {"new-data": False}
+    assert fires("new-data", new_labels=2_601) == {"new-data": False}
     assert fires("schedule", every=timedelta(0)) == {"schedule": True}
     log_days(registry, later=25, limit=70)
     configure(project, FREE, "[tool.n2p.watch]\nminimum = 50\n")

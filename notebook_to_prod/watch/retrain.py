@@ -77,6 +77,8 @@ def retrain(
         if not free:
             return Outcome(name, BUSY, f"already running: {current.short}" if current else "already running", current)
         if current is not None:
+            if force or when or until:
+                job.tell(f"retrain {current.short} is gone on with before another is begun: what was asked for is not looked at")
             return _ran(go_on(job, current))
         return _begin(job, make_question(registry, settings, read_states(job.store, name), until, root), tuple(when), force, reason)
 
@@ -122,7 +124,8 @@ def _begun(job: Job, key: str, rows: Ingested, why: str, known: Retraining | Non
         against = forced or (f"it was {known.state}" if known else "nothing was in the way")
         share_event(job.registry, "override", name, 0, reason=f"retrain forced, although {against}: {why}")
     attempt = known.attempt + 1 if known else 1
-    begun = Retraining(key, name, why, who.user, now(), rows.start, rows.end, attempt=attempt, owner=job.settings.owner)
+    earlier = (*known.earlier, known.began) if known else ()
+    begun = Retraining(key, name, why, who.user, now(), rows.start, rows.end, attempt=attempt, earlier=earlier, owner=job.settings.owner)
     note(job.store, name, "begun", key=key, why=why, attempt=attempt)
     return keep_state(job.store, begun.did("ingest", **asdict(rows), source=job.settings.ingest))
 
@@ -137,7 +140,7 @@ def abort_retraining(registry: Registry, name: str, reason: str = "", project: P
         if current is None:
             raise NotFoundError(f"no retraining of '{name}' goes on", where=name, remedy=f"see n2p retrain {name} --status")
         settings = read_retrain(project).get(name)
-        alias = settings and settings.to or registry.store.alias
+        alias = (settings and settings.to) or registry.store.alias
         if current.version is not None and registry.aliased(name, alias) == current.version:
             raise VerdictError(f"version {current.version} of '{name}' is {alias} already", where=current.short, remedy=f"take it back first: n2p rollback {name}; or let n2p retrain {name} end as promoted")
         found = find_rollout(registry, current)
@@ -164,8 +167,8 @@ def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | 
                 found.append(retrain(registry, name, settings.when, progress=tell, project=project))
         except RunInterruptedError:
             raise
-        except N2PError as error:
-            tell(f"{name}: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one model, the others go on
+            tell(f"{name}: {error if isinstance(error, N2PError) else f'{type(error).__name__}: {error}'}")
     return found
 
 

@@ -27,9 +27,9 @@ from ..train.question import ask
 from ..train.record import find_run
 from .outcomes import LoggedOutcomes
 from .retrain_data import join_features, read_rows, rows_path, split_rows
-from .retrain_gate import gate_fresh, retrain_policy, seen_before
+from .retrain_gate import check_attributes, gate_fresh, retrain_policy, seen_before
 from .retrain_settings import RetrainSettings
-from .retrain_state import ABORTED, CANARY, FAILED, PROMOTED, REJECTED, RUNNING, STAGES, UNCHANGED, WAITING, Retraining, keep_state
+from .retrain_state import ABORTED, CANARY, FAILED, PROMOTED, REJECTED, RUNNING, STAGES, UNCHANGED, WAITING, Retraining, keep_state, retrain_key
 from .rollout import ADVANCE, Decision, act, look
 
 if TYPE_CHECKING:
@@ -93,12 +93,17 @@ def question_key(job: Job, start: str, end: str) -> str:
 # %% ../../nbs/watch/44b_retrain_stages.ipynb #train
 def _features(job: Job, state: Retraining) -> Retraining:
     joined = join_features(job.store, job.settings, state.stages["ingest"]["digest"], job.project)
-    return state.did("features", digest=joined, views=list(job.settings.features), **asdict(split_rows(job.store, job.settings, joined)))
+    split = split_rows(job.store, job.settings, joined)
+    check_attributes(job.settings, retrain_policy(job.alias, job.project), [*read_rows(job.store, state.name, split.fresh).columns])
+    return state.did("features", digest=joined, views=list(job.settings.features), **asdict(split))
 
 
 def _train(job: Job, state: Retraining) -> Retraining:
     from notebook_to_prod.train.run import run_notebook
 
+    asked = retrain_key(job.settings, question_key(job, state.start, state.end), state.stages["ingest"]["digest"], state.start, state.end)
+    if asked != state.key:
+        return state.became(FAILED, "the notebook, its parameters or its settings have changed since it was begun: another retraining asks for them")
     told = lambda position, total, cell: job.tell(f"{job.notebook.name}: {position}/{total} {cell}")  # noqa: E731
     given = job.parameters(state.start, state.end, state.stages["features"]["train"])
     record = run_notebook(job.notebook, given, store=job.store, progress=told)
@@ -116,7 +121,7 @@ def _gate(job: Job, state: Retraining) -> Retraining:
         return state.became(UNCHANGED, f"the bundle is that of version {version}, which is live")
     fresh = read_rows(job.store, job.settings.name, state.stages["features"]["fresh"])
     bundle = open_bundle(str(record.bundle_path), str(record.bundle))
-    report, path = gate_fresh(job.store, job.settings, bundle, champion, state.stages["features"]["fresh"], job.alias, job.progress)
+    report, path = gate_fresh(job.store, job.settings, bundle, champion, state.stages["features"]["fresh"], job.alias, job.progress, job.project)
     said = [{"gate": each.gate, "of": each.subject, "why": each.why, "number": each.to_dict()["number"], "threshold": each.to_dict()["threshold"]} for each in report.failed]
     evidence = {"passed": report.passed, "counts": report.counts, "failed": said, "verdicts": report.digest, "policy": report.policy}
     against = {"champion": champion.digest if champion else "", "champion_version": version, "seen_by_champion": champion and seen_before(job.store, champion, fresh)}
