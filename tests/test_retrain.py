@@ -22,7 +22,7 @@ import pytest
 import retrain_worker
 from notebooks import FORKS, SCRIPTS, Project, make_project, once, start_forks
 
-from notebook_to_prod.errors import CellError, InputError, NotFoundError, VerdictError
+from notebook_to_prod.errors import CellError, DataError, InputError, NotFoundError, VerdictError
 from notebook_to_prod.project import open_store
 from notebook_to_prod.release.audit import read_events, verify_log
 from notebook_to_prod.release.registry import Registry
@@ -30,7 +30,7 @@ from notebook_to_prod.release.rollout import Rollout, read_rollout, running_roll
 from notebook_to_prod.serve.log.segments import SegmentWriter
 from notebook_to_prod.watch import retrain as pipeline
 from notebook_to_prod.watch.retrain import Outcome, abort_retraining, retrain, watch_models, watch_once
-from notebook_to_prod.watch.retrain_data import ingest, join_features, read_rows
+from notebook_to_prod.watch.retrain_data import ingest, join_features, read_rows, rows_path
 from notebook_to_prod.watch.retrain_settings import TRIGGERS, retrain_settings
 from notebook_to_prod.watch.retrain_state import keep_state, only_one, read_notes, read_states, unfinished
 from notebook_to_prod.watch.retrain_triggers import ask_triggers, make_question
@@ -239,7 +239,9 @@ def test_limits_refuse_and_force_is_audited(
     assert done.json["state"]["stages"]["promote"]["approvals"].startswith("1 of 1")
 
 
-def test_what_fails_or_waits_does_not_block(project: Project, registry: Registry) -> None:
+def test_what_fails_or_waits_does_not_block(
+    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = CELLS | {"fit": CELLS["fit"] + "\nraise RuntimeError('the fit is broken')"}
     project.notebook("train.ipynb", broken)
     done = project.n2p("retrain", NAME, "--json")
@@ -252,6 +254,15 @@ def test_what_fails_or_waits_does_not_block(project: Project, registry: Registry
     assert read_states(registry.store, NAME)[-1].attempt == 2, "what has failed is tried again"
     with pytest.raises(NotFoundError):
         abort_retraining(registry, NAME)
+    project.notebook("train.ipynb", CELLS)
+    keep_state(registry.store, replace(state, state="running"))
+    changed = retrain(registry, NAME).state
+    assert changed is not None and changed.state == "failed" and "have changed" in changed.why
+    rows_path(registry.store, NAME, state.stages["ingest"]["digest"]).unlink()
+    keep_state(registry.store, replace(state.undone("features"), state="running"))
+    with pytest.raises(DataError, match="rows of the retraining are gone"):
+        retrain(registry, NAME, force=True)
+    assert read_states(registry.store, NAME)[-1].state == "failed", "the next one fetches them"
     keep_state(registry.store, replace(state, state="waiting"))
     with only_one(registry.store, NAME), pytest.raises(VerdictError):
         abort_retraining(registry, NAME)
@@ -261,6 +272,18 @@ def test_what_fails_or_waits_does_not_block(project: Project, registry: Registry
     configure(project, FREE + 'if = ["new-data"]\n')
     (project.folder / "flights.parquet").write_bytes(b"no table")
     assert watch_once(registry, told.append) == [] and "cannot be read" in told[0]
+    with (project.folder / "pyproject.toml").open("a") as file:
+        file.write(f'[tool.n2p.retrain.fares]{SETTINGS}if = ["schedule"]\n')
+
+    def broken(registry: Registry, name: str, *_: Any, **__: Any) -> Outcome:
+        if name == NAME:
+            raise ZeroDivisionError("division by zero")
+        return Outcome(name, "not triggered", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "retrain", broken)
+        assert [each.name for each in watch_once(registry, told.append)] == ["fares"]
+    assert told.pop() == "flights: ZeroDivisionError: division by zero"
     (project.folder / "pyproject.toml").write_text("[tool.n2p.retrain.flights]\nnotebok = 'x'\n")
     assert watch_once(registry, told.append) == [] and "did you mean 'notebook'" in told[1]
 
@@ -301,15 +324,18 @@ def log_days(registry: Registry, later: float, limit: float) -> None:
         rows = table[["dep_delay", "distance"]]
         moment = int(datetime(2026, 3, 1 + day, tzinfo=UTC).timestamp() * 1e6)
         said, odds = model.predict(rows).tolist(), model.predict_proba(rows).tolist()
-        for number, row in enumerate(rows.to_numpy().tolist()):
+        values = rows.to_numpy().tolist()
+        again = [*range(len(values)), 0, 1]  # one is asked for again, of another something else answers
+        for place, number in enumerate(again):
+            row = values[number]
             told = (
                 "p",
-                moment + number,
+                moment + place,
                 f"{day}-{number}",
                 0,
                 "predict",
                 "",
-                "",
+                "rules" if number == 1 else "",
                 900,
                 [row],
                 [said[number]],
@@ -341,9 +367,9 @@ def test_triggers_fire_on_what_they_are_about(project: Project, registry: Regist
 
     logged = replace(retrain_settings(NAME), ingest="log", time="", window=timedelta(days=3))
     rows = ingest(registry.store, logged, project.folder, datetime(2026, 3, 20))
-    assert (rows.rows, rows.unlabelled, rows.start[:10], rows.end[:10]) == (600, 0, "2026-03-04", "2026-03-06")
+    assert (rows.rows, rows.unlabelled, rows.start[:10], rows.end[:10]) == (597, 0, "2026-03-04", "2026-03-06")
     some = ingest(registry.store, logged, project.folder, datetime(2026, 3, 5))
-    assert some.rows == 600 and some.end[:10] == "2026-03-04", "rows from `until` on are left out"
+    assert some.rows == 597 and some.end[:10] == "2026-03-04", "rows from `until` on are left out"
 
 
 def test_another_live_version_is_held_against_too(project: Project, registry: Registry) -> None:
