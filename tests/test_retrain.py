@@ -22,18 +22,19 @@ import pytest
 import retrain_worker
 from notebooks import FORKS, SCRIPTS, Project, make_project, once, start_forks
 
-from notebook_to_prod.errors import CellError, InputError, NotFoundError, VerdictError
+from notebook_to_prod.errors import CellError, DataError, InputError, NotFoundError, VerdictError
 from notebook_to_prod.project import open_store
 from notebook_to_prod.release.audit import read_events, verify_log
 from notebook_to_prod.release.registry import Registry
-from notebook_to_prod.release.rollout import read_rollout
+from notebook_to_prod.release.rollout import Rollout, read_rollout, running_rollout
 from notebook_to_prod.serve.log.segments import SegmentWriter
 from notebook_to_prod.watch import retrain as pipeline
 from notebook_to_prod.watch.retrain import Outcome, abort_retraining, retrain, watch_models, watch_once
-from notebook_to_prod.watch.retrain_data import ingest, join_features, read_rows
+from notebook_to_prod.watch.retrain_data import ingest, join_features, read_rows, rows_path
 from notebook_to_prod.watch.retrain_settings import TRIGGERS, retrain_settings
 from notebook_to_prod.watch.retrain_state import keep_state, only_one, read_notes, read_states, unfinished
 from notebook_to_prod.watch.retrain_triggers import ask_triggers, make_question
+from notebook_to_prod.watch.rollout import Decision
 
 FIRED = int(os.environ.get("N2P_TEST_RETRAIN", "8"))  # Processes at once
 NAME = "flights"
@@ -238,7 +239,9 @@ def test_limits_refuse_and_force_is_audited(
     assert done.json["state"]["stages"]["promote"]["approvals"].startswith("1 of 1")
 
 
-def test_what_fails_or_waits_does_not_block(project: Project, registry: Registry) -> None:
+def test_what_fails_or_waits_does_not_block(
+    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = CELLS | {"fit": CELLS["fit"] + "\nraise RuntimeError('the fit is broken')"}
     project.notebook("train.ipynb", broken)
     done = project.n2p("retrain", NAME, "--json")
@@ -251,6 +254,15 @@ def test_what_fails_or_waits_does_not_block(project: Project, registry: Registry
     assert read_states(registry.store, NAME)[-1].attempt == 2, "what has failed is tried again"
     with pytest.raises(NotFoundError):
         abort_retraining(registry, NAME)
+    project.notebook("train.ipynb", CELLS)
+    keep_state(registry.store, replace(state, state="running"))
+    changed = retrain(registry, NAME).state
+    assert changed is not None and changed.state == "failed" and "have changed" in changed.why
+    rows_path(registry.store, NAME, state.stages["ingest"]["digest"]).unlink()
+    keep_state(registry.store, replace(state.undone("features"), state="running"))
+    with pytest.raises(DataError, match="rows of the retraining are gone"):
+        retrain(registry, NAME, force=True)
+    assert read_states(registry.store, NAME)[-1].state == "failed", "the next one fetches them"
     keep_state(registry.store, replace(state, state="waiting"))
     with only_one(registry.store, NAME), pytest.raises(VerdictError):
         abort_retraining(registry, NAME)
@@ -260,6 +272,18 @@ def test_what_fails_or_waits_does_not_block(project: Project, registry: Registry
     configure(project, FREE + 'if = ["new-data"]\n')
     (project.folder / "flights.parquet").write_bytes(b"no table")
     assert watch_once(registry, told.append) == [] and "cannot be read" in told[0]
+    with (project.folder / "pyproject.toml").open("a") as file:
+        file.write(f'[tool.n2p.retrain.fares]{SETTINGS}if = ["schedule"]\n')
+
+    def broken(registry: Registry, name: str, *_: Any, **__: Any) -> Outcome:
+        if name == NAME:
+            raise ZeroDivisionError("division by zero")
+        return Outcome(name, "not triggered", "")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "retrain", broken)
+        assert [each.name for each in watch_once(registry, told.append)] == ["fares"]
+    assert told.pop() == "flights: ZeroDivisionError: division by zero"
     (project.folder / "pyproject.toml").write_text("[tool.n2p.retrain.flights]\nnotebok = 'x'\n")
     assert watch_once(registry, told.append) == [] and "did you mean 'notebook'" in told[1]
 
@@ -300,15 +324,18 @@ def log_days(registry: Registry, later: float, limit: float) -> None:
         rows = table[["dep_delay", "distance"]]
         moment = int(datetime(2026, 3, 1 + day, tzinfo=UTC).timestamp() * 1e6)
         said, odds = model.predict(rows).tolist(), model.predict_proba(rows).tolist()
-        for number, row in enumerate(rows.to_numpy().tolist()):
+        values = rows.to_numpy().tolist()
+        again = [*range(len(values)), 0, 1]  # one is asked for again, of another something else answers
+        for place, number in enumerate(again):
+            row = values[number]
             told = (
                 "p",
-                moment + number,
+                moment + place,
                 f"{day}-{number}",
                 0,
                 "predict",
                 "",
-                "",
+                "rules" if number == 1 else "",
                 900,
                 [row],
                 [said[number]],
@@ -329,7 +356,7 @@ def test_triggers_fire_on_what_they_are_about(project: Project, registry: Regist
     served = {"drift": False, "performance": False}
     assert fires() == {**served, "stale": True, "new-data": True, "schedule": False}, "nothing was served"
     assert fires("stale", stale=timedelta(days=10_000)) == {"stale": False}
-    assert fires("new-data", new_labels=601) == {"new-data": False}
+    assert fires("new-data", new_labels=2_601) == {"new-data": False}
     assert fires("schedule", every=timedelta(0)) == {"schedule": True}
     log_days(registry, later=25, limit=70)
     configure(project, FREE, "[tool.n2p.watch]\nminimum = 50\n")
@@ -340,15 +367,19 @@ def test_triggers_fire_on_what_they_are_about(project: Project, registry: Regist
 
     logged = replace(retrain_settings(NAME), ingest="log", time="", window=timedelta(days=3))
     rows = ingest(registry.store, logged, project.folder, datetime(2026, 3, 20))
-    assert (rows.rows, rows.unlabelled, rows.start[:10], rows.end[:10]) == (600, 0, "2026-03-04", "2026-03-06")
+    assert (rows.rows, rows.unlabelled, rows.start[:10], rows.end[:10]) == (597, 0, "2026-03-04", "2026-03-06")
     some = ingest(registry.store, logged, project.folder, datetime(2026, 3, 5))
-    assert some.rows == 600 and some.end[:10] == "2026-03-04", "rows from `until` on are left out"
+    assert some.rows == 597 and some.end[:10] == "2026-03-04", "rows from `until` on are left out"
 
 
 def test_another_live_version_is_held_against_too(project: Project, registry: Registry) -> None:
     died(project, "canary")
     state = read_states(registry.store, NAME)[-1]
     assert (state.stage, state.version, state.stages["gate"]["champion_version"]) == ("register", 2, 1)
+    configure(project, FREE, "[tool.n2p.stages.production]\napprovals = 1\ngates = false\n")
+    waiting = retrain(registry, NAME).state
+    assert waiting is not None and (waiting.state, waiting.stages["canary"]["state"]) == ("waiting", "none")
+    configure(project)
     registry.retire(NAME, "production", "it was a mistake", override=True)
     done = retrain(registry, NAME)
     assert done.state is not None and done.state.stages["gate"]["champion"] == ""
@@ -461,6 +492,62 @@ def test_a_canary_is_promoted_and_another_aborted(
     assert "quality" in ended.why and not verify_log(registry.store)
     shown = project.n2p("retrain", NAME, "--status")
     assert shown.code == 0 and "aborted as version 3" in shown.stdout and "promoted as version 2" in shown.stdout
+
+
+def test_what_a_person_has_given_up_or_taken_back_stays_so(project: Project, registry: Registry) -> None:
+    configure(project, CANARY, ROLLOUT)
+    died(project, "canary")  # the rollout is running, and the state does not know of it
+    assert registry.aliased(NAME, "canary") == 2
+    given_up, rollout = abort_retraining(registry, NAME), read_rollout(registry, NAME)
+    assert rollout is not None and (given_up.state, rollout.state) == ("aborted", "aborted")
+    assert registry.aliased(NAME, "canary") is None
+
+    configure(project)
+    keep_state(registry.store, replace(given_up, state="running", why=""))
+    died(project, "promote")
+    with pytest.raises(VerdictError, match="version 2 of 'flights' is production already"):
+        abort_retraining(registry, NAME)
+    registry.rollback(NAME, reason="late flights missed")
+    done = retrain(registry, NAME)
+    assert done.state is not None and (done.state.state, done.exit_code) == ("aborted", 1)
+    assert "taken back" in done.state.why and registry.aliased(NAME, "production") == 1
+
+
+def test_a_canary_is_begun_anew_if_cut_short_and_ended_if_its_last_step_is_refused(
+    project: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def enough(*_: Any, **__: Any) -> tuple[Rollout, Decision]:
+        found = running_rollout(registry, NAME)
+        return found, Decision("", NAME, found.id, 2, 1, 50, "advance", "it is fine")
+
+    configure(project, CANARY, ROLLOUT)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("notebook_to_prod.release.rollout.promote", stopped)  # as by Ctrl-C while it is let in
+        retrain(registry, NAME)
+    cut_short, begun = read_rollout(registry, NAME), retrain(registry, NAME).state
+    assert cut_short is not None and (cut_short.state, cut_short.cut_short) == ("aborted", True)
+    assert begun is not None and (begun.state, registry.aliased(NAME, "canary")) == ("canary", 2)
+
+    monkeypatch.setattr("notebook_to_prod.watch.retrain_stages.look", enough)
+    running = read_rollout(registry, NAME)
+    configure(project, CANARY, ROLLOUT + "[tool.n2p.stages.production]\napprovals = 1\ngates = false\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("LOGNAME", "somebody-else")
+        for asked in (lambda: None, lambda: registry.approve(NAME, 2, "production")):
+            asked()
+            waiting = retrain(registry, NAME)  # who promotes does not count among those who approve
+            assert waiting.state is not None and (waiting.state.state, waiting.exit_code) == ("waiting", 1)
+    assert read_rollout(registry, NAME) == running, "nothing is tried that cannot be"
+
+    (project.folder / "strict.toml").write_text("[quality]\nmin_rows = 100000\n")
+    configure(project, CANARY, ROLLOUT + '[tool.n2p.stages]\nproduction = "strict.toml"\n')
+    monkeypatch.setenv("N2P_REQUIRE_GATE", "1")
+    done, rollout = retrain(registry, NAME).state, read_rollout(registry, NAME)
+    assert done is not None and rollout is not None and (done.state, rollout.state) == ("rejected", "aborted")
+    assert (registry.aliased(NAME, "production"), registry.aliased(NAME, "canary")) == (1, None)
 
 
 def ended_of(done: Outcome) -> Any:

@@ -58,6 +58,7 @@ class Rollout:
     change: str = ""  # Id of the event that made it this
     also: tuple[tuple[int, float], ...] = ()  # Further versions of an A/B test, each with its percent of the requests
     winner: int = 0  # Which of them is promoted; 0 is `version`
+    cut_short: bool = False  # Whether it ended before its version was let in
 
     @property
     def goes_on(self) -> bool:
@@ -208,7 +209,7 @@ def start_rollout(
         for target in reversed(targets):  # each enters the stage, and the first one has its alias in the end
             promote(registry, name, target.version, made.stage, reason, unsealed, override, progress)
     except BaseException:
-        _change(registry, claimed, replace(claimed, state=ABORTED, moved=now()), who, None, "it was not let in")
+        _change(registry, claimed, replace(claimed, state=ABORTED, moved=now(), cut_short=True), who, None, "it was not let in")
         raise
     return _change(registry, claimed, replace(claimed, state=RUNNING, moved=now()), who, None, None)
 
@@ -311,4 +312,4 @@ def abort_rollout(registry: Versions, name: str, reason: str | None = None, expe
     before = expected or running_rollout(registry, name)
     if before.state == PROMOTING:
         raise VerdictError(f"version {before.version} of '{name}' is being promoted", where=name, remedy=f"wait; if who promoted it is gone, n2p rollout advance {name} ends it, then n2p rollback {name}")
-    return _change(registry, before, replace(before, state=ABORTED, moved=now()), acting("rollback", name), None, reason)
+    return _change(registry, before, replace(before, state=ABORTED, moved=now(), cut_short=before.state == STARTING), acting("rollback", name), None, reason)

@@ -16,11 +16,11 @@ from ..errors import N2PError, NotFoundError, RunInterruptedError, VerdictError
 from ..project import find_project
 from ..release.people import acting
 from ..release.registry import Registry, share_event
-from ..release.rollout import abort_rollout, read_rollout
+from ..release.rollout import abort_rollout
 from ..train.record import now
 from .retrain_data import Ingested
 from .retrain_settings import check_triggers, read_retrain, retrain_settings
-from .retrain_stages import Job, go_on, question_key
+from .retrain_stages import Job, find_rollout, go_on, question_key
 from .retrain_state import ABORTED, FAILED, REJECTED, WAITING, Retraining, find_state, keep_state, note, only_one, read_states, refusal, retrain_key, unfinished
 from .retrain_triggers import Question, Trigger, ask_triggers, make_question
 
@@ -77,6 +77,8 @@ def retrain(
         if not free:
             return Outcome(name, BUSY, f"already running: {current.short}" if current else "already running", current)
         if current is not None:
+            if force or when or until:
+                job.tell(f"retrain {current.short} is gone on with before another is begun: what was asked for is not looked at")
             return _ran(go_on(job, current))
         return _begin(job, make_question(registry, settings, read_states(job.store, name), until, root), tuple(when), force, reason)
 
@@ -122,13 +124,14 @@ def _begun(job: Job, key: str, rows: Ingested, why: str, known: Retraining | Non
         against = forced or (f"it was {known.state}" if known else "nothing was in the way")
         share_event(job.registry, "override", name, 0, reason=f"retrain forced, although {against}: {why}")
     attempt = known.attempt + 1 if known else 1
-    begun = Retraining(key, name, why, who.user, now(), rows.start, rows.end, attempt=attempt, owner=job.settings.owner)
+    earlier = (*known.earlier, known.began) if known else ()
+    begun = Retraining(key, name, why, who.user, now(), rows.start, rows.end, attempt=attempt, earlier=earlier, owner=job.settings.owner)
     note(job.store, name, "begun", key=key, why=why, attempt=attempt)
     return keep_state(job.store, begun.did("ingest", **asdict(rows), source=job.settings.ingest))
 
 # %% ../../nbs/watch/45_retrain.ipynb #abort
-def abort_retraining(registry: Registry, name: str, reason: str = "") -> Retraining:
-    "End the retraining of a model that goes on; raises `NotFoundError` if none does, `VerdictError` if a process is at it, `AccessError`."
+def abort_retraining(registry: Registry, name: str, reason: str = "", project: Path | None = None) -> Retraining:
+    "End the retraining of a model that goes on; raises `NotFoundError` if none does, `VerdictError` if a process is at it or its version is live, `AccessError`."
     who = acting("rollback", name)
     with only_one(registry.store, name) as free:
         current = unfinished(registry.store, name)
@@ -136,8 +139,12 @@ def abort_retraining(registry: Registry, name: str, reason: str = "") -> Retrain
             raise VerdictError(f"a process is retraining '{name}'", where=current.short if current else name, remedy="stop it first, or wait for its end")
         if current is None:
             raise NotFoundError(f"no retraining of '{name}' goes on", where=name, remedy=f"see n2p retrain {name} --status")
-        found, own = read_rollout(registry, name), current.stages.get("canary", {}).get("rollout")
-        if found is not None and found.id == own and found.goes_on:
+        settings = read_retrain(project).get(name)
+        alias = (settings and settings.to) or registry.store.alias
+        if current.version is not None and registry.aliased(name, alias) == current.version:
+            raise VerdictError(f"version {current.version} of '{name}' is {alias} already", where=current.short, remedy=f"take it back first: n2p rollback {name}; or let n2p retrain {name} end as promoted")
+        found = find_rollout(registry, current)
+        if found is not None and found.goes_on:
             abort_rollout(registry, name, f"retrain {current.short}: {reason or 'given up'}", found)
         why = f"by {who.user}" + (f": {reason}" if reason else "")
         note(registry.store, name, "given up", key=current.key, why=why)
@@ -160,8 +167,8 @@ def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | 
                 found.append(retrain(registry, name, settings.when, progress=tell, project=project))
         except RunInterruptedError:
             raise
-        except N2PError as error:
-            tell(f"{name}: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one model, the others go on
+            tell(f"{name}: {error if isinstance(error, N2PError) else f'{type(error).__name__}: {error}'}")
     return found
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, InputError, N2PError, StoreError
+from ..errors import DataError, InputError, N2PError
 from ..project import Store, did_you_mean, digest_bytes, digest_file, find_project, store_errors, write_atomic
 from .live import open_log, read_file
 from .retrain_settings import RetrainSettings
@@ -54,12 +54,12 @@ def _is_there(path: Path, digest: str) -> bool:
 
 
 def read_rows(store: Store, name: str, digest: str) -> pd.DataFrame:
-    "Rows that were kept; raises `StoreError` if they are gone or changed."
+    "Rows that were kept; raises `DataError` if they are gone or changed, which ends the retraining."
     import pandas as pd
 
     path = rows_path(store, name, digest)
     if not _is_there(path, digest):
-        raise StoreError("the rows of the retraining are gone, or changed", where=str(path), remedy=f"retrain anew: n2p retrain {name} --force")
+        raise DataError("the rows of the retraining are gone, or changed", where=str(path), remedy=f"retrain anew, which fetches them: n2p retrain {name}")
     return pd.read_parquet(path)
 
 # %% ../../nbs/watch/42_retrain_data.ipynb #fetch
@@ -103,7 +103,10 @@ def _logged(store: Store, settings: RetrainSettings) -> pd.DataFrame:
     if hashed:
         raise DataError(f"the log keeps a hash of {', '.join(hashed)}", where=f"[tool.n2p.retrain.{settings.name}] ingest", remedy="name a table or a function that has the values")
     found = read_predictions(log, model=settings.name).reset_index(drop=True)
-    taken = found[found["label"].notna()].reset_index(drop=True)
+    taken = found[found["label"].notna()]
+    taken = taken[~taken["fallback"].fillna("").astype(bool)] if "fallback" in taken.columns else taken
+    named = taken["id"].notna()  # an answer that was asked for again counts once
+    taken = taken[~(taken.duplicated(["id", "row"], keep="last") & named)].reset_index(drop=True)
     rows, time = features(taken), settings.time or "time"
     for name in (settings.label, *(() if settings.time else ("time",))):
         if name in rows.columns:

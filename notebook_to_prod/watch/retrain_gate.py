@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['model_rows', 'true_values', 'fresh_case', 'seen_before', 'retrain_policy', 'gate_fresh']
+__all__ = ['model_rows', 'true_values', 'fresh_case', 'seen_before', 'retrain_policy', 'check_attributes', 'gate_fresh']
 
 # %% ../../nbs/watch/43_retrain_gate.ipynb #rows
 def model_rows(schema: Schema, table: pd.DataFrame, where: str) -> Any:  # In the container that the model was fitted on
@@ -50,13 +50,23 @@ def true_values(labels: pd.Series, known: Any, where: str) -> Any:  # (rows,)
     wanted, values = np.asarray(known).dtype, labels.to_numpy()
     if wanted.kind in "biuf" and values.dtype != wanted:
         try:
-            cast = np.asarray(values.astype(wanted))
+            with np.errstate(over="ignore", invalid="ignore"):
+                cast = np.asarray(values.astype(wanted))
         except (ValueError, TypeError) as error:
             raise DataError(f"the labels are no {wanted}: {error}", where=where, remedy="fetch what was true as the notebook has it") from error
-        if not (cast == values).all():
+        if not _same(cast, values):
             raise DataError(f"the labels are no {wanted}", where=where, remedy="fetch what was true as the notebook has it")
         return cast
     return values
+
+def _same(cast: Any, values: Any) -> bool:
+    "Whether labels say the same in the type that is wanted: a shorter number may round, but is no text and does not overflow."
+    import numpy as np
+
+    if cast.dtype.kind != "f":
+        return bool((cast == values).all())
+    texts = values.dtype.kind not in "biuf" and any(isinstance(each, str) for each in values)
+    return not texts and bool((np.isfinite(cast) == np.isfinite(values.astype(float))).all())
 
 # %% ../../nbs/watch/43_retrain_gate.ipynb #case
 def fresh_case(store: Store, bundle: Bundle, champion: Bundle | None, fresh: pd.DataFrame, label: str) -> Case:
@@ -64,8 +74,8 @@ def fresh_case(store: Store, bundle: Bundle, champion: Bundle | None, fresh: pd.
     case, where = open_case(store, bundle, champion), "the fresh rows"
     X = model_rows(case.schema, fresh, where)
     y = true_values(fresh[label], case.y_train, f"{where}, column '{label}'")
-    names = [] if case.sensitive is None else [*case.sensitive.columns]
-    sensitive = fresh[names].reset_index(drop=True) if names and {*names} <= {*fresh.columns} else None
+    names = [] if case.sensitive is None else [each for each in case.sensitive.columns if each in fresh.columns]
+    sensitive = fresh[names].reset_index(drop=True) if names else None
     kept = {**case.kept_of, "test": len(fresh)}
     return replace(case, X_test=X, y_test=y, sensitive=sensitive, kept_of=kept, _known={})
 
@@ -93,6 +103,17 @@ def retrain_policy(stage: str, project: Path | None = None) -> Policy:
     return stage_policy(stage) or find_policy(project or find_project())
 
 
+def check_attributes(settings: RetrainSettings, policy: Policy, columns: Sequence[str]) -> None:
+    "Raise `DataError` if the gates will ask about a sensitive attribute that the rows lack, before anything is trained."
+    from notebook_to_prod.package.gates.run import choose_gates
+
+    asked = policy.fairness.attributes if any(each.name.startswith("fairness.") for each in choose_gates(policy)) else ()
+    remedy = "name a table or a function that has it: the log has what the model is asked" if settings.ingest == "log" else "add the column to the rows, or the feature"
+    for attribute in asked:
+        if attribute not in columns:
+            raise DataError(f"the rows have no column '{attribute}', which the policy compares groups by", where=f"[tool.n2p.retrain.{settings.name}] ingest", remedy=remedy)
+
+
 def gate_fresh(
     store: Store,
     settings: RetrainSettings,
@@ -101,12 +122,13 @@ def gate_fresh(
     fresh: str,  # Digest of the fresh rows
     stage: str,
     progress: Callable[[str], None] | None = None,
+    project: Path | None = None,
 ) -> tuple[Report, Path]:  # And where it is
     "Ask the gates about a retrained model and keep what they say, or find what they have said; raises what `fresh_case` and `read_rows` raise."
     from notebook_to_prod.package.gates.run import choose_gates, run_gates
     from notebook_to_prod.package.gates.verdict import Report
 
-    policy, against = retrain_policy(stage), champion.digest if champion else ""
+    policy, against = retrain_policy(stage, project), champion.digest if champion else ""
     question = digest_json([bundle.digest, against, policy.digest, fresh, settings.label])
     path = retrain_folder(store, settings.name) / "verdicts" / f"{question.removeprefix('sha256:')[:32]}.json"
     if path.exists():

@@ -90,8 +90,8 @@ class RetrainSettings:
 
     @property
     def digest(self) -> str:
-        "Of what decides which rows are trained on and which are held out."
-        decisive = ("notebook", "dataset", "label", "time", "window", "fresh", "features")
+        "Of what decides which rows are trained on, which are held out, and where it leads."
+        decisive = ("notebook", "dataset", "label", "time", "window", "fresh", "features", "to")
         return digest_json({name: str(value) for name, value in asdict(self).items() if name in decisive})
 
     def _repr_markdown_(self) -> str:

@@ -12,29 +12,31 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import AccessError, InputError, N2PError, RunInterruptedError, VerdictError
+from ..errors import AccessError, InputError, N2PError, NotFoundError, RunInterruptedError, VerdictError
 from ..project import Store, project_settings
+from ..release.approvals import count_approvals
 from ..release.audit import MOVES, read_events
-from ..release.people import settings_place
+from ..release.people import acting, read_people, settings_place
 from ..release.registry import Registry, share_event
 from ..release.rollout import ABORTED as ROLLOUT_ABORTED
+from ..release.rollout import RUNNING as ROLLOUT_RUNNING
 from ..release.rollout import STARTING, Rollout, abort_rollout, read_rollout, start_rollout
-from ..release.stages import stage_rules
+from ..release.stages import require_identity, stage_rules
 from ..serve.rollout.follow import RolloutSettings
 from ..train.question import ask
 from ..train.record import find_run
 from .outcomes import LoggedOutcomes
 from .retrain_data import join_features, read_rows, rows_path, split_rows
-from .retrain_gate import gate_fresh, retrain_policy, seen_before
+from .retrain_gate import check_attributes, gate_fresh, retrain_policy, seen_before
 from .retrain_settings import RetrainSettings
-from .retrain_state import ABORTED, CANARY, FAILED, PROMOTED, REJECTED, RUNNING, STAGES, UNCHANGED, WAITING, Retraining, keep_state
-from .rollout import act, look
+from .retrain_state import ABORTED, CANARY, FAILED, PROMOTED, REJECTED, RUNNING, STAGES, UNCHANGED, WAITING, Retraining, keep_state, retrain_key
+from .rollout import ADVANCE, Decision, act, look
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.bundle import Bundle
 
 # %% auto #0
-__all__ = ['Job', 'question_key', 'rollout_rules', 'go_on']
+__all__ = ['Job', 'question_key', 'rollout_rules', 'find_rollout', 'go_on']
 
 # %% ../../nbs/watch/44b_retrain_stages.ipynb #job
 @dataclass(frozen=True)
@@ -91,12 +93,17 @@ def question_key(job: Job, start: str, end: str) -> str:
 # %% ../../nbs/watch/44b_retrain_stages.ipynb #train
 def _features(job: Job, state: Retraining) -> Retraining:
     joined = join_features(job.store, job.settings, state.stages["ingest"]["digest"], job.project)
-    return state.did("features", digest=joined, views=list(job.settings.features), **asdict(split_rows(job.store, job.settings, joined)))
+    split = split_rows(job.store, job.settings, joined)
+    check_attributes(job.settings, retrain_policy(job.alias, job.project), [*read_rows(job.store, state.name, split.fresh).columns])
+    return state.did("features", digest=joined, views=list(job.settings.features), **asdict(split))
 
 
 def _train(job: Job, state: Retraining) -> Retraining:
     from notebook_to_prod.train.run import run_notebook
 
+    asked = retrain_key(job.settings, question_key(job, state.start, state.end), state.stages["ingest"]["digest"], state.start, state.end)
+    if asked != state.key:
+        return state.became(FAILED, "the notebook, its parameters or its settings have changed since it was begun: another retraining asks for them")
     told = lambda position, total, cell: job.tell(f"{job.notebook.name}: {position}/{total} {cell}")  # noqa: E731
     given = job.parameters(state.start, state.end, state.stages["features"]["train"])
     record = run_notebook(job.notebook, given, store=job.store, progress=told)
@@ -114,11 +121,11 @@ def _gate(job: Job, state: Retraining) -> Retraining:
         return state.became(UNCHANGED, f"the bundle is that of version {version}, which is live")
     fresh = read_rows(job.store, job.settings.name, state.stages["features"]["fresh"])
     bundle = open_bundle(str(record.bundle_path), str(record.bundle))
-    report, path = gate_fresh(job.store, job.settings, bundle, champion, state.stages["features"]["fresh"], job.alias, job.progress)
+    report, path = gate_fresh(job.store, job.settings, bundle, champion, state.stages["features"]["fresh"], job.alias, job.progress, job.project)
     said = [{"gate": each.gate, "of": each.subject, "why": each.why, "number": each.to_dict()["number"], "threshold": each.to_dict()["threshold"]} for each in report.failed]
     evidence = {"passed": report.passed, "counts": report.counts, "failed": said, "verdicts": report.digest, "policy": report.policy}
     against = {"champion": champion.digest if champion else "", "champion_version": version, "seen_by_champion": champion and seen_before(job.store, champion, fresh)}
-    found = state.did("gate", rows=len(fresh), report=str(path.relative_to(job.store.home)), **evidence, **against)
+    found = state.undone("canary").did("gate", rows=len(fresh), report=str(path.relative_to(job.store.home)), **evidence, **against)
     if report.passed:
         return found
     why = f"{job.alias}, on {len(fresh)} fresh rows: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
@@ -133,11 +140,14 @@ def _register(job: Job, state: Retraining) -> Retraining:
 
 # %% ../../nbs/watch/44b_retrain_stages.ipynb #canary
 def _lacking(job: Job, state: Retraining, stage: str) -> str:
-    "Which approvals a stage still asks for, in words; empty if none."
+    "Which approvals a stage still asks for before this process may promote, in words; empty if none. Raises `AccessError`."
     assert state.version is not None
-    if not stage_rules(stage).asks_people:
+    if not (rules := stage_rules(stage)).asks_people:
         return ""
-    found = job.registry.approvals(state.name, state.version, stage)
+    who = acting("promote", state.name)
+    require_identity(who, rules)
+    target = job.registry.read(state.name, state.version)
+    found = count_approvals(job.registry.events(state.name), rules, read_people(), state.name, target.version, target.bundle, who.user)
     return "" if found.is_complete else f"{stage} asks for approvals: {found.told}; n2p approve {state.name} {state.version} --to {stage}"
 
 
@@ -154,10 +164,29 @@ def rollout_rules(job: Job) -> RolloutSettings:
     return RolloutSettings.from_table({**table, **(job.settings.canary.rules if job.settings.canary else {})})
 
 
-def _own_rollout(job: Job, state: Retraining) -> Rollout | None:
-    "The rollout that this retraining has started, as far as the registry knows; one whose start was cut short is ended."
-    found = read_rollout(job.registry, state.name)
+def _was_live(job: Job, state: Retraining) -> bool:
+    "Whether the alias has pointed to its version since the retraining began."
+    began = datetime.fromisoformat(state.began)
+    moves = (each for each in job.registry.events(state.name) if each.action in MOVES and (each.alias, each.version) == (job.alias, state.version))
+    return any(datetime.fromisoformat(each.time) >= began for each in moves)
+
+
+def _taken_back(state: Retraining) -> str:
+    return f"version {state.version} was promoted and taken back"
+
+
+def find_rollout(registry: Registry, state: Retraining) -> Rollout | None:
+    "The rollout that a retraining has started, as far as the registry knows."
+    found = read_rollout(registry, state.name)
     if found is None or found.kind != "canary" or found.version != state.version or datetime.fromisoformat(found.began) < datetime.fromisoformat(state.began):
+        return None
+    return None if found.cut_short else found
+
+
+def _own_rollout(job: Job, state: Retraining) -> Rollout | None:
+    "The one that it goes on with; one whose start was cut short is ended."
+    found = find_rollout(job.registry, state)
+    if found is None:
         return None
     if found.state == STARTING:
         abort_rollout(job.registry, state.name, f"{_why(job, state)}; who started it is gone", found)
@@ -174,6 +203,8 @@ def _canary(job: Job, state: Retraining) -> Retraining:
     if known is None and canary is not None:
         mine = _own_rollout(job, state)
         if mine is None:
+            if _was_live(job, state):
+                return state.became(ABORTED, _taken_back(state))
             if lacking := _lacking(job, state, "canary"):
                 return state.became(WAITING, lacking)
             other = read_rollout(job.registry, state.name)
@@ -181,24 +212,47 @@ def _canary(job: Job, state: Retraining) -> Retraining:
                 return state.became(WAITING, f"there is a rollout: {other.told}")
             try:
                 mine = start_rollout(job.registry, state.name, state.version, "canary", canary.steps, canary.period, job.alias, _why(job, state), progress=job.progress)
-            except VerdictError as error:
+            except (VerdictError, InputError) as error:
+                latest = read_rollout(job.registry, state.name)
+                if latest is not None and latest != other and (latest.goes_on or latest.version != state.version):
+                    return state.became(WAITING, f"there was another rollout: {latest.told}")
+                if not isinstance(error, VerdictError):
+                    raise
                 return state.became(REJECTED, error.what)
         state = keep_state(job.store, state.did("canary", rollout=mine.id, state=mine.state, percents=list(mine.steps)).became(CANARY, mine.told))
     return _look(job, state)
 
 
+def _promotes(rollout: Rollout, decision: Decision) -> bool:
+    "Whether what was decided is the last step, which asks the stage."
+    following = rollout.steps[rollout.step + 1 :]
+    return decision.action == ADVANCE and rollout.state == ROLLOUT_RUNNING and (not following or following[0] >= 100)
+
+
 def _look(job: Job, state: Retraining) -> Retraining:
     from notebook_to_prod.serve.configure import project_log
 
-    known, rules, why = state.stages["canary"], rollout_rules(job), ""
+    known, rules, why, promotes = state.stages["canary"], rollout_rules(job), "", False
     found = read_rollout(job.registry, state.name)
     if found is not None and found.id == known["rollout"] and found.goes_on:
         logged = LoggedOutcomes(job.registry, project_log(job.store, state.name), rules.outcome)
         try:
-            decision = act(job.registry, *look(job.registry, state.name, rules, logged=logged))
+            found, decision = look(job.registry, state.name, rules, logged=logged)
+            if (promotes := _promotes(found, decision)) and (lacking := _lacking(job, state, job.alias)):
+                return state.became(WAITING, lacking)
+            decision = act(job.registry, found, decision)
             why = f"{decision.action} at {decision.percent:g}%: {decision.why}"
+        except NotFoundError:
+            if (latest := read_rollout(job.registry, state.name)) is not None and latest.goes_on:
+                raise  # it is something else that is not found
         except VerdictError as error:
-            return state.became(CANARY, error.what)
+            latest = read_rollout(job.registry, state.name)
+            if not promotes or latest is None or latest.state != ROLLOUT_RUNNING or latest.change == found.change:
+                return state.became(CANARY, error.what)
+            if lacking := _lacking(job, state, job.alias):
+                return state.became(WAITING, lacking)
+            abort_rollout(job.registry, state.name, f"{_why(job, state)}; {error.what}", latest)
+            return state.did("canary", **{**known, "state": ROLLOUT_ABORTED}).became(REJECTED, error.what)
         found = read_rollout(job.registry, state.name)
     if found is None or found.id != known["rollout"]:
         return state.did("canary", **{**known, "state": "gone"}).became(ABORTED, "another rollout has taken the place of its own")
@@ -212,13 +266,17 @@ def _promote(job: Job, state: Retraining) -> Retraining:
     assert state.version is not None
     before = job.registry.aliased(state.name, job.alias)
     if before != state.version:
+        if _was_live(job, state):
+            return state.became(ABORTED, _taken_back(state))
+        if state.stages["canary"]["state"] == "none" and before != state.stages["gate"]["champion_version"]:
+            return state.undone("gate")  # what is live has changed: held against that, too
         if lacking := _lacking(job, state, job.alias):
             return state.became(WAITING, lacking)
         try:
             job.registry.promote(state.name, state.version, job.alias, _why(job, state), progress=job.progress)
         except VerdictError as error:
             if job.registry.aliased(state.name, job.alias) != before:
-                return state.undone("gate")  # what is live has changed: held against that, too
+                return state.undone("gate")
             return state.became(REJECTED, error.what)
     moves = (each for each in reversed(job.registry.events(state.name)) if each.action in MOVES and (each.alias, each.version) == (job.alias, state.version))
     event = next(moves, None)
@@ -235,7 +293,7 @@ def _is_done(job: Job, state: Retraining, stage: str) -> bool:
         return False
     if stage == "canary":
         return said["state"] not in ("starting", "running", "promoting")
-    if stage == "gate" and "canary" not in state.stages and "promote" not in state.stages:
+    if stage == "gate" and state.stages.get("canary", {}).get("state", "none") == "none" and "promote" not in state.stages:
         live = job.registry.aliased(state.name, job.alias)
         return live in (said["champion_version"], state.version) and said["policy"] == retrain_policy(job.alias, job.project).digest
     return True

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..errors import NotFoundError, StoreError
 from ..package.features.definition import shown_span
-from ..project import Store, digest_json, store_errors, write_json
+from ..project import Store, append_json, digest_json, store_errors, write_json
 from ..train.record import now
 from ..train.tracking import shared_lock
 from .retrain_settings import RetrainSettings
@@ -48,6 +47,7 @@ class Retraining:
     why: str = ""  # Of the state
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # Evidence by stage, with `time`
     attempt: int = 1  # How often it was begun anew
+    earlier: Sequence[str] = ()  # When the attempts before began
     updated: str = ""
     owner: str = ""
 
@@ -175,14 +175,8 @@ def only_one(store: Store, name: str) -> Iterator[bool]:  # Whether this process
 # %% ../../nbs/watch/41_retrain_state.ipynb #log
 def note(store: Store, name: str, what: str, **details: Any) -> dict[str, Any]:
     "Append a line to the log of a model's retrainings."
-    path = retrain_folder(store, name) / "log.jsonl"
     line = {"time": now(), "what": what, **details}
-    with store_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.write((json.dumps(line, ensure_ascii=False, default=str) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+    append_json(retrain_folder(store, name) / "log.jsonl", line)
     return line
 
 
@@ -205,7 +199,7 @@ def refusal(
 ) -> str:  # Empty if it may be begun
     "Why a retraining may not be begun now."
     moment = moment or datetime.now(UTC)
-    times = sorted(datetime.fromisoformat(each.began) for each in states)
+    times = sorted(datetime.fromisoformat(began) for each in states for began in (*each.earlier, each.began))
     if times and moment - times[-1] < settings.cooldown:
         last = max(states, key=lambda each: each.began)
         return f"cooldown: the last one began {shown_span(moment - times[-1])} ago, less than {shown_span(settings.cooldown)} ({last.told})"

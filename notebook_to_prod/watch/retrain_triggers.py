@@ -21,9 +21,9 @@ from ..package.gates.policy import find_policy
 from .live import observed_of_log, open_baseline, open_log, watchable
 from .live_quality import LiveQuality, live_quality
 from .monitor import Monitor
-from .retrain_data import Ingested, ingest, read_rows, row_times
+from .retrain_data import Ingested, ingest, read_rows
 from .retrain_settings import RetrainSettings
-from .retrain_state import Retraining
+from .retrain_state import FAILED, Retraining
 from .rules import Rules, project_rules
 
 if TYPE_CHECKING:
@@ -164,16 +164,28 @@ def _stale(asked: Question) -> Trigger:
     return Trigger("stale", age > asked.settings.stale, f"version {asked.live}: {told} {since[:19]}, {shown_span(age)} ago, of {shown_span(asked.settings.stale)}")
 
 
+def _unknown(asked: Question, digest: str, known: str) -> int:
+    "How many rows, with their labels, the last retraining did not have, whenever they are of; all if its own are gone."
+    import pandas as pd
+
+    rows, name = read_rows(asked.store, asked.settings.name, digest), asked.settings.name
+    try:
+        before = read_rows(asked.store, name, known)
+    except DataError:
+        return len(rows)
+    if [*rows.columns] != [*before.columns]:
+        return len(rows)
+    texts = rows.columns[rows.dtypes.eq(object) | rows.dtypes.ne(before.dtypes)]  # a list has no hash
+    hashed = [pd.util.hash_pandas_object(table.astype(dict.fromkeys(texts, str)), index=False) for table in (rows, before)]
+    return int((~hashed[0].isin(hashed[1])).sum())
+
+
 def _new_data(asked: Question) -> Trigger:
-    last = next((each.stages["ingest"] for each in reversed(asked.states) if "ingest" in each.stages), None)
+    last = next((each.stages["ingest"] for each in reversed(asked.states) if "ingest" in each.stages and each.state != FAILED), None)
     found = asked.ingested
     if last is not None and last["digest"] == found.digest:
         return Trigger("new-data", False, f"the {found.rows} labelled rows are those of the last retraining")
-    new = found.rows if last is None else found.rows - int(last["rows"])
-    if last is not None and last.get("end") and found.rows:
-        times = row_times(asked.settings, read_rows(asked.store, asked.settings.name, found.digest))
-        assert times is not None
-        new = int((times > last["end"]).sum())
+    new = found.rows if last is None else _unknown(asked, found.digest, last["digest"])
     fired = new >= asked.settings.new_labels
     return Trigger("new-data", fired, f"{new} new labelled rows of {asked.settings.new_labels}")
 
