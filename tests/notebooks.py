@@ -285,3 +285,18 @@ def run_ridges(project: Project) -> None:
     for alpha in ("1.0", "2.0", "3.0"):
         done = project.run("train.ipynb", "-p", "alpha", alpha)
         assert done.code == 0, done
+
+
+def live_predictor(project: Project) -> Any:
+    """Run `train.ipynb` of a project, make its model version 1 of `flights`, live; the predictor of it."""
+    from notebook_to_prod.project import Store
+    from notebook_to_prod.release.registry import Registry
+    from notebook_to_prod.serve.predictor import load_predictor
+
+    for arguments in (("run", "train.ipynb"), ("register", "latest", "--name", "flights")):
+        done = project.n2p(*arguments)
+        assert done.code == 0, done
+    registry = Registry(Store(project.home))
+    registry.promote("flights", 1)
+    bundle = registry.bundle(registry.resolve("flights"))
+    return load_predictor(bundle.path, bundle.digest, "flights", "1")

@@ -12,16 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
-from notebooks import Done, Project, once
+from notebooks import Done, Project, live_predictor, once
 from sklearn.linear_model import LogisticRegression
 
 from notebook_to_prod.cli.diagnose import _seen
 from notebook_to_prod.errors import DataError, DependencyError, InputError, N2PError, NotFoundError
 from notebook_to_prod.package.session import start
-from notebook_to_prod.project import Store, open_store
-from notebook_to_prod.release.registry import Registry
+from notebook_to_prod.project import open_store
 from notebook_to_prod.serve.app import create_app
-from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.watch.blame import diagnose, find_built
 from notebook_to_prod.watch.detectors import StreamRules, detect_changes, make_detector
 from notebook_to_prod.watch.diagnosis import Lossy, explain_rise, take_apart
@@ -206,13 +204,7 @@ def train(project: Project) -> None:
     project.notebook(
         "kpis.ipynb", {"late": "#| export\ndef late(table):\n    return (table.prediction == 'late').mean()"}
     )
-    for arguments in (("run", "train.ipynb"), ("register", "latest", "--name", "flights")):
-        done = project.n2p(*arguments)
-        assert done.code == 0, done
-    registry = Registry(Store(project.home))
-    registry.promote("flights", 1)
-    bundle = registry.bundle(registry.resolve("flights"))
-    predictor = load_predictor(bundle.path, bundle.digest, "flights", "1")
+    predictor = live_predictor(project)
     random, labels = np.random.default_rng(2), []
     with TestClient(
         create_app(predictor, settings={"log": {"folder": str(project.home / "predictions/flights")}})

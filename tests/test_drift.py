@@ -19,7 +19,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as some
-from notebooks import Project, once
+from notebooks import Project, live_predictor, once
 from scipy import stats
 
 from notebook_to_prod.package.bundle import Bundle
@@ -28,7 +28,6 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.log.compact import compact
-from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.watch.columns import Reference, compare_column, take_sample
 from notebook_to_prod.watch.live import open_log
 from notebook_to_prod.watch.monitor import data_drift
@@ -175,13 +174,7 @@ def train(project: Project) -> None:
             "export": "run.export(model, X[:2000], y[:2000], X[2000:], y[2000:])",
         },
     )
-    for arguments in (("run", "train.ipynb"), ("register", "latest", "--name", "flights")):
-        done = project.n2p(*arguments)
-        assert done.code == 0, done
-    registry = Registry(Store(project.home))
-    registry.promote("flights", 1)
-    bundle = registry.bundle(registry.resolve("flights"))
-    predictor = load_predictor(bundle.path, bundle.digest, "flights", "1")
+    predictor = live_predictor(project)
     log = {"log": {"folder": str(project.home / "predictions/flights")}}
     random = np.random.default_rng(2)
     with TestClient(create_app(predictor, settings=log)) as client:

@@ -12,7 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as some
-from notebooks import Project, once
+from notebooks import Project, live_predictor, once
 
 from notebook_to_prod.errors import DataError
 from notebook_to_prod.package.bundle import Bundle
@@ -21,7 +21,6 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.log.compact import read_predictions
-from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.watch.calibration import calibrated
 from notebook_to_prod.watch.estimate import codes_of
 from notebook_to_prod.watch.fairness import fairness_of
@@ -412,13 +411,7 @@ def served(project: Project) -> None:
             "export": "run.export(model, X[:1500], y[:1500], X[1500:], y[1500:])",
         },
     )
-    for arguments in (("run", "train.ipynb"), ("register", "latest", "--name", "flights")):
-        done = project.n2p(*arguments)
-        assert done.code == 0, done
-    registry = Registry(Store(project.home))
-    registry.promote("flights", 1)
-    bundle = registry.bundle(registry.resolve("flights"))
-    predictor = load_predictor(bundle.path, bundle.digest, "flights", "1")
+    predictor = live_predictor(project)
     settings = {"log": {"folder": str(project.home / "predictions/flights")}}
     random, kept = np.random.default_rng(2), []
     with TestClient(create_app(predictor, settings=settings)) as client:
