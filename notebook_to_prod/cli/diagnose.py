@@ -112,13 +112,11 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
 # %% ../../nbs/cli/04h_diagnose.ipynb #seen
 def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path | None, time: str, labels: Path | None, since: datetime | None, end: datetime | None) -> "tuple[Observed, pd.DataFrame, tuple[str, ...]]":
     "What was observed, the table that the numbers of the business are computed of, row by row the same, and what is to be said of the labels."
-    import pandas as pd
-
     from notebook_to_prod.errors import InputError
     from notebook_to_prod.serve.log.compact import read_predictions
     from notebook_to_prod.watch.kpis import kpi_table
     from notebook_to_prod.watch.ledger import answers_of
-    from notebook_to_prod.watch.live import observed_of_log, observed_of_table, open_log, read_file
+    from notebook_to_prod.watch.live import observed_of_log, observed_of_table, open_log, read_file, rows_between
 
     if data is None:
         if Path(model).is_dir() and not served:
@@ -142,8 +140,7 @@ def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path
     if since or end:
         if observed.times is None:
             raise InputError("the times of the rows are not known", where="--since, --until", remedy="name the column of the times with --time")
-        ends = [None if each is None else pd.Timestamp(each, tz="UTC") for each in (since, end)]
-        kept = ((True if ends[0] is None else observed.times >= ends[0]) & (True if ends[1] is None else observed.times < ends[1])).to_numpy().nonzero()[0]  # type: ignore[union-attr]
+        kept = rows_between(observed.times, since, end)
         times = observed.times.iloc[kept].reset_index(drop=True)
         observed, asked = replace(observed.at(kept), times=times), asked.iloc[kept].reset_index(drop=True)
     return observed, asked, notes

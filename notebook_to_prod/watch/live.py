@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['open_baseline', 'chosen', 'observed_of_log', 'observed_of_table', 'said_by', 'errors_of', 'within', 'open_log',
-           'watchable', 'read_file']
+__all__ = ['open_baseline', 'chosen', 'observed_of_log', 'observed_of_table', 'said_by', 'errors_of', 'rows_between', 'within',
+           'open_log', 'watchable', 'read_file']
 
 # %% ../../nbs/watch/10_live.ipynb #baseline
 def open_baseline(
@@ -177,23 +177,33 @@ def errors_of(bundle: Bundle, predictions: pd.Series, labels: pd.Series) -> np.n
 
 def _is_missing(value: Any) -> bool:
     return value is None or (not isinstance(value, Sequence | dict) and value != value)
+def rows_between(
+    times: pd.Series,  # In UTC
+    since: datetime | None,
+    until: datetime | None,  # Before which
+) -> np.ndarray:  # Places
+    "The rows of some time, ends without a zone in UTC."
+    import numpy as np
+    import pandas as pd
+
+    kept = np.ones(len(times), dtype=bool)
+    ends = [None if each is None else pd.Timestamp(each if each.tzinfo else each.replace(tzinfo=UTC)) for each in (since, until)]
+    kept &= True if ends[0] is None else (times >= ends[0]).to_numpy()
+    kept &= True if ends[1] is None else (times < ends[1]).to_numpy()
+    return kept.nonzero()[0]
+
+
 def within(
     observed: Observed,
     since: datetime | None = None,
     until: datetime | None = None,  # Before which
 ) -> Observed:
     "What was asked in a while, times without a zone in UTC; raises `DataError` if the times are not known or nothing was."
-    import pandas as pd
-
     if since is None and until is None:
         return observed
     if observed.times is None:
         raise DataError("the times of the rows are not known", where="--since, --until", remedy="name the column of the times with --time")
-    ends = [None if each is None else pd.Timestamp(each if each.tzinfo else each.replace(tzinfo=UTC)) for each in (since, until)]
-    kept = pd.Series(True, index=observed.times.index)
-    kept &= True if ends[0] is None else observed.times >= ends[0]
-    kept &= True if ends[1] is None else observed.times < ends[1]
-    rows = kept.to_numpy().nonzero()[0]
+    rows = rows_between(observed.times, since, until)
     if not len(rows):
         raise DataError("nothing was asked in that time", where="--since, --until", remedy=f"the rows are of {observed.times.min():%Y-%m-%d} to {observed.times.max():%Y-%m-%d}")
     return replace(observed.at(rows), times=observed.times.iloc[rows].reset_index(drop=True))

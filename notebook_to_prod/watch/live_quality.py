@@ -18,8 +18,8 @@ from ..package.gates.policy import Policy
 from ..project import Store
 from ..release.page import Section
 from .fairness import FairnessReport, fairness_of
-from .ledger import Ledger, in_utc, ledger_of, open_ledger
-from .live import read_file
+from .ledger import Ledger, ledger_of, open_ledger
+from .live import read_file, rows_between
 from .monitor import Observed
 from .quality import QualityReport, quality_of_ledger
 from .quality_page import fairness_sections, quality_sections
@@ -97,15 +97,9 @@ def between(
     until: datetime | None,  # Before which
 ) -> Ledger:
     "The rows of some time, times without a zone in UTC."
-    import numpy as np
-
     if ledger.times is None or (since is None and until is None):
         return ledger
-    ends = [None if each is None else in_utc(each) for each in (since, until)]
-    kept = np.ones(len(ledger), dtype=bool)
-    kept &= True if ends[0] is None else (ledger.times >= ends[0]).to_numpy()
-    kept &= True if ends[1] is None else (ledger.times < ends[1]).to_numpy()
-    return ledger.at(kept.nonzero()[0])
+    return ledger.at(rows_between(ledger.times, since, until))
 
 # %% ../../nbs/watch/32c_live_quality.ipynb #live
 @dataclass(frozen=True)
