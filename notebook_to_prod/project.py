@@ -28,9 +28,9 @@ from .errors import InputError, StoreError
 # %% auto #0
 __all__ = ['SETTINGS', 'VARIABLE', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
            'nearest', 'did_you_mean', 'unknown_setting', 'refuse_unknown', 'project_settings', 'temporary_prefix',
-           'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'append_json', 'atomic_folder', 'Store',
-           'open_store', 'environment_settings', 'configured_environment', 'open_environment', 'expanded',
-           'shipped_file', 'stop_process']
+           'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'append_json', 'read_json_lines',
+           'atomic_folder', 'Store', 'open_store', 'environment_settings', 'configured_environment', 'open_environment',
+           'expanded', 'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -206,6 +206,17 @@ def append_json(path: Path, *values: Any) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    "What `append_json` wrote, without a line that was cut short; nothing if there is no file. Raises `StoreError`."
+    with store_errors(path):
+        data = path.read_bytes() if path.exists() else b""
+    found = []
+    for line in data.split(b"\n"):
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 # %% ../nbs/01_project.ipynb #atomic-folder
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, NotFoundError, StoreError
-from ..project import Store, append_json, did_you_mean, store_errors, write_json
+from ..project import Store, append_json, did_you_mean, read_json_lines, store_errors, write_json
 from ..release.outbox import backoff
 from ..release.people import read_people
 from ..train.record import now
@@ -83,17 +83,6 @@ def _open(store: Store) -> Iterator[Book]:
         if json.dumps(book.to_dict()) != before:
             write_json(_folder(store) / "book.json", book.to_dict())
 
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    "The lines of a file, without one that was cut short."
-    with store_errors(path):
-        data = path.read_bytes() if path.exists() else b""
-    found = []
-    for line in data.split(b"\n"):
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
 # %% ../../nbs/watch/52_alert_book.ipynb #raise-signals
 def raise_signals(
     store: Store,
@@ -128,7 +117,7 @@ def _keep_signals(store: Store, signals: Sequence[Signal]) -> None:
         by_model.setdefault(each.model, []).append(each)
     for model, some in by_model.items():
         path = _folder(store) / "signals" / f"{model}.jsonl"
-        seen = {(each["about"], each["measure"], each["subject"], each["moment"]) for each in _lines(path)}
+        seen = {(each["about"], each["measure"], each["subject"], each["moment"]) for each in read_json_lines(path)}
         append_json(path, *(each.to_dict() for each in some if (each.about, each.measure, each.subject, each.moment) not in seen))
 
 
@@ -139,7 +128,7 @@ def read_signals(
 ) -> list[Signal]:
     "What was observed of a model, oldest first: to try a rule on."
     since = datetime.now(UTC) - timedelta(days=days)
-    found = [Signal.from_dict(each) for each in _lines(_folder(store) / "signals" / f"{model}.jsonl")]
+    found = [Signal.from_dict(each) for each in read_json_lines(_folder(store) / "signals" / f"{model}.jsonl")]
     return sorted((each for each in found if datetime.fromisoformat(each.moment).astimezone(UTC) >= since), key=lambda each: datetime.fromisoformat(each.moment))
 
 # %% ../../nbs/watch/52_alert_book.ipynb #deliver
@@ -244,4 +233,4 @@ def resolve(store: Store, id: str, by: str, reason: str) -> Alert:
 
 def read_history(store: Store) -> list[dict[str, Any]]:
     "What has become of alerts, oldest first."
-    return _lines(_folder(store) / "history.jsonl")
+    return read_json_lines(_folder(store) / "history.jsonl")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import NotFoundError, StoreError
 from ..package.features.definition import shown_span
-from ..project import Store, append_json, digest_json, store_errors, write_json
+from ..project import Store, append_json, digest_json, store_errors, write_json, read_json_lines
 from ..train.record import now
 from ..train.tracking import shared_lock
 from .retrain_settings import RetrainSettings
@@ -182,14 +182,7 @@ def note(store: Store, name: str, what: str, **details: Any) -> dict[str, Any]:
 
 def read_notes(store: Store, name: str) -> list[dict[str, Any]]:
     "The log, oldest first, without a line that was cut short."
-    path = retrain_folder(store, name) / "log.jsonl"
-    with store_errors(path):
-        data = path.read_bytes() if path.exists() else b""
-    found = []
-    for line in data.split(b"\n"):
-        with contextlib.suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+    return read_json_lines(retrain_folder(store, name) / "log.jsonl")
 
 # %% ../../nbs/watch/41_retrain_state.ipynb #refusal
 def refusal(
