@@ -30,10 +30,12 @@ from sklearn.tree import DecisionTreeClassifier
 from notebook_to_prod.package.compile import trees
 from notebook_to_prod.package.compile.adversary import border_rows, mixed_rows, special_values
 from notebook_to_prod.package.compile.choose import choose_engines, compile_exact
+from notebook_to_prod.package.compile.fused import FusedForest
 from notebook_to_prod.package.compile.numeric import Scale
 from notebook_to_prod.package.compile.parity import prove_parity
 from notebook_to_prod.package.compile.plan import Plan, columns_of, compile_pipeline, rows_of
 from notebook_to_prod.package.compile.step import Refused
+from notebook_to_prod.package.compile.walk import has_numba
 
 FLIGHTS = flights(200)
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
@@ -246,3 +248,24 @@ def test_a_plan_that_was_never_proved_by_rows_answers_by_steps() -> None:
     assert plan.programs.alone is None
     rows = [*rows_of(columns_of(plan.schema, FLIGHTS))][:3]
     assert plan.answer_rows(rows) == by_steps(plan, rows)
+
+
+# Many rows walk through the trees by machine code
+
+
+@pytest.mark.skipif(not has_numba(), reason="the extra [batch] is not installed")
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if name.split(",")[0].split()[0] in ("forest", "tree", "boosting", "histograms")]
+)
+def test_compiled_walks_add_what_the_steps_do(name: str) -> None:
+    pipeline = fitted(name)
+    plan = compile_pipeline(pipeline, FLIGHTS)
+    columns = columns_of(plan.schema, pd.concat([FLIGHTS] * 5, ignore_index=True))
+    steps = plan.answer(columns)
+    assert plan.compile_walks()
+    compiled = plan.answer(columns)
+    assert any(isinstance(step, FusedForest) for step, *_ in plan._answer_many)
+    for before, after in zip(steps, compiled, strict=True):
+        assert (before is None) == (after is None)
+        if before is not None:
+            assert np.array_equal(before, after)

@@ -17,7 +17,7 @@ from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
 from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, are_numbers, scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
-from .walk import compiled_walk, has_numba
+from .walk import compiled_sum, compiled_walk, has_numba
 
 # %% auto #0
 __all__ = ['ENGINES', 'COMPILED', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values',
@@ -86,6 +86,11 @@ class Forest(Step):
         self.engine, self.engine_many = engines
         self._one, self._many = (getattr(self, f"_{name}") for name in engines)  # last: other threads may be answering
 
+    @property
+    def leaf_of_node(self) -> np.ndarray:
+        "The leaf that each node is, counted over all trees; 0 for one that is none."
+        return np.maximum(self._leaf, 0)
+
     def masks(self) -> Masks | None:
         "Masks of the leaves, made when they are first wanted; None if they would be too large."
         if self._masks is None and (self.feature >= 0).any() and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
@@ -108,6 +113,10 @@ class Forest(Step):
         leaves = np.empty((len(matrix), len(self.roots)), dtype=np.intp)
         compiled_walk()(np.ascontiguousarray(matrix), *self._walked, bool(np.isnan(matrix).any()), leaves)
         return leaves
+
+    def add(self, matrix: np.ndarray, values: np.ndarray, sums: np.ndarray) -> None:
+        "Add what each tree's leaf is worth to the sums of its row, tree by tree, by the compiled walk; `values` are of nodes, (nodes, outputs), or (nodes, 1) where trees take turns."
+        compiled_sum()(np.ascontiguousarray(matrix), *self._walked[:-1], values, bool(np.isnan(matrix).any()), sums)
 
     def _numpy(self, matrix: np.ndarray) -> np.ndarray:
         missing = np.isnan(matrix).any()
@@ -227,6 +236,17 @@ class LeafSum(Step):
             added = self._column.take(leaves.T).reshape(-1, outputs * rows)
             total = self._added(added, np.repeat(self.base, rows) if self._begins else None).reshape(outputs, rows).T
         return total if self.divisor is None else total / total.dtype.type(self.divisor)
+
+    def walked(self, forest: Forest, matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
+        "The same, of the leaves that a compiled walk through the forest finds; `values` are those of `by_node`."
+        total = np.empty((len(matrix), len(self.base)))
+        total[:] = self.base
+        forest.add(matrix, values, total)
+        return total if self.divisor is None else total / total.dtype.type(self.divisor)
+
+    def by_node(self, forest: Forest) -> np.ndarray:
+        "The values of the leaves, by node."
+        return np.ascontiguousarray(self.values[forest.leaf_of_node])
 
     def sums_of_one(self, leaves: np.ndarray) -> np.ndarray:
         "The sums of one row, not divided yet."

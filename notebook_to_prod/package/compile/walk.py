@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['BLOCK', 'has_numba', 'compiled_walk']
+__all__ = ['BLOCK', 'has_numba', 'compiled_walk', 'compiled_sum']
 
 # %% ../../../nbs/package/compile/06c_walk.ipynb #walk
 BLOCK = 64  # Rows that walk at the same time: they, and the nodes of a tree, stay in the cache
@@ -48,12 +48,47 @@ def _walk(rows: Any, column: Any, threshold: Any, children: Any, missing_left: A
                 found[start + row, tree] = leaf[nodes[row]]
 
 
+def _sum(rows: Any, column: Any, threshold: Any, children: Any, missing_left: Any, roots: Any, levels: Any, values: Any, missing: bool, sums: Any) -> None:
+    nodes = np.empty(BLOCK, np.int32)
+    outputs, added = sums.shape[1], values.shape[1]
+    for start in range(0, len(rows), BLOCK):
+        count = min(BLOCK, len(rows) - start)
+        for tree in range(len(roots)):
+            nodes[:] = roots[tree]
+            for _ in range(levels[tree]):
+                if missing:
+                    for row in range(count):
+                        node = nodes[row]
+                        value = rows[start + row, column[node]]
+                        nodes[row] = children[2 * node + ((value <= threshold[node]) | ((value != value) & missing_left[node]))]
+                else:
+                    for row in range(count):
+                        node = nodes[row]
+                        nodes[row] = children[2 * node + (rows[start + row, column[node]] <= threshold[node])]
+            if added == outputs:
+                for row in range(count):
+                    for output in range(outputs):
+                        sums[start + row, output] += values[nodes[row], output]
+            else:
+                for row in range(count):
+                    sums[start + row, tree % outputs] += values[nodes[row], 0]
+
+
 @cache
-def compiled_walk() -> Callable[..., None]:
-    "The walk as machine code, which lets other threads work meanwhile; needs numba."
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
 
     try:
-        return numba.njit(nogil=True, cache=True)(_walk)
+        return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # there is no folder in which it could be kept
-        return numba.njit(nogil=True)(_walk)
+        return numba.njit(nogil=True)(function)
+
+
+def compiled_walk() -> Callable[..., None]:
+    "The walk as machine code, which lets other threads work meanwhile; needs numba."
+    return _compiled(_walk)
+
+
+def compiled_sum() -> Callable[..., None]:
+    "The walk that adds, tree by tree, the values of the leaves to what `sums` holds, as machine code; needs numba."
+    return _compiled(_sum)
