@@ -40,9 +40,9 @@ from notebook_to_prod.package.bundle import Bundle
 from notebook_to_prod.serve.access.callers import NewKey, new_key
 from notebook_to_prod.serve.access.guard import OPEN, caller_of, refuse_other_server, require
 from notebook_to_prod.serve.app import Application, create_app
-from notebook_to_prod.serve.configure import read_settings
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.server import open_apart
+from notebook_to_prod.serve.settings import read_settings
 
 SCRIPT = """
 import json, sys

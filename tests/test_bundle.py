@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from fastapi.testclient import TestClient
 from joblib import Memory
 from notebooks import Project, make_project, once
 from scipy import sparse
@@ -34,7 +35,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from notebook_to_prod.errors import BundleError, ExportError, NotFoundError
+from notebook_to_prod.errors import BundleError, DependencyError, ExportError, NotFoundError
 from notebook_to_prod.package import keys, session
 from notebook_to_prod.package.bundle import (
     Bundle,
@@ -53,6 +54,7 @@ from notebook_to_prod.package.gates.summary import summary_lines
 from notebook_to_prod.package.lock import distributions_of, read_lock
 from notebook_to_prod.package.schema import Schema, infer_schema
 from notebook_to_prod.package.session import start
+from notebook_to_prod.serve.app import create_app
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.closure import imported_names, local_files, local_folders
 
@@ -1042,6 +1044,62 @@ def test_only_a_bundle_that_predicts_what_it_recorded_is_ready(
     else:
         with pytest.raises(BundleError, match="does not predict what it recorded"):
             load_predictor(bundle.path)
+
+
+# A pipeline may come later than its plan
+
+
+@pytest.fixture
+def whole(project: Project) -> Bundle:
+    """A bundle of a model that a plan answers for."""
+    return start().export(FITTED, NUMBERS, TARGET, NUMBERS, TARGET)
+
+
+def test_a_plan_answers_before_the_pipeline_is_loaded(whole: Bundle) -> None:
+    predictor = load_predictor(whole.path, late=True)
+    said = predictor.predict(whole.golden["rows"])
+    assert said.predictions == pytest.approx(whole.golden["predictions"]) and not predictor.source.is_loaded
+    assert predictor.pipeline is predictor.scorer.pipeline and predictor.source.is_loaded
+
+
+def test_what_answers_without_a_plan_is_loaded_at_once(whole: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("N2P_PLAN", "off")
+    assert load_predictor(whole.path, late=True).source.is_loaded
+
+
+@pytest.mark.parametrize(
+    ("uses", "error", "what"),
+    [("os.system", BundleError, "os.system"), ("nowhere.Model", DependencyError, "'nowhere'")],
+)
+def test_what_a_late_pipeline_says_openly_is_refused_at_once(
+    uses: str, error: type[Exception], what: str, whole: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2P_TRUSTED", "nowhere")
+    contents = {name: (whole.path / name).read_bytes() for name in whole.files}
+    metadata = json.dumps(whole.metadata | {"uses": [uses]}).encode()
+    model = b"c" + uses.replace(".", "\n").encode() + b"\n."
+    changed = write_bundle(tmp_path / "changed", contents | {"metadata.json": metadata, "model.pkl": model})
+    with pytest.raises(error, match=what):
+        load_predictor(changed.path, late=True)
+
+
+def test_a_service_whose_late_pipeline_is_broken_answers_and_is_not_ready(
+    whole: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    contents = {name: (whole.path / name).read_bytes() for name in whole.files}
+    changed = write_bundle(tmp_path / "changed", contents | {"model.pkl": pickle.dumps([1, 2])})
+    predictor = load_predictor(changed.path, late=True)
+    with TestClient(create_app(predictor)) as client:
+        deadline = time.monotonic() + 20
+        while predictor.source.error is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert client.get("/ready").status_code == 503 and client.get("/ready").json()["status"] == "broken"
+        assert client.get("/v2/health/ready").status_code == 503
+        assert (
+            client.post("/predict", json=whole.golden["rows"][0]).json()["predictions"]
+            == whole.golden["predictions"][:1]
+        )
+    assert "cannot be loaded, the service is not ready" in caplog.text
 
 
 # A damaged bundle is replaced

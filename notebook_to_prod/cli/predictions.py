@@ -35,7 +35,7 @@ def predictions() -> None:
 def _settings(model: str) -> "LogSettings":
     from notebook_to_prod.errors import NotFoundError
     from notebook_to_prod.project import open_store
-    from notebook_to_prod.serve.configure import project_log, read_settings, reading_settings
+    from notebook_to_prod.serve.settings import project_log, read_settings, reading_settings
 
     folder = Path(model)
     if (folder / _APP).is_file():

@@ -51,7 +51,7 @@ def rollout_settings() -> "RolloutSettings":
 
 def _logged(registry: "Registry", name: str, settings: "RolloutSettings") -> "LoggedOutcomes":
     "The outcomes that the request log of the project knows."
-    from notebook_to_prod.serve.configure import project_log
+    from notebook_to_prod.serve.settings import project_log
     from notebook_to_prod.watch.outcomes import LoggedOutcomes
 
     return LoggedOutcomes(registry, project_log(registry.store, name), settings.outcome)

@@ -54,7 +54,7 @@ def _predictor(reference: str, forkable: bool = False) -> "Predictor":
     version = registry.resolve(reference)
     path, metrics = registry.bundle(version).path, registry.metrics(version)
     with single_threaded() if forkable else contextlib.nullcontext():
-        return load_predictor(path, version.bundle, version.name, str(version.version), metrics, trusted_keys(store))
+        return load_predictor(path, version.bundle, version.name, str(version.version), metrics, trusted_keys(store), late=not forkable)
 
 
 @command("serve")
@@ -75,7 +75,7 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     Example: n2p serve flights@production --port 8000
     """
     from notebook_to_prod.project import open_store
-    from notebook_to_prod.serve.configure import serving_settings
+    from notebook_to_prod.serve.settings import serving_settings
     from notebook_to_prod.serve.server import serve as serve_predictor
     from notebook_to_prod.serve.source import registry_source
 

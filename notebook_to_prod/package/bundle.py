@@ -16,22 +16,23 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from ..errors import BundleError, DependencyError, NotFoundError
+from ..errors import BundleError, DependencyError, N2PError, NotFoundError
 from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text, store_errors, temporary_prefix
 from .keys import SIGNATURES
 from .profile import Profile
 from .schema import Schema, jsonable, to_table
-from .trust import Allowed, load_pickle, trusted_libraries
+from .trust import Allowed, check_pickle, load_pickle, trusted_libraries
 
 # %% auto #0
 __all__ = ['MANIFEST', 'PLAN', 'Bundle', 'shown_estimate', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle',
            'open_bundle', 'kept_apart', 'load_pipeline', 'Prediction', 'predict', 'unusable_row', 'replay_golden',
-           'largest_difference']
+           'largest_difference', 'LatePipeline', 'at_hand']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
@@ -325,14 +326,22 @@ def kept_apart(bundle: Bundle) -> Iterator[None]:
         sys.meta_path[:] = finders
 
 # %% ../../nbs/package/03_bundle.ipynb #load-pipeline
+def _allowed(bundle: Bundle, trusted: Iterable[str]) -> Allowed:
+    own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
+    return Allowed(frozenset(bundle.metadata["uses"]), frozenset(own), trusted_libraries() | frozenset(trusted))
+
+
+def _lacking(bundle: Bundle, module: str | None) -> DependencyError:
+    return DependencyError(f"the model needs the module '{module}'", where=str(bundle.path), remedy="pip install -r requirements.lock of the bundle")
+
+
 def load_pipeline(
     bundle: Bundle,
     trusted: Iterable[str] = (),  # Libraries to trust besides those of `trusted_libraries`
 ) -> Any:
     "Unpickle the pipeline of a verified bundle; raises `DependencyError`, or `BundleError` naming what it lacks or would use that is refused."
     _offer_code(bundle)
-    own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
-    allowed = Allowed(frozenset(bundle.metadata["uses"]), frozenset(own), trusted_libraries() | frozenset(trusted))
+    allowed = _allowed(bundle, trusted)
     data = _verified(bundle, "model.pkl")
     try:
         with warnings.catch_warnings():
@@ -341,9 +350,7 @@ def load_pipeline(
     except BundleError:
         raise
     except ModuleNotFoundError as error:
-        raise DependencyError(
-            f"the model needs the module '{error.name}'", where=str(bundle.path), remedy="pip install -r requirements.lock of the bundle"
-        ) from error
+        raise _lacking(bundle, error.name) from error
     except Exception as error:
         raise BundleError(
             f"the model cannot be loaded: {type(error).__name__}: {error}",
@@ -410,7 +417,11 @@ def replay_golden(bundle: Bundle, pipeline: Any) -> float:
     Labels must be equal and numbers within 1e-6 of the larger of 1 and the expected, since another processor may round differently; raises `BundleError`.
     """
     golden = bundle.golden
-    got = predict(pipeline, to_table(bundle.schema, golden["rows"]))
+    try:
+        got = predict(pipeline, to_table(bundle.schema, golden["rows"]))
+    except Exception as error:  # whatever a pipeline raises
+        what = f"the model cannot predict the rows that it did at export: {type(error).__name__}: {error}"
+        raise BundleError(what, where=str(bundle.path / "golden.json"), remedy="install the versions in the bundle's requirements.lock") from error
     pairs = ((golden["predictions"], got.predictions), (golden["probabilities"], got.probabilities))
     try:
         return max(largest_difference(expected, actual) for expected, actual in pairs)
@@ -433,3 +444,47 @@ def largest_difference(expected: Any, actual: Any) -> float:
     elif expected == actual:
         return 0.0
     raise ValueError(f"expected {str(expected)[:80]}, got {str(actual)[:80]}")
+
+# %% ../../nbs/package/03_bundle.ipynb #late-pipeline
+@dataclass(eq=False)
+class LatePipeline:
+    "The pipeline of a verified bundle, unpickled and replayed when it is first called for; raises at once what is wrong without an import: `BundleError`, `DependencyError`."
+
+    bundle: Bundle
+    trusted: Sequence[str] = ()  # Libraries to trust besides those of `trusted_libraries`
+    error: N2PError | None = None  # What loading raised
+    _found: Any = None
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        _offer_code(self.bundle)
+        allowed = _allowed(self.bundle, self.trusted)
+        check_pickle(_verified(self.bundle, "model.pkl"), allowed, str(self.bundle.path / "model.pkl"))
+        for module in sorted({each.partition(".")[0] for each in allowed.names} - allowed.own):
+            if module not in sys.modules and importlib.util.find_spec(module) is None:
+                raise _lacking(self.bundle, module)
+
+    @property
+    def is_loaded(self) -> bool:
+        "Whether somebody has asked for it, and got it."
+        return self._found is not None
+
+    def __call__(self) -> Any:
+        "The pipeline; raises what `load_pipeline` and `replay_golden` raise."
+        with self._lock:
+            if self.error is not None:
+                raise self.error
+            if self._found is None:
+                try:
+                    pipeline = load_pipeline(self.bundle, self.trusted)
+                    replay_golden(self.bundle, pipeline)
+                except N2PError as error:
+                    self.error = error
+                    raise
+                self._found = pipeline
+            return self._found
+
+
+def at_hand(pipeline: Any) -> Any:
+    "A pipeline, or the one that a `LatePipeline` stands for, loaded if need be."
+    return pipeline() if isinstance(pipeline, LatePipeline) else pipeline

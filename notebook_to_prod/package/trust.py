@@ -20,7 +20,7 @@ from ..errors import BundleError, InputError
 from ..project import project_settings
 
 # %% auto #0
-__all__ = ['pickle_globals', 'trusted_libraries', 'refusal', 'Allowed', 'load_pickle']
+__all__ = ['pickle_globals', 'trusted_libraries', 'refusal', 'Allowed', 'load_pickle', 'check_pickle']
 
 # %% ../../nbs/package/00_trust.ipynb #pickle-globals
 def pickle_globals(data: bytes) -> set[tuple[str, str]]:
@@ -120,6 +120,17 @@ class Allowed:
     own: frozenset[str] = frozenset()  # Top-level modules of the bundle's own code
     trusted: frozenset[str] = frozenset()  # Libraries that the user trusts
 
+    def refused(self, module: str, name: str, value: Any = object) -> str | None:
+        "Why a name may not be used, before it is imported or with what it stands for; None if it may."
+        if f"{module}.{name}" not in self.names:
+            return "it was not part of the model at export"
+        return refusal(module, name, value, self.own, self.trusted)
+
+
+def _refusal_of(module: str, name: str, reason: str, where: str) -> BundleError:
+    remedy = f"do not use this model unless you know who made it and why; if you do, trust '{module.partition('.')[0]}' with N2P_TRUSTED or [tool.n2p] trusted"
+    return BundleError(f"the model would use {module}.{name}, which is refused: {reason}", where=where, remedy=remedy)
+
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, data: bytes, allowed: Allowed, where: str):
@@ -127,13 +138,11 @@ class _Unpickler(pickle.Unpickler):
         self.allowed, self.where = allowed, where
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self.allowed.names:
-            raise self._refused(module, name, "it was not part of the model at export")
-        reason = refusal(module, name, object, self.allowed.own, self.allowed.trusted)  # before the module is imported
+        reason = self.allowed.refused(module, name)  # before the module is imported
         value = None if reason else super().find_class(module, name)
-        reason = reason or refusal(module, name, value, self.allowed.own, self.allowed.trusted)
+        reason = reason or self.allowed.refused(module, name, value)
         if reason is not None:
-            raise self._refused(module, name, reason)
+            raise _refusal_of(module, name, reason, self.where)
         return self._attribute if (module, name) == ("builtins", "getattr") else value
 
     def _attribute(self, owner: Any, name: str) -> Any:
@@ -143,14 +152,18 @@ class _Unpickler(pickle.Unpickler):
         kind = owner if isinstance(owner, type) else type(owner)
         own = self.allowed.own | self.allowed.trusted | {"sklearn"}
         if kind.__module__.partition(".")[0] not in own or name.startswith(("_", *_REFUSED_NAMES)):
-            raise self._refused(kind.__module__, f"{kind.__qualname__}.{name}", "it is a method of something that is no estimator")
+            raise _refusal_of(kind.__module__, f"{kind.__qualname__}.{name}", "it is a method of something that is no estimator", self.where)
         return getattr(owner, name)
-
-    def _refused(self, module: str, name: str, reason: str) -> BundleError:
-        remedy = f"do not use this model unless you know who made it and why; if you do, trust '{module.partition('.')[0]}' with N2P_TRUSTED or [tool.n2p] trusted"
-        return BundleError(f"the model would use {module}.{name}, which is refused: {reason}", where=self.where, remedy=remedy)
 
 
 def load_pickle(data: bytes, allowed: Allowed, where: str) -> Any:
     "Unpickle `data` if it uses nothing but what is allowed; raises `BundleError` naming the first that is not, before it is called."
     return _Unpickler(data, allowed, where).load()
+
+
+def check_pickle(data: bytes, allowed: Allowed, where: str) -> None:
+    "Raise the `BundleError` of the first name that a pickle says openly and may not use, without importing anything; what it hides is refused when it is loaded."
+    for module, name in sorted(pickle_globals(data)):
+        if (reason := allowed.refused(module, name)) is not None:
+            raise _refusal_of(module, name, reason, where)
+

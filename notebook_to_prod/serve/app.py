@@ -6,8 +6,11 @@
 __all__ = ['Adjustment', 'Answer', 'answer_model', 'Accepted', 'Explanation', 'Status', 'Application', 'create_app']
 
 # %% ../../nbs/serve/07_app.ipynb #imports
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
+from threading import Thread
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request, Response
@@ -17,6 +20,8 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field, create_model
 
+from ..errors import N2PError
+from ..package.bundle import LatePipeline
 from ..package.schema import Schema
 from .access.guard import REFUSED, Access, describe_access
 from .access.tls import STRICT
@@ -189,9 +194,29 @@ def create_app(
     service = service or Service(Model(predictor))
     service.previous = Model(previous) if previous else service.previous
     configure(service, settings or {})
+    if isinstance(predictor.source, LatePipeline):
+        service.start.append(partial(_load_meanwhile, predictor.source))
     made = _build(service)
     _follow_document(made)
     return made
+
+
+def _load_meanwhile(pipeline: LatePipeline) -> None:
+    Thread(target=_load, args=(pipeline,), name="n2p-pipeline", daemon=True).start()
+
+
+def _load(pipeline: LatePipeline) -> None:
+    try:
+        pipeline()
+    except N2PError as error:
+        logging.getLogger("notebook_to_prod.serve").error("the pipeline behind the plan cannot be loaded, the service is not ready: %s", error)
+
+
+def _state(service: Service) -> str:
+    "What `/ready` says."
+    source = service.model.predictor.source
+    broken = isinstance(source, LatePipeline) and source.error is not None
+    return "stopping" if service.draining else "broken" if broken else "ready"
 
 
 def _build(service: Service) -> Application:
@@ -226,10 +251,11 @@ def _build(service: Service) -> Application:
     def health() -> Status:
         return Status(status="ok", **service.model.predictor.identity)
 
-    @app.get("/ready", operation_id="ready", summary="Whether the model is loaded, verified and replayed", responses={503: {"model": Status, "description": "The process is about to stop"}})
+    @app.get("/ready", operation_id="ready", summary="Whether the model is loaded, verified and replayed", responses={503: {"model": Status, "description": "The process is about to stop, or the pipeline behind its plan cannot be loaded"}})
     def ready(response: Response) -> Status:
-        response.status_code = 503 if service.draining else 200
-        return Status(status="stopping" if service.draining else "ready", **service.model.predictor.identity)
+        status = _state(service)
+        response.status_code = 200 if status == "ready" else 503
+        return Status(status=status, **service.model.predictor.identity)
 
     if service.rollout is not None:
 
@@ -345,7 +371,8 @@ def _add_open_inference(app: FastAPI, service: Service, rows: list[dict[str, Any
     tags: Any = ["Open Inference Protocol"]
 
     def ready(content: dict[str, Any]) -> JSONResponse:
-        return JSONResponse({**content, "ready": not service.draining}, 503 if service.draining else 200)
+        is_ready = _state(service) == "ready"
+        return JSONResponse({**content, "ready": is_ready}, 200 if is_ready else 503)
 
     def not_here() -> JSONResponse:
         return JSONResponse({"error": "There is no such model or version here"}, 404)

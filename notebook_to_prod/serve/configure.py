@@ -5,14 +5,11 @@
 # %% ../../nbs/serve/06_configure.ipynb #imports
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..project import Store, find_project, project_settings, unknown_setting
+from ..project import unknown_setting
 from .access.guard import secure
 from .steady.cache import cache_results
 from .observe.dashboard import add_dashboard
@@ -22,13 +19,13 @@ from .rollout.follow import add_rollout
 from .observe.journal import add_logging
 from .steady.limits import limit_service
 from .observe.scrape import add_metrics
-from .log.request_log import LogSettings, add_log, expanded
+from .log.request_log import add_log
 from .service import Service
 from .access.tls import secure_transport
 from .observe.traces import add_traces
 
 # %% auto #0
-__all__ = ['Part', 'PARTS', 'configure', 'place_settings', 'read_settings', 'reading_settings', 'project_log', 'serving_settings']
+__all__ = ['Part', 'PARTS', 'configure']
 
 # %% ../../nbs/serve/06_configure.ipynb #configure
 Part = Callable[[Service, Mapping[str, Any]], None]  # Raises `InputError` that names the setting
@@ -62,75 +59,3 @@ def configure(
             raise InputError(f"'{name}' is not a table", where=where, remedy=f"write its settings as lines below [tool.n2p.serve.{name}]")
     for name, part in PARTS.items():
         part(service, settings.get(name, {}))
-
-# %% ../../nbs/serve/06_configure.ipynb #place
-_PATHS = ("log.folder", "log.to", "security.keys_file", "security.jwt.jwks", "tls.certfile", "tls.keyfile", "fallback.previous", "features.store", "rollout.file", "rollout.reports")
-_SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)(?![/:])(.+)")
-
-
-def place_settings(
-    settings: Mapping[str, Any],  # `[tool.n2p.serve]` or `service.toml`
-    base: Path,  # The folder of the file
-    log: Path | None = None,  # Where the log is if the settings do not say
-    below: str = "",  # The folder of a model, in a folder of logs that the settings name
-) -> dict[str, Any]:
-    "The settings with every path whole; raises `InputError` for a variable that is not set."
-    placed: Any = dict(settings)
-    for name in _PATHS:
-        placed = _changed(placed, name.split("."), lambda value, name=name: _whole(value, base, f"[tool.n2p.serve] {name}"))
-    table = placed.get("log", {})
-    if isinstance(table, Mapping) and isinstance(named := table.get("folder", log and str(log)), str):
-        placed["log"] = {**table, "folder": str(Path(named, below)) if "folder" in table else named}
-    return placed
-
-
-def _changed(table: Any, keys: list[str], change: Callable[[Any], Any]) -> Any:
-    "A table with one value changed, if it is there; what is no table, as it is."
-    first, *rest = keys
-    if not isinstance(table, Mapping) or first not in table:
-        return table
-    return {**table, first: _changed(table[first], rest, change) if rest else change(table[first])}
-
-
-def _whole(value: Any, base: Path, where: str) -> Any:
-    "A path from a folder; an address of something else, as it is."
-    if not isinstance(value, str) or not value:
-        return value  # its part tells
-    found = expanded(value, where)
-    if local := _SQLITE.fullmatch(found):
-        return f"{local[1]}{base / local[2]}"
-    return value if "://" in found else str(base / Path(found).expanduser())
-
-# %% ../../nbs/serve/06_configure.ipynb #read-settings
-def read_settings(
-    path: Path,  # `service.toml` of a folder
-) -> dict[str, Any]:
-    "The settings of an exported service, none if the file is absent; raises `InputError` if it cannot be read."
-    if not path.is_file():
-        return {}
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
-    folder = path.parent.absolute()
-    return place_settings(settings, folder, folder / "log" if "log" in settings else None)
-
-# %% ../../nbs/serve/06_configure.ipynb #reading
-_NOT_READ = ("salt", "hash", "redact")  # What is done as a record is written
-
-
-def reading_settings(
-    settings: Mapping[str, Any],  # As `place_settings` gives them, with a place of the log
-) -> LogSettings:
-    "Those of the log, to read it; raises `InputError`."
-    return LogSettings.from_table({name: value for name, value in settings["log"].items() if name not in _NOT_READ})
-
-
-def project_log(store: Store, model: str) -> LogSettings:
-    "The log that `n2p serve` of this project writes of a model, to be read; raises `InputError`."
-    return reading_settings(serving_settings(store, model))
-
-
-def serving_settings(store: Store, model: str) -> dict[str, Any]:
-    "`[tool.n2p.serve]` of this project for a model, with every path whole; raises `InputError`."
-    return place_settings(project_settings().get("serve", {}), find_project(), store.predictions(model), model)

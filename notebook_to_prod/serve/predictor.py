@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import DataError
-from ..package.bundle import Bundle, Prediction, load_pipeline, open_bundle, replay_golden, unusable_row
+from ..package.bundle import Bundle, LatePipeline, Prediction, at_hand, open_bundle, unusable_row
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
 from ..package.policy import Adjusted, Policies, imputed_values
@@ -33,11 +33,16 @@ class Predictor:
     "A model that is ready to predict; `load_predictor` makes it."
 
     bundle: Bundle
-    pipeline: Any
+    source: Any  # The pipeline, or the `LatePipeline` that stands for it
     scorer: Scorer  # Who answers: the compiled plan, or the pipeline
     name: str
     version: str
     metrics: Mapping[str, float] = field(default_factory=dict)  # Of the run that made the model, to show
+
+    @property
+    def pipeline(self) -> Any:
+        "What was trained, loaded now if it has not been; raises what `load_pipeline` and `replay_golden` raise."
+        return at_hand(self.source)
 
     @property
     def classes(self) -> list[Any] | None:
@@ -142,10 +147,15 @@ def load_predictor(
     metrics: Mapping[str, float] | None = None,  # Of the run that made it
     keys: Mapping[str, str] | None = None,  # Public keys one of which must have signed it, those of `N2P_TRUSTED_KEYS` by default
     trusted: Iterable[str] = (),  # Libraries that its pickle may use besides the known ones
+    late: bool = False,  # Whether the pipeline may be loaded and replayed when it is first asked for, if the plan answers without it
 ) -> Predictor:
     "Verify, load and replay a bundle; raises `BundleError` or `DependencyError` that says what is wrong with it."
     bundle = open_bundle(path, digest)
     require_signature(bundle.path, bundle.digest, trusted_keys() if keys is None else keys)
-    pipeline = load_pipeline(bundle, trusted)
-    replay_golden(bundle, pipeline)
-    return Predictor(bundle, pipeline, load_scorer(bundle, pipeline), name, version, dict(metrics or {}))
+    source = LatePipeline(bundle, tuple(trusted))
+    if not late:
+        source()
+    scorer = load_scorer(bundle, source)
+    if scorer.plan is None:
+        source()
+    return Predictor(bundle, source, scorer, name, version, dict(metrics or {}))

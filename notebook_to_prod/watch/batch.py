@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import DataError, InputError, NotFoundError, RunInterruptedError, ServerError
 from ..package.keys import trusted_keys
 from ..project import Store, open_store, store_errors, write_json
-from ..serve.configure import serving_settings
+from ..serve.settings import serving_settings
 from ..serve.log.request_log import LogSettings
 from ..train.sql import is_sql, sql_name
 from .batch_parts import THREADS, Job, choose_workers, run_parts

@@ -209,14 +209,15 @@ def choose_workers(scorer: BatchScorer, rows: Rows, workers: int, total: int) ->
         return THREADS
     scorer(rows)
     alone = min(_seconds(lambda: scorer(rows)) for _ in range(2))
-    if alone / max(1, rows.count) * total / workers < _WORTH:
+    shares = total / max(1, rows.count) / workers  # Of such rows, for each worker
+    if alone * shares < _WORTH:
         return THREADS
     with ThreadPoolExecutor(workers) as pool:
         together = min(_seconds(lambda: list(pool.map(scorer, [rows] * workers))) for _ in range(2))
-    return THREADS if together < _CROWDED * workers * alone else PROCESSES
+    return PROCESSES if alone * shares + _START < together * shares else THREADS
 
 
-_CROWDED = 0.85  # Of the time one after the other, from which threads only wait for each other
+_START = 2.0  # Seconds that a process takes to begin
 
 
 def _seconds(call: Callable[[], Any]) -> float:

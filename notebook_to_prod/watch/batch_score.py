@@ -160,17 +160,19 @@ def choose_engine(
     plan = predictor.scorer.plan
     if plan is None:
         return PIPELINE
-    ways = {PIPELINE: by_pipeline, PLAN: by_plan}
-    times = {name: _least(call, predictor, columns) for name, call in ways.items()}
+    times = {PLAN: _least(by_plan, predictor, columns)}
     if total >= _WORTH_COMPILING:
         before = [(forest, forest.engine, forest.engine_many) for forest in plan.forests]
         if plan.compile_walks():
             times[COMPILED] = _least(by_plan, predictor, columns)
         for forest, *engines in before:
             forest.use(*engines)  # until somebody asks for it
+    if not total or min(times.values()) * total / max(1, len(columns[0])) > _WORTH_LOADING:
+        times[PIPELINE] = _least(by_pipeline, predictor, columns)
     return min(times, key=times.__getitem__)
 
 
+_WORTH_LOADING = 4.0  # Seconds of work by the plan below which the pipeline is not even loaded: that takes two
 _WORTH_COMPILING = 300_000  # Rows
 
 
@@ -283,7 +285,7 @@ def loaded_predictor(
     asked = (str(path), digest, tuple(sorted({*(keys or {}), *trusted})))
     with _loading:
         if asked not in _loaded:
-            _loaded[asked] = load_predictor(path, digest, name, version, keys=keys, trusted=trusted)
+            _loaded[asked] = load_predictor(path, digest, name, version, keys=keys, trusted=trusted, late=True)
         return _loaded[asked]
 
 

@@ -17,7 +17,7 @@ from ..package.gates.case import as_frame
 from ..package.gates.evaluation import Evaluation, load_table
 from ..package.schema import Schema
 from ..project import Store, nearest
-from ..serve.configure import read_settings, reading_settings, serving_settings
+from ..serve.settings import read_settings, reading_settings, serving_settings
 from ..serve.log.predictions import features
 from ..serve.log.request_log import LogSettings
 from .columns import Reference, references_of

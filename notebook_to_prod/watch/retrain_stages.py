@@ -230,7 +230,7 @@ def _promotes(rollout: Rollout, decision: Decision) -> bool:
 
 
 def _look(job: Job, state: Retraining) -> Retraining:
-    from notebook_to_prod.serve.configure import project_log
+    from notebook_to_prod.serve.settings import project_log
 
     known, rules, why, promotes = state.stages["canary"], rollout_rules(job), "", False
     found = read_rollout(job.registry, state.name)

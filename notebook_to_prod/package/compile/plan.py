@@ -298,6 +298,11 @@ class Plan:
         "Paths of the transformers that stay Python objects."
         return [step.path for step, _ in self.steps if isinstance(step, Outside)]
 
+    @property
+    def is_unbound(self) -> bool:
+        "Whether it has need of the pipeline's own transformers, see `bind`."
+        return any(isinstance(step, Outside) for step, _ in self.steps)
+
     def bind(self, pipeline: Any) -> Plan:
         "Give the plan the transformers that stay Python objects; returns the plan."
         for step, _ in self.steps:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from ..bundle import Bundle, Prediction, largest_difference, predict
+from ..bundle import Bundle, LatePipeline, Prediction, at_hand, largest_difference, predict
 from .choose import choose_engines, time_both
 from .plan import Plan
 from ..schema import columns_to_table, jsonable
@@ -29,11 +29,16 @@ class Scorer:
     "A pipeline, and its plan if it has one; `load_scorer` makes it."
 
     bundle: Bundle
-    pipeline: Any
+    source: Any  # The pipeline, or the `LatePipeline` that stands for it
     plan: Plan | None
     reason: str | None = None  # Why there is no plan
     _plan_wins: dict[int, bool] = field(default_factory=dict)  # By rows, a power of ten
     _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @property
+    def pipeline(self) -> Any:
+        "What the plan was made from, loaded now if it has not been; raises what `load_pipeline` raises."
+        return at_hand(self.source)
 
     @property
     def engine(self) -> str:
@@ -61,6 +66,8 @@ class Scorer:
         return predict(self.pipeline, columns_to_table(self.bundle.schema, columns))
 
     def _is_plan_faster(self, rows: int) -> bool:
+        if isinstance(self.source, LatePipeline) and not self.source.is_loaded:
+            return True
         size = min(10_000, 10 ** round(math.log10(rows)))
         with self._lock:
             if size not in self._plan_wins:
@@ -84,7 +91,7 @@ def _planned(plan: Plan, columns: Sequence[list[Any]]) -> Prediction:
 # %% ../../../nbs/package/compile/19_scorer.ipynb #load-scorer
 def load_scorer(
     bundle: Bundle,
-    pipeline: Any,  # As `load_pipeline` gives it
+    pipeline: Any,  # As `load_pipeline` gives it, or a `LatePipeline`, which is loaded if the plan has need of it
 ) -> Scorer:
     "Read and try the plan of a bundle; a plan that does not do here what it did at export is left out, with the reason."
     if os.environ.get("N2P_PLAN", "").lower() in ("off", "0", "false", "no"):
@@ -94,7 +101,9 @@ def load_scorer(
         return Scorer(bundle, pipeline, None, bundle.metadata.get("plan", {}).get("reason") or "the bundle has no plan")
     rows = bundle.golden["rows"]
     try:
-        plan = Plan.from_bytes(content).bind(pipeline)
+        plan = Plan.from_bytes(content)
+        if plan.is_unbound:
+            plan.bind(at_hand(pipeline))
         choose_engines(plan, [[row[name] for row in rows] for name in plan.schema.names])
         _replay(bundle, plan)
     except Exception as error:  # noqa: BLE001 - of whatever engine; the pipeline answers

@@ -22,7 +22,7 @@ from ...package.schema import Column
 from ...package.trust import trusted_libraries
 from ...project import shipped_file
 from ..access.guard import is_local
-from ..configure import read_settings
+from ..settings import read_settings
 from .folder import FolderReport, read_state, write_folder
 from .settings import settings_text
 from ..predictor import Predictor
@@ -56,6 +56,7 @@ _RUNTIME_MODULES = (
     "serve.log.feedback",
     "serve.features",
     "serve.configure",
+    "serve.settings",
     "serve.app",
     "serve.direct",
     "serve.server",
