@@ -38,7 +38,7 @@ def attempt(make: Callable[[], Made]) -> tuple[Made | None, N2PError | None]:
     except N2PError as error:
         return None, error
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        return None, StoreError(f"a record is damaged: {type(error).__name__}: {error}", remedy="see which: n2p doctor, or restore it from a backup")
+        return None, StoreError(f"a record is damaged: {type(error).__name__}: {error}", remedy="restore the file from a backup, or delete it")
 
 # %% ../../nbs/ui/04_released.ipynb #models
 @dataclass(frozen=True)
