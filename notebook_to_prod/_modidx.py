@@ -7269,6 +7269,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'notebook_to_prod.ui.app': { 'notebook_to_prod.ui.app.Pages': ('ui/app.html#pages', 'notebook_to_prod/ui/app.py'),
                                          'notebook_to_prod.ui.app.Pages.__init__': ( 'ui/app.html#pages.__init__',
                                                                                      'notebook_to_prod/ui/app.py'),
+                                         'notebook_to_prod.ui.app.Pages._beside_live': ( 'ui/app.html#pages._beside_live',
+                                                                                         'notebook_to_prod/ui/app.py'),
                                          'notebook_to_prod.ui.app.Pages._common': ( 'ui/app.html#pages._common',
                                                                                     'notebook_to_prod/ui/app.py'),
                                          'notebook_to_prod.ui.app.Pages._framed': ( 'ui/app.html#pages._framed',

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, quote, urlencode
 import notebook_to_prod
 from ..errors import AccessError, InputError, N2PError, NotFoundError, UnavailableError, VerdictError
 from ..project import did_you_mean, shipped_file
+from ..release.approvals import Approvals
 from ..release.registry import ModelVersion
 from ..release.stages import read_stages
 from ..train.record import RunRecord, find_run
@@ -199,8 +200,17 @@ class Pages:
 
     def approvals(self, request: Request) -> Response:
         "What waits for approval."
-        stages = read_stages()
-        return self.page(request, "approvals", requests=self.desk.requests(), asking=[each for each in stages.values() if each.approvals])
+        stages, requests = read_stages(), self.desk.requests()
+        reports = {each.approvals.bundle: report_rows(self.desk.store, each.approvals.bundle) for each in requests}
+        asking = [each for each in stages.values() if each.approvals]
+        return self.page(request, "approvals", requests=requests, asking=asking, reports=reports, beside=[attempt(partial(self._beside_live, each.approvals))[0] for each in requests])
+
+    def _beside_live(self, asked: Approvals) -> dict[str, Any]:
+        "The metrics of what is asked for, and of what is there now."
+        model, version = self._version(asked.name, asked.version)
+        live = model.aliases.get(asked.stage)
+        theirs, now = self.desk.registry.metrics(version), self.desk.registry.metrics(self._version(asked.name, live)[1]) if live else {}
+        return {"live": live, "lines": [(name, theirs.get(name), now.get(name)) for name in dict.fromkeys((*theirs, *now))]}
 
     def audit(self, request: Request) -> Response:
         "The log and whether it holds."

@@ -251,7 +251,7 @@ def environments(project: Path) -> list[Place]:
     return found
 
 
-def neighbours(project: Path, most: int = 50) -> list[Place]:
+def neighbours(project: Path, most: int = 12) -> list[Place]:
     "Projects in the same folder as this one."
     folders, _ = attempt(lambda: sorted(each for each in project.parent.iterdir() if each != project and (each / ".n2p" / "runs").is_dir()))
     return [_place(each.name, Store(each / ".n2p"), f"cd {each} && n2p ui") for each in (folders or [])[:most]]
