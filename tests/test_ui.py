@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -94,7 +95,7 @@ def send(client: TestClient, path: str, origin: str | None = HERE, **fields: str
 
 def bare(page: httpx.Response) -> str:
     """The text of a page."""
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.text))
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.text)))
 
 
 # What is shown
@@ -158,7 +159,7 @@ def test_what_is_damaged_is_shown_as_such(copied: Project) -> None:
     assert "cannot be shown" in bare(client.get(f"/runs/{runs[2].name}/notebook"))
     assert client.get(f"/runs/{runs[0].name}").status_code == 503
     (home / "alerts" / "book.json").write_text("nothing")
-    assert "the book of alerts is damaged" in bare(client.get("/"))
+    assert "the book of alerts is damaged" in bare(visit().get("/"))
     (copied.folder / "pyproject.toml").write_text("[tool.n2p.stages.production]\naprovals = 1\n")
     page = client.get("/approvals")
     assert page.status_code == 422 and "did you mean" in bare(page)
