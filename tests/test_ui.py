@@ -234,6 +234,16 @@ def test_who_asked_cannot_approve_by_the_button_either(copied: Project, monkeypa
     assert "not one of this project's" in bare(client.get("/approvals"))
 
 
+def test_a_request_is_rejected_with_a_reason(copied: Project) -> None:
+    client, asked = visit(), {"action": "reject", "name": NAME, "version": "2", "stage": "production"}
+    assert 'value="reject"' in client.get("/approvals").text
+    assert "needs a reason" in bare(send(client, "/approvals", **asked))
+    page = send(client, "/approvals", **asked, reason="  the slices are missing ")
+    assert "cat rejected" in bare(page) and "Nothing waits" in bare(page)
+    last = [*read_events(Store(copied.home), NAME)][-1]
+    assert (last.action, last.user, last.reason) == ("reject", "cat", "the slices are missing")
+
+
 def test_what_makes_no_sense_is_told_and_changes_nothing(copied: Project) -> None:
     client, before = visit(), (copied.home / "audit.jsonl").read_bytes()
     for fields in ({"version": "two"}, {"version": "9"}, {"action": "promote"}, {"name": "../x"}, {"stage": "nowhere"}):

@@ -234,14 +234,14 @@ def _version_number(form: Mapping[str, str]) -> int:
 
 
 def change_approval(desk: Desk, form: Mapping[str, str]) -> str:
-    "Approve, or take an approval or a request back, as a form asks; returns what was done. Raises what `Registry.approve` raises."
+    "Approve or reject, or take an approval or a request back, as a form asks; returns what was done. Raises what `Registry.approve` raises."
     action, name, number, stage = form.get("action", ""), form.get("name", ""), _version_number(form), form.get("stage") or desk.store.alias
     registry = desk.registry
-    known = {"approve": registry.approve, "revoke": registry.revoke, "withdraw": registry.withdraw}
+    known = {"approve": registry.approve, "revoke": registry.revoke, "withdraw": registry.withdraw, "reject": registry.reject}
     if action not in known:
         raise InputError(f"'{action[:40]}' is nothing that can be done", where="action", remedy=f"use one of {', '.join(known)}")
     event = known[action](name, number, stage, form.get("reason", "").strip()[:2000] or None)
-    done = {"approve": "approved", "revoke": "revoked your approval of", "withdraw": "withdrew the request for"}[action]
+    done = {"approve": "approved", "revoke": "revoked your approval of", "withdraw": "withdrew the request for", "reject": "rejected"}[action]
     told = f"{name} version {number} for {stage}"
     return f"{event.user} {done} {told}. {registry.approvals(name, number, stage).told}" if event else f"Nothing to do: {told} was so already."
 

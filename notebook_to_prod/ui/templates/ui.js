@@ -156,6 +156,13 @@
   function search(form) { go(`${form.getAttribute("action")}?${new URLSearchParams([...new FormData(form)].filter(([, value]) => value))}`); }
   document.addEventListener("submit", (event) => {
     if (event.target.matches("[data-live]")) { event.preventDefault(); search(event.target); }
+    else if (event.submitter?.value === "reject" && !event.target.elements.reason.value.trim()) {
+      event.preventDefault();
+      const field = event.target.elements.reason;
+      field.setCustomValidity("A rejection needs a reason.");
+      field.reportValidity();
+      field.addEventListener("input", () => field.setCustomValidity(""), { once: true });
+    }
     else if (event.target.method === "post") for (const each of all("button", event.target)) setTimeout(() => { each.disabled = true; });  // once
   });
   document.addEventListener("change", (event) => {
