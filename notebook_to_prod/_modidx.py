@@ -7354,6 +7354,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'notebook_to_prod/ui/desk.py'),
                                           'notebook_to_prod.ui.desk.Desk.requests': ( 'ui/desk.html#desk.requests',
                                                                                       'notebook_to_prod/ui/desk.py'),
+                                          'notebook_to_prod.ui.desk.Desk.runs': ('ui/desk.html#desk.runs', 'notebook_to_prod/ui/desk.py'),
                                           'notebook_to_prod.ui.desk.Desk.said': ('ui/desk.html#desk.said', 'notebook_to_prod/ui/desk.py'),
                                           'notebook_to_prod.ui.desk.Desk.say': ('ui/desk.html#desk.say', 'notebook_to_prod/ui/desk.py'),
                                           'notebook_to_prod.ui.desk.Desk.templates': ( 'ui/desk.html#desk.templates',

@@ -71,7 +71,7 @@ class Pages:
     def overview(self, request: Request) -> Response:
         "What there is, and what waits."
         desk = self.desk
-        rows = desk.shelf.rows()
+        rows = desk.runs()
         models, lost = attempt(desk.models)
         requests, unasked = attempt(desk.requests)
         seen, unseen = attempt(desk.watched)
@@ -79,14 +79,14 @@ class Pages:
         rollouts = [each for each in rollout_rows(desk.registry, [model.name for model in models or ()]) if each.problem or (each.rollout and each.rollout.goes_on)]
         named, misnamed = attempt(lambda: environments(desk.project))
         problems = [each for each in (lost, unasked, unseen, unread, misnamed) if each]
-        return self.page(request, "overview", runs=find_runs(rows, Query()), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, environments=named or [], neighbours=neighbours(desk.project), problems=problems, machine=platform.node())
+        return self.page(request, "overview", runs=len(rows), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, environments=named or [], neighbours=neighbours(desk.project), problems=problems, machine=platform.node())
 
     def runs(self, request: Request) -> Response:
         "Every run, searched and sorted."
         asked = request.query_params
         page = asked.get("page", "1")
         query = Query(asked.get("q", "")[:500], asked.get("status", ""), asked.get("sort") or "started", asked.get("order", "down") != "up", int(page) if page.isdecimal() and len(page) < 8 else 1)
-        found = find_runs(self.desk.shelf.rows(), query)
+        found = find_runs(self.desk.runs(), query)
         versions = {row.run_id: self.desk.versions_of(row.bundle) for row in found.rows}
         return self.page(request, "runs", found=found, asked=query, versions=versions)
 

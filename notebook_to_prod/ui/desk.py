@@ -25,7 +25,7 @@ from ..release.rows import ask_database
 from .changes import change_mark
 from .door import Door
 from .released import ModelRow, ReportRow, Request, attempt, model_rows, open_requests, registered_bundles, report_rows, state_of
-from .runs import RunShelf
+from .runs import RunRow, RunShelf
 from .watched import Watched, spark, watched
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def changed(query: Mapping[str, Any], **values: Any) -> str:
 # %% ../../nbs/ui/07_desk.ipynb #desk
 Made = TypeVar("Made")
 _FRESH = 0.5  # Seconds for which a mark is believed
+_GIVEN_UP = 5.0  # Seconds for which what did not answer is not asked again
 _SAID = 200  # Messages that wait for the page after a form
 
 
@@ -104,6 +105,7 @@ class Desk:
         self.mlflow = (mlflow or _without_password(served)).rstrip("/")
         self.shelf = RunShelf(store)
         self._kept: dict[str, tuple[str, Any]] = {}
+        self._failed: dict[str, tuple[float, N2PError]] = {}
         self._mark = (0.0, "")
         self._said: dict[str, tuple[str, str]] = {}
         self._lock = threading.RLock()
@@ -123,18 +125,30 @@ class Desk:
         return known
 
     def kept(self, name: str, make: Callable[[], Made]) -> Made:
-        "What was made since the last change, or made now."
+        "What was made since the last change, or made now; an error is raised again for some seconds, or each row of a page would wait for a server that is away."
         mark = self.mark
         with self._lock:
+            failed = self._failed.get(name)
+            if failed is not None and time.monotonic() < failed[0]:
+                raise failed[1].with_traceback(None)
             known = self._kept.get(name)
             if known is None or known[0] != mark:
-                self._kept[name] = known = (mark, make())
+                try:
+                    self._kept[name] = known = (mark, make())
+                except N2PError as error:
+                    self._failed[name] = (time.monotonic() + _GIVEN_UP, error)
+                    raise
             return known[1]
 
     def forget(self) -> None:
         "Look at everything again: something was changed here."
         self._mark = (0.0, "")
         self._kept.clear()
+        self._failed.clear()
+
+    def runs(self) -> list[RunRow]:
+        "Every run, newest first."
+        return self.kept("runs", self.shelf.rows)
 
     def models(self) -> list[ModelRow]:
         "Every model; raises `TrackingError` if the registry does not answer."
@@ -164,7 +178,7 @@ class Desk:
     @property
     def acts(self) -> bool:
         "Whether changes can be made here."
-        return self.door.acts and self.store.is_writable
+        return self.door.acts and (self.store.is_writable or not self.store.home.exists())
 
     def say(self, kind: str, text: str) -> str:
         "Keep a message for the next page; returns what that page is asked with."
