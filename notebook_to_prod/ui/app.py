@@ -5,7 +5,6 @@
 # %% ../../nbs/ui/08_app.ipynb #imports
 from __future__ import annotations
 
-import platform
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -79,7 +78,7 @@ class Pages:
         rollouts = [each for each in rollout_rows(desk.registry, [model.name for model in models or ()]) if each.problem or (each.rollout and each.rollout.goes_on)]
         named, misnamed = attempt(lambda: environments(desk.project))
         problems = [each for each in (lost, unasked, unseen, unread, misnamed) if each]
-        return self.page(request, "overview", runs=len(rows), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, environments=named or [], neighbours=neighbours(desk.project), problems=problems, machine=platform.node())
+        return self.page(request, "overview", runs=len(rows), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, environments=named or [], neighbours=neighbours(desk.project), problems=problems)
 
     def runs(self, request: Request) -> Response:
         "Every run, searched and sorted."
