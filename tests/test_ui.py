@@ -183,6 +183,16 @@ def test_what_there_is_not_is_a_page_that_says_so(copied: Project) -> None:
     assert {client.get(path).status_code for path in odd} == {404}
 
 
+def test_a_run_leads_to_its_page_in_mlflow(copied: Project) -> None:
+    run = copied.run_folders[0].name
+    tracked = copied.record(run)["mlflow_run_id"]
+    assert "mlflow ui --backend-store-uri" in bare(visit().get(f"/runs/{run}"))
+    desk = Desk(looked_store(), Path.cwd(), Door(SECRET), "http://127.0.0.1:5000/")
+    client = TestClient(make_app(desk), HERE)
+    page = client.get(f"/runs/{run}", params={"token": SECRET})
+    assert re.search(rf'href="http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{tracked}"', page.text)
+
+
 # What a notebook may
 
 

@@ -6,6 +6,9 @@
 __all__ = ['ui']
 
 # %% ../../nbs/cli/05c_ui.ipynb #imports
+import os
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import click
@@ -37,10 +40,16 @@ def ui(terminal: Terminal, host: str, port: int, no_browser: bool, read_only: bo
         lines = [("page", address.entrance), ("store", str(desk.store.home)), ("changes", "can be made" if desk.acts else "cannot be made: it is read-only"), ("stop", "Ctrl-C")]
         terminal.result(Result({"url": address.url, "entrance": address.entrance, "port": address.port, "acts": desk.acts}, lines))
         click.get_text_stream("stdout").flush()
-        if not no_browser:
-            import webbrowser
-
-            if not webbrowser.open(address.entrance):
-                terminal.note("no browser could be opened: open the address yourself")
+        if not (no_browser or terminal.json):
+            threading.Thread(target=_open, args=(terminal, address.entrance), daemon=True).start()
 
     start_ui(host, port, mlflow, read_only, began)
+
+
+def _open(terminal: Terminal, address: str) -> None:
+    "Open a browser that has a window: one in this terminal would take it."
+    import webbrowser
+
+    windows = not sys.platform.startswith("linux") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not windows or not webbrowser.open(address):
+        terminal.note("no browser could be opened: open the address yourself")

@@ -20,7 +20,6 @@ from ..release.stages import read_stages
 from ..train.record import RunRecord, find_run
 from .beside import beside
 from .desk import Desk
-from .door import COOKIE
 from .released import ModelRow, attempt, audit_log, environments, neighbours, report_rows, request_of, rollout_rows
 from .rendered import FRAME_POLICY, render_notebook
 from .runs import Query, find_runs
@@ -283,8 +282,8 @@ def make_app(desk: Desk) -> FastAPI:
         elif request.method == "GET" and door.knows_token(request.query_params.get("token", "")):
             kept = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
             answer = RedirectResponse(f"{quote(path)}?{urlencode(kept)}" if kept else quote(path), 303)
-            answer.set_cookie(COOKIE, door.session, httponly=True, samesite="strict", max_age=30 * 86400)
-        elif not path.startswith("/static/") and not door.knows_session(request.cookies.get(COOKIE, "")):
+            answer.set_cookie(door.cookie, door.session, httponly=True, samesite="strict", max_age=30 * 86400)
+        elif not path.startswith("/static/") and not door.knows_session(request.cookies.get(door.cookie, "")):
             tried = "token" in request.query_params
             answer = PlainTextResponse("sign in\n", 401) if path == "/mark" else HTMLResponse(desk.templates.get_template("sign_in.html").render(tried=tried, theme=""), 401)
         else:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from ..errors import AccessError, InputError
 
 # %% auto #0
-__all__ = ['TOKEN', 'COOKIE', 'own_token', 'is_loopback', 'require_loopback', 'Door']
+__all__ = ['TOKEN', 'own_token', 'is_loopback', 'require_loopback', 'Door']
 
 # %% ../../nbs/ui/06_door.ipynb #secret
 TOKEN = "N2P_UI_TOKEN"
@@ -62,9 +62,6 @@ def require_loopback(host: str) -> None:
         raise AccessError(f"others can reach {host}, and no token was said", where="--host", remedy=f"set {TOKEN} to a secret of {_SHORTEST} letters or more, or stay with 127.0.0.1 and tunnel: ssh -L 8790:127.0.0.1:8790 MACHINE")
 
 # %% ../../nbs/ui/06_door.ipynb #door
-COOKIE = "n2p_ui"
-
-
 @dataclass(frozen=True)
 class Door:
     "What is asked of a request."
@@ -77,6 +74,11 @@ class Door:
     def session(self) -> str:
         "What the cookie holds: not the token itself."
         return self._derived("session")
+
+    @property
+    def cookie(self) -> str:
+        "The name of the cookie: browsers keep one for all ports of a machine, and doors with other tokens have others."
+        return f"n2p_ui_{self._derived('cookie')[:8]}"
 
     @property
     def form_key(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -52,15 +53,22 @@ def render_notebook(
     theme: str = "",  # `light` or `dark`; as the system has it if empty
 ) -> str:
     "A page of an executed notebook; raises `NotFoundError` if there is none, `StoreError` if it cannot be read."
+    if not path.is_file():
+        raise NotFoundError("the run has no output notebook", where=str(path), remedy="run the notebook again: n2p run NOTEBOOK")
+    found = path.stat()
+    if found.st_size > _LARGEST:
+        raise StoreError(f"the notebook has {found.st_size / 1e6:.0f} MB, too much for a page", where=str(path), remedy="open it in Jupyter")
+    return _page(path.stem, _rendered(path, (found.st_mtime_ns, found.st_size)), theme)
+
+
+@lru_cache(maxsize=8)
+def _rendered(path: Path, stamp: tuple[int, int]) -> str:
+    "The body of the page: made once of what a file is, which its stamp tells."
     import nbformat
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    if not path.is_file():
-        raise NotFoundError("the run has no output notebook", where=str(path), remedy="run the notebook again: n2p run NOTEBOOK")
     try:
-        if path.stat().st_size > _LARGEST:
-            raise StoreError(f"the notebook has {path.stat().st_size / 1e6:.0f} MB, too much for a page", where=str(path), remedy="open it in Jupyter")
         notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
         priority = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/plain"]
         config = Config({"NbConvertBase": {"display_data_priority": priority}})
@@ -68,7 +76,7 @@ def render_notebook(
         body, _ = exporter.from_notebook_node(_without_widgets(notebook))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, json.JSONDecodeError, nbformat.ValidationError) as error:
         raise StoreError(f"the notebook cannot be shown: {type(error).__name__}: {str(error)[:300]}", where=str(path), remedy="open it in Jupyter, or run it again") from error
-    return _page(path.stem, harmless(body), theme)
+    return harmless(body)
 
 
 def _without_widgets(notebook: Any) -> Any:

@@ -78,13 +78,13 @@
     if (!answer.headers.get("content-type")?.startsWith("text/html")) throw new Error(`${answer.status}`);
     return [new DOMParser().parseFromString(await answer.text(), "text/html"), answer];
   }
-  function put(fresh) {
+  function put(fresh, whole = true) {  // or of what is written only what is being written
     const page = find("#page"), then = find("#page", fresh);
     if (!then) return location.reload();
     const held = document.activeElement, place = held?.id, row = held?.closest?.("tr"), rowAt = row ? rows().indexOf(row) : -1;
     const caret = held?.matches?.("input[type=text],input[type=search]") ? held.selectionStart : null;
     const checked = new Set(all("input[type=checkbox]:checked", page).map((box) => box.id));
-    const written = new Map(all("input[type=text],input[type=search],select", page).filter((each) => each.id).map((each) => [each.id, each.value]));
+    const written = new Map(all("input[type=text],input[type=search],select", page).filter((each) => each.id && (whole || each === held)).map((each) => [each.id, each.value]));
     const opened = new Set(all("details[open]", page).map((each) => each.id));
     const across = all(".scroll", page).map((each) => each.scrollLeft);
     page.replaceChildren(...then.childNodes);
@@ -133,11 +133,10 @@
     try {
       const [fresh] = await fetched(address);
       if (push) history.pushState(null, "", address);
-      put(fresh);
-      shown = bare(find("#page", await again(address)).innerHTML);
+      shown = bare(find("#page", fresh).innerHTML);
+      put(fresh, false);
     } catch { location.href = address; }
   }
-  async function again(address) { return (await fetched(address))[0]; }
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.("a");
     if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button || link.target || !link.closest("#page")) return;
