@@ -183,6 +183,16 @@ def test_what_there_is_not_is_a_page_that_says_so(copied: Project) -> None:
     assert {client.get(path).status_code for path in odd} == {404}
 
 
+def test_bundles_without_a_version_are_shown_with_their_state(copied: Project) -> None:
+    draft = copied.home / "bundles" / ("d" * 64)
+    draft.mkdir()
+    (draft / "metadata.json").write_text('{"draft": true, "task": "regression"}')
+    (copied.home / "bundles" / ("e" * 64)).mkdir()
+    shown = bare(visit().get("/models"))
+    assert "unregistered" in shown and f"n2p register {copied.run_folders[2].name} --name NAME" in shown
+    assert "dddddddddddd draft" in shown and "eeeeeeeeeeee damaged" in shown
+
+
 def test_a_run_leads_to_its_page_in_mlflow(copied: Project) -> None:
     run = copied.run_folders[0].name
     tracked = copied.record(run)["mlflow_run_id"]

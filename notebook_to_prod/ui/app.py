@@ -20,7 +20,7 @@ from ..release.stages import read_stages
 from ..train.record import RunRecord, find_run
 from .beside import beside
 from .desk import Desk
-from .released import ModelRow, attempt, audit_log, environments, neighbours, report_rows, request_of, rollout_rows
+from .released import ModelRow, attempt, audit_log, bundles_without_version, environments, neighbours, registered_bundles, report_rows, request_of, rollout_rows
 from .rendered import FRAME_POLICY, render_notebook
 from .runs import Query, find_runs
 
@@ -116,8 +116,11 @@ class Pages:
         return self.page(request, "compare", records=records, parts=beside(records) if records else [], problems=[problem for _, problem in found if problem], only=request.query_params.get("only") == "differences")
 
     def models(self, request: Request) -> Response:
-        "Every model."
-        return self.page(request, "models", models=self.desk.models())
+        "Every model, and the bundles that are no version."
+        models = self.desk.models()
+        loose = bundles_without_version(self.desk.store, registered_bundles(models))
+        runs = {row.bundle: row.run_id for row in self.desk.runs() if row.bundle} if loose else {}
+        return self.page(request, "models", models=models, loose=loose, runs=runs)
 
     def model(self, request: Request, name: str) -> Response:
         "One model with its versions and its history."

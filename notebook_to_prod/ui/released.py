@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,9 +23,9 @@ from ..release.stages import StageRules, read_stages
 from ..watch.rollout import read_decisions
 
 # %% auto #0
-__all__ = ['Made', 'attempt', 'ModelRow', 'state_of', 'model_rows', 'registered_bundles', 'ReportRow', 'report_rows',
-           'RolloutRow', 'rollout_rows', 'Request', 'request_of', 'open_requests', 'AuditLine', 'AuditLog', 'audit_log',
-           'Place', 'environments', 'neighbours']
+__all__ = ['Made', 'attempt', 'ModelRow', 'state_of', 'model_rows', 'BundleRow', 'bundles_without_version', 'registered_bundles',
+           'ReportRow', 'report_rows', 'RolloutRow', 'rollout_rows', 'Request', 'request_of', 'open_requests',
+           'AuditLine', 'AuditLog', 'audit_log', 'Place', 'environments', 'neighbours']
 
 # %% ../../nbs/ui/04_released.ipynb #attempt
 Made = TypeVar("Made")
@@ -77,6 +77,28 @@ def _model_row(registry: Registry, name: str) -> ModelRow:
     versions, problem = attempt(lambda: registry.versions(name))
     events, damage = attempt(lambda: registry.events(name))
     return ModelRow(name, tuple(reversed(versions or ())), tuple(reversed(events or ())), problem or damage)
+
+
+@dataclass(frozen=True)
+class BundleRow:
+    "A bundle that is no version."
+
+    digest: str
+    state: str  # `draft`, which cannot be promoted, `unregistered` or `damaged`
+    task: str = ""
+    made: float = 0.0  # Seconds since 1970
+
+
+def bundles_without_version(store: Store, known: Container[str], most: int = 100) -> list[BundleRow]:
+    "Bundles of the store whose digests are not known, newest first: told by their metadata, unverified."
+    folders, _ = attempt(lambda: sorted((each for each in store.bundles.iterdir() if not each.name.startswith(".") and f"sha256:{each.name}" not in known), key=lambda each: each.stat().st_mtime, reverse=True))
+    return [_bundle_row(each) for each in (folders or [])[:most]]
+
+
+def _bundle_row(folder: Path) -> BundleRow:
+    told, problem = attempt(lambda: dict(json.loads((folder / "metadata.json").read_text(encoding="utf-8"))))
+    state = "damaged" if problem or told is None else "draft" if told.get("draft") else "unregistered"
+    return BundleRow(f"sha256:{folder.name}", state, str((told or {}).get("task", "")), folder.stat().st_mtime)
 
 
 def registered_bundles(models: Iterable[ModelRow]) -> dict[str, list[ModelVersion]]:
