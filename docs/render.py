@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "nbs"
 PAGES = ROOT / "_docs"
 IMAGES = "docs/images"
-STAGES = ["train", "package", "release", "serve", "watch", "cli", "examples"]
+SCREENSHOTS = "ui-*.png"  # Among them: taken by hand, and shown by links
+STAGES = ["train", "package", "release", "serve", "watch", "ui", "cli", "examples"]
 # What a code host shows best comes first.
 PREFERRED = ["text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"]
 GUIDES = ["CONTRIBUTING.md", "CHANGELOG.md"]
@@ -67,7 +68,9 @@ def readme() -> tuple[str, dict[str, bytes]]:
 def write_readme() -> None:
     """Write README.md and its images, and delete the images it no longer shows."""
     text, images = readme()
-    shutil.rmtree(ROOT / IMAGES, ignore_errors=True)
+    for path in (ROOT / IMAGES).glob("*"):
+        if not path.match(SCREENSHOTS):
+            path.unlink()
     for name, content in images.items():
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / name).write_bytes(content)

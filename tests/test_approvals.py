@@ -413,6 +413,29 @@ def test_a_rollback_asks_nobody_and_what_it_left_is_approved_anew(registry: Regi
         registry.approve("back", 2)
 
 
+def test_an_approver_rejects_a_request_with_a_reason(trained: Project, registry: Registry, team: Team) -> None:
+    team.rules(STAGE)
+    team.be("sue")
+    register(registry, "unwanted")
+    with pytest.raises(VerdictError, match="0 of 2"):
+        registry.promote("unwanted", 1)
+    with pytest.raises(InputError, match="needs a reason"):
+        registry.reject("unwanted", 1)
+    with pytest.raises(AccessError, match=r"sue .*is not an approver"):
+        registry.reject("unwanted", 1, reason="I changed my mind")
+    for user in ("ann", "bob"):
+        team.be(user)
+        registry.approve("unwanted", 1)
+    token = {"N2P_TOKEN": TOKENS["ann"][0]}
+    done = trained.n2p("approve", "unwanted@1", "--reject", "--reason", "the slices of bob are missing", **token)
+    assert done.code == 0 and done.stdout.startswith("rejected"), done
+    found = registry.approvals("unwanted", 1)
+    assert found.given == ("bob",) and found.requested is None
+    assert "there was no request" in trained.n2p("approve", "unwanted@1", "--reject", "--reason", "x", **token).stdout
+    assert registry.history("unwanted")[-1].reason == "the slices of bob are missing"
+    assert verify_audit(registry).damage == []
+
+
 def test_a_request_leaves_enough_who_may_approve_and_can_be_withdrawn(
     trained: Project, registry: Registry, team: Team
 ) -> None:

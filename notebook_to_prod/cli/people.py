@@ -17,7 +17,8 @@ from .output import Result, Terminal, command
 @click.option("--reason", help="Why, for the history.")
 @click.option("--revoke", is_flag=True, help="Take your approval back.")
 @click.option("--withdraw", is_flag=True, help="Take back your request, which n2p promote made, so that you may approve.")
-def approve(terminal: Terminal, version: str, stage: str | None, reason: str | None, revoke: bool, withdraw: bool) -> Result:
+@click.option("--reject", is_flag=True, help="Say no to somebody's request; needs a --reason.")
+def approve(terminal: Terminal, version: str, stage: str | None, reason: str | None, revoke: bool, withdraw: bool, reject: bool) -> Result:
     """Approve of a version in a stage, or take it back.
 
     For stages whose table below [tool.n2p.stages] asks for approvals. It is bound to the bundle, and to who you are: by N2P_TOKEN, else
@@ -32,18 +33,19 @@ def approve(terminal: Terminal, version: str, stage: str | None, reason: str | N
     name, number = parse_reference(version)
     if not number.isdecimal():
         raise InputError(f"'{version}' names an alias, which may move", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {name}")
-    if revoke and withdraw:
-        raise InputError("an approval and a request are taken back one by one", where="--revoke, --withdraw", remedy="give one of the two")
+    if revoke + withdraw + reject > 1:
+        raise InputError("an approval and a request are taken back, or a request rejected, one by one", where="--revoke, --withdraw, --reject", remedy="give one of the three")
     registry = Registry(open_store())
     stage = stage or registry.store.alias
-    event = (registry.withdraw if withdraw else registry.revoke if revoke else registry.approve)(name, int(number), stage, reason)
+    event = (registry.reject if reject else registry.withdraw if withdraw else registry.revoke if revoke else registry.approve)(name, int(number), stage, reason)
     found = registry.approvals(name, int(number), stage)
     done, already = ("revoked", "there was no approval of yours") if revoke else ("approved", "you had approved it already, which counts once")
     done, already = ("withdrawn", "there was no request") if withdraw else (done, already)
+    done, already = ("rejected", "there was no request") if reject else (done, already)
     by = f" by {event.user}" if event else f": {already}"
     data = {"name": name, "version": int(number), "stage": stage, "changed": event is not None, "user": event and event.user, "identity": event and event.identity}
     lines = [(done if event else "unchanged", f"{name} version {number} for {stage}{by}"), ("bundle", found.bundle), ("approvals", found.told)]
-    lines += [("next", f"n2p promote {name} {number} --to {stage}")] if found.is_complete and not revoke else []
+    lines += [("next", f"n2p promote {name} {number} --to {stage}")] if found.is_complete and not revoke and not reject else []
     return Result(data | {"approvals": found.to_dict()}, lines)
 
 # %% ../../nbs/cli/03c_people.ipynb #token

@@ -27,17 +27,17 @@ def standing_approvals(events: Sequence[Event], version: int, stage: str | None 
             found = {key: each for key, each in found.items() if key[0] != event.alias}
         elif event.version == version and event.action == "approve":
             found[event.stage, event.user] = event
-        elif event.version == version and event.action == "revoke":
+        elif event.version == version and event.action in ("revoke", "reject"):
             found.pop((event.stage, event.user), None)
     return [each for each in found.values() if stage in (None, each.stage)]
 
 
 def standing_request(events: Sequence[Event], version: int, stage: str) -> Event | None:
-    "Who asked first for the approvals of a version, since it was last rolled back or a request was withdrawn."
+    "Who asked first for the approvals of a version, since it was last rolled back or a request was withdrawn or rejected."
     found = None
     for event in events:
         left = event.action == "rollback" and event.previous == version and event.alias == stage
-        if left or (event.action == "withdraw" and event.version == version and event.stage == stage):
+        if left or (event.action in ("withdraw", "reject") and event.version == version and event.stage == stage):
             found = None
         elif event.action == "request" and event.version == version and event.stage == stage:
             found = found or event

@@ -16,7 +16,7 @@ from .versions import Versions
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['approve', 'revoke', 'withdraw', 'approvals']
+__all__ = ['approve', 'revoke', 'withdraw', 'reject', 'approvals']
 
 # %% ../../nbs/release/10_approve.ipynb #approve
 def approve(registry: Versions, name: str, version: int, stage: str, reason: str | None = None) -> Event | None:
@@ -68,6 +68,26 @@ def withdraw(registry: Versions, name: str, version: int, stage: str, reason: st
         if asked.user != who.user:
             raise AccessError(f"{asked.user} asked for it, not {who}", where=f"{name}@{version}", remedy=f"ask {asked.user} to withdraw it: n2p approve {name}@{version} --to {stage} --withdraw")
         event = Event(now(), "withdraw", name, version, who.user, reason=reason, bundle=asked.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
+        return make_change(registry._client, registry.store, event)
+
+
+def reject(registry: Versions, name: str, version: int, stage: str, reason: str | None = None) -> Event | None:
+    "Say no to a request: it stands no more, nor does one's own approval; None if there is no request. Raises `AccessError` if they may not approve, `InputError` without a reason."
+    who, rules, people = acting("approve", name), stage_rules(stage), read_people()
+    require_identity(who, rules)
+    if not (reason or "").strip():
+        raise InputError("a rejection needs a reason", where="--reason", remedy="say what has to be different")
+    approvers = approvers_of(rules, people, name)
+    if approvers is not None and who.user not in approvers:
+        raise AccessError(f"{who} is not an approver of {stage} for '{name}'", where=settings_place(None, f"stages.{stage}"), remedy=f"ask {', '.join(approvers)}")
+    registry.read(name, version)
+    with _ready(registry, name):
+        asked = standing_request(locked_events(registry, name), version, stage)
+        if asked is None:
+            return None
+        if asked.user == who.user:
+            raise AccessError(f"{who} asked for it, and takes it back rather than rejects it", where=f"{name}@{version}", remedy=f"n2p approve {name}@{version} --to {stage} --withdraw")
+        event = Event(now(), "reject", name, version, who.user, reason=reason, bundle=asked.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
         return make_change(registry._client, registry.store, event)
 
 

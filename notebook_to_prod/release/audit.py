@@ -26,7 +26,7 @@ __all__ = ['MOVES', 'ACTIONS', 'COLLECTED', 'Origin', 'Event', 'current_user', '
 
 # %% ../../nbs/release/00_audit.ipynb #event
 MOVES = ("promote", "rollback")  # Of an alias to a version; `retire` takes it away
-ACTIONS = ("register", "request", "withdraw", "approve", "revoke", *MOVES, "retire", "archive", "override", "gate-failed", "repair", "rollout")
+ACTIONS = ("register", "request", "withdraw", "reject", "approve", "revoke", *MOVES, "retire", "archive", "override", "gate-failed", "repair", "rollout")
 
 
 @dataclass(frozen=True)

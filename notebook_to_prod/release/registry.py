@@ -15,7 +15,7 @@ from ..package.keys import Signature
 from ..package.lineage import find_origin
 from .announce import announcing
 from .approvals import Approvals
-from .approve import approvals, approve, revoke, withdraw
+from .approve import approvals, approve, reject, revoke, withdraw
 from .audit import Event, record_event
 from .change import make_change, recover, registry_lock
 from .moves import Drill, alias_path as alias_path, archive, drill_rollback, new_alias as new_alias, overruled as overruled, promote, register, retire, rollback, sign
@@ -76,6 +76,11 @@ class Registry(Versions):
     def withdraw(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
         "Take back one's own request for approvals; returns the event, or None if there is none. Raises what `approve.withdraw` raises."
         return withdraw(self, check_name(name), version, self._alias(to), reason)
+
+    @announcing
+    def reject(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
+        "Say no to a request for approvals, with a reason; returns the event, or None if there is none. Raises what `approve.reject` raises."
+        return reject(self, check_name(name), version, self._alias(to), reason)
 
     def approvals(self, name: str, version: int, stage: str | None = None) -> Approvals:
         "How many approvals a version has for a stage, and who may still give one."
