@@ -85,7 +85,7 @@ class Shown:
         table = [self.header, *self.rows] if any(self.header) else list(self.rows)
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-        return "\n".join([*([str(self.badge)] if self.badge else []), self.said, *lines])
+        return "\n".join([*([str(self.badge)] if self.badge else []), *([self.said] if self.said else []), *lines])
 
     def markdown(self) -> str:
         "For a notebook or a file."
@@ -101,7 +101,8 @@ class Shown:
         head = f"<thead><tr>{heads}</tr></thead>" if any(self.header) else ""
         rows = "".join(f"<tr{_BOLD if marked else ''}>{''.join(f'<td{_LEFT}>{escape(each)}</td>' for each in row)}</tr>" for row, marked in self._lines())
         badge = f"{self.badge.html()} " if self.badge else ""
-        return f"<p>{badge}{escape(self.said)}</p>" + (f"<table>{head}<tbody>{rows}</tbody></table>" if rows else "")
+        head_line = f"<p>{badge}{escape(self.said)}</p>" if badge or self.said else ""
+        return head_line + (f"<table>{head}<tbody>{rows}</tbody></table>" if rows else "")
 
     def mimebundle(self) -> dict[str, str]:
         "All three, by the type that a viewer asks for."

@@ -126,6 +126,13 @@ class RunError(NotebookError):
 class CellError(RunError):
     "A cell raised an exception."
 
+    def __init__(self, what: str, *, cell_number: int = 0, first_line: str = "", cell_traceback: str = "", **kwargs: Any):
+        super().__init__(what, **kwargs)
+        self.cell_number, self.first_line, self.cell_traceback = cell_number, first_line, cell_traceback
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "cell_number": self.cell_number, "first_line": self.first_line, "cell_traceback": self.cell_traceback}
+
 
 class KernelStartError(RunError):
     "The kernel did not start: nothing of the notebook was executed."
