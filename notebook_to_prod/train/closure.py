@@ -263,5 +263,5 @@ def git_state(folder: Path) -> GitState:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return GitState(None)
-    patch = _git(folder, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff") or ""
+    patch = _git(folder, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
     return GitState(commit.strip(), patch)
