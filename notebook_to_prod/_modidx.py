@@ -392,6 +392,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'notebook_to_prod/display.py'),
                                           'notebook_to_prod.display.Shown.mimebundle': ( 'display.html#shown.mimebundle',
                                                                                          'notebook_to_prod/display.py'),
+                                          'notebook_to_prod.display.Shown.reasons': ( 'display.html#shown.reasons',
+                                                                                      'notebook_to_prod/display.py'),
                                           'notebook_to_prod.display.Shown.terminal_table': ( 'display.html#shown.terminal_table',
                                                                                              'notebook_to_prod/display.py'),
                                           'notebook_to_prod.display.Shown.text': ('display.html#shown.text', 'notebook_to_prod/display.py'),

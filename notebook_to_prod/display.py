@@ -44,14 +44,13 @@ class Badge:
         return f"{_SIGNS[self.kind]} {self.text}" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
 
     def html(self) -> str:
-        "In a border of its colour, the reasons beside it."
+        "The word, in a border of its colour."
         style = f"border:1px solid {_COLOURS[self.kind]};color:{_COLOURS[self.kind]};border-radius:3px;padding:0 .4em"
-        reasons = f" {escape('; '.join(self.reasons))}" if self.reasons else ""
-        return f'<b style="{style}">{_SIGNS[self.kind]} {escape(self.text)}</b>{reasons}'
+        return f'<b style="{style}">{_SIGNS[self.kind]} {escape(self.text)}</b>'
 
     def markdown(self) -> str:
-        "The word in bold, the reasons beside it."
-        return f"**{_SIGNS[self.kind]} {plain_markdown(self.text)}**" + (f" {plain_markdown('; '.join(self.reasons))}" if self.reasons else "")
+        "The word in bold."
+        return f"**{_SIGNS[self.kind]} {plain_markdown(self.text)}**"
 
 # %% ../nbs/02_display.ipynb #shown
 _BOLD = ' style="font-weight:bold"'
@@ -67,6 +66,11 @@ class Shown:
     rows: tuple[tuple[str, ...], ...] = ()
     marked: tuple[bool, ...] = ()  # Which rows tell of something
     badge: Badge | None = None
+
+    @property
+    def reasons(self) -> str:
+        "Of the badge, in one line."
+        return "; ".join(self.badge.reasons) if self.badge else ""
 
     def terminal_table(self) -> RichTable:
         "For a terminal."
@@ -89,7 +93,8 @@ class Shown:
 
     def markdown(self) -> str:
         "For a notebook or a file."
-        head = f"{f'{self.badge.markdown()} ' if self.badge else ''}{plain_markdown(self.said)}"
+        head = " ".join([*([self.badge.markdown()] if self.badge else []), plain_markdown(self.said)])
+        head += f"<br>{plain_markdown(self.reasons)}" if self.reasons else ""
         safe = [([plain_markdown(each) for each in row], marked) for row, marked in self._lines()]
         rows = "".join("| " + " | ".join(f"**{each}**" if marked and each else each for each in row) + " |\n" for row, marked in safe)
         names = " | ".join(map(plain_markdown, self.header))
@@ -101,8 +106,9 @@ class Shown:
         head = f"<thead><tr>{heads}</tr></thead>" if any(self.header) else ""
         rows = "".join(f"<tr{_BOLD if marked else ''}>{''.join(f'<td{_LEFT}>{escape(each)}</td>' for each in row)}</tr>" for row, marked in self._lines())
         badge = f"{self.badge.html()} " if self.badge else ""
-        head_line = f"<p>{badge}{escape(self.said)}</p>" if badge or self.said else ""
-        return head_line + (f"<table>{head}<tbody>{rows}</tbody></table>" if rows else "")
+        reasons = f"<br>{escape(self.reasons)}" if self.reasons else ""
+        said = f"<p>{badge}{escape(self.said)}{reasons}</p>" if badge or self.said else ""
+        return said + (f"<table>{head}<tbody>{rows}</tbody></table>" if rows else "")
 
     def mimebundle(self) -> dict[str, str]:
         "All three, by the type that a viewer asks for."

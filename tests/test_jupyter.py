@@ -264,7 +264,8 @@ def test_a_gate_report_says_which_gates_stand_in_the_way() -> None:
 
     verdicts = (Verdict("metrics.floor", "fail", HOSTILE), Verdict("data.schema", "pass", "fits"))
     failed, passed = Report("sha256:1", "p", verdicts), Report("sha256:1", "p", verdicts[1:])
-    assert "✗ not promotable</b> metrics.floor" in failed._repr_html_()
+    assert "✗ not promotable</b>" in failed._repr_html_()
+    assert "<br>metrics.floor" in failed._repr_html_()
     assert "✓ passed" in passed._repr_html_()
     assert "! nothing proved" in Report("sha256:1", "p", ())._repr_html_()
     assert "<script" not in failed._repr_html_()

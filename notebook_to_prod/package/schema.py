@@ -206,7 +206,7 @@ class Schema(Displayed):
     def shown(self) -> Shown:
         "What a notebook shows of it."
         rows = tuple((each.name, each.kind, str(each.nullable), _seen(each), _asked(each)) for each in self.columns)
-        return Shown(f"{len(self.columns)} columns of a {self.container}", ("column", "kind", "nullable", "seen", "others"), rows)
+        return Shown(f"{len(self.columns)} columns of {'an' if self.container == 'array' else 'a'} {self.container}", ("column", "kind", "nullable", "seen", "others"), rows)
 
 
 
