@@ -9,7 +9,7 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from notebooks import Project, code
+from notebooks import Project, code, make_project
 
 from notebook_to_prod import errors
 from notebook_to_prod.display import Badge, Displayed, Shown, plain_markdown
@@ -269,3 +269,29 @@ def test_a_gate_report_says_which_gates_stand_in_the_way() -> None:
     assert "✓ passed" in passed._repr_html_()
     assert "! nothing proved" in Report("sha256:1", "p", ())._repr_html_()
     assert "<script" not in failed._repr_html_()
+
+
+def test_a_registry_and_what_it_lists_show_themselves(
+    ridges: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from notebook_to_prod.project import Store
+    from notebook_to_prod.release.graph import lineage_graph
+    from notebook_to_prod.release.registry import Registry
+    from notebook_to_prod.release.views import list_models, show_model
+    from notebook_to_prod.serve.predictor import load_predictor
+    from notebook_to_prod.train.record import list_runs
+
+    copied = ridges.copy_to(make_project(tmp_path / "copy"))
+    monkeypatch.chdir(copied.folder)
+    store = Store(copied.home)
+    registry = Registry(store)
+    version = registry.register(list_runs(store)[0], "ridge")
+    registry.promote("ridge", version.version)
+    live = registry.resolve("ridge")
+    bundle = registry.bundle(live)
+    nouns = [registry, live, *list_models(registry), show_model(registry, "ridge"), lineage_graph(registry, live)]
+    for noun in [*nouns, load_predictor(bundle.path, bundle.digest, "ridge", "1")]:
+        assert isinstance(noun, Displayed)
+        assert "ridge" in noun._repr_html_(), noun
+    assert "@production" in live._repr_html_()
+    assert "@production 1" in registry._repr_html_()
