@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "nbs"
 PAGES = ROOT / "_docs"
 IMAGES = "docs/images"
-STAGES = ["train", "package", "release", "serve", "watch", "cli", "examples"]
+STAGES = ["train", "package", "release", "serve", "watch", "jupyter", "cli", "examples"]
 # What a code host shows best comes first.
 PREFERRED = ["text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"]
 GUIDES = ["CONTRIBUTING.md", "CHANGELOG.md"]

@@ -7120,6 +7120,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'notebook_to_prod/train/notebook_diff.py'),
                                                       'notebook_to_prod.train.notebook_diff._parameters': ( 'train/notebook_diff.html#_parameters',
                                                                                                             'notebook_to_prod/train/notebook_diff.py'),
+                                                      'notebook_to_prod.train.notebook_diff._parsed': ( 'train/notebook_diff.html#_parsed',
+                                                                                                        'notebook_to_prod/train/notebook_diff.py'),
                                                       'notebook_to_prod.train.notebook_diff._told': ( 'train/notebook_diff.html#_told',
                                                                                                       'notebook_to_prod/train/notebook_diff.py'),
                                                       'notebook_to_prod.train.notebook_diff.cell_keys': ( 'train/notebook_diff.html#cell_keys',

@@ -31,8 +31,17 @@ def notebook_at(
     "Read a notebook from disk or from git; raises `NotFoundError`, `NotebookError`, and `DependencyError` without git."
     revision, separator, path = name.partition(":")
     if not separator or len(revision) < 2 or Path(name).is_file():  # a drive of Windows is one letter
-        return read_notebook(name)
+        found = Path(name).expanduser()
+        return _parsed(found.read_bytes(), found) if found.is_file() else read_notebook(found)
     return read_revision(revision, Path(path))
+
+
+def _parsed(content: bytes, path: Path) -> Notebook:
+    "A notebook that need not have any code."
+    try:
+        return parse_notebook(json.loads(content), path)
+    except (ValueError, RecursionError) as error:
+        raise NotebookError(f"the notebook cannot be read: {error}", where=str(path), remedy="compare with another revision, or restore it from git") from error
 
 
 def read_revision(revision: str, path: Path) -> Notebook:
@@ -45,10 +54,7 @@ def read_revision(revision: str, path: Path) -> Notebook:
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
         raise NotFoundError(f"git has no such notebook: {said}", where=f"{revision}:{path}", remedy="git log -- PATH shows the revisions of a file")
-    try:
-        return parse_notebook(json.loads(done.stdout), Path(f"{revision}:{path.as_posix()}"))
-    except ValueError as error:
-        raise NotebookError(f"the notebook cannot be read: {error}", where=f"{revision}:{path}", remedy="compare with another revision") from error
+    return _parsed(done.stdout, Path(f"{revision}:{path.as_posix()}"))
 
 # %% ../../nbs/train/24_notebook_diff.ipynb #ids
 def cell_keys(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
