@@ -173,4 +173,4 @@ def test_the_notebook_can_be_run_from_the_file_that_jupyterlab_saves(page: Page,
     (project.folder / "saved.ipynb").write_text(json.dumps(saved), "utf-8")  # JupyterLab may still write the other
     done = project.run("saved.ipynb", "-p", "seed", "5")
     assert done.code == 0, done.stderr
-    assert done.json["parameters"] == {"seed": 5}
+    assert done.json["parameters"]["seed"] == 5
