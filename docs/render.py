@@ -22,7 +22,7 @@ NOTEBOOKS = ROOT / "nbs"
 PAGES = ROOT / "_docs"
 IMAGES = "docs/images"
 SCREENSHOTS = "ui-*.png"  # Among them: taken by hand, and shown by links
-STAGES = ["train", "package", "release", "serve", "watch", "ui", "cli", "examples"]
+STAGES = ["train", "package", "release", "serve", "watch", "jupyter", "ui", "cli", "examples"]
 # What a code host shows best comes first.
 PREFERRED = ["text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"]
 GUIDES = ["CONTRIBUTING.md", "CHANGELOG.md"]

@@ -60,3 +60,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    "What `%load_ext notebook_to_prod` calls: brings `%n2p` and `%%n2p parameters`."
+    importlib.import_module("notebook_to_prod.jupyter.magics").load(shell)

@@ -5,6 +5,9 @@
 # %% ../nbs/00_errors.ipynb #imports
 from __future__ import annotations
 
+import re
+import sys
+import traceback
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -41,6 +44,10 @@ class N2PError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.__dict__.copy())
 
+    def _render_traceback_(self) -> list[str]:
+        "What IPython prints: the error, and the lines of the cell that led to it; all frames after `%xmode Verbose`."
+        return _rendered(self)
+
     def to_dict(self) -> dict[str, Any]:
         "The error as `--json` prints it."
         return {
@@ -58,6 +65,19 @@ def _rebuild(kind: type[N2PError], state: dict[str, Any]) -> N2PError:
     Exception.__init__(error, state["what"])
     error.__dict__.update(state)
     return error
+
+
+_SHELL_FILE = re.compile(r"ipykernel_\d+|<ipython-input-|<stdin>")
+
+
+def _rendered(error: N2PError) -> list[str]:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if getattr(getattr(shell, "InteractiveTB", None), "mode", "") == "Verbose":
+        return traceback.format_exception(error)
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if _SHELL_FILE.search(each.filename)]
+    lines = [f"----> {each.lineno} {each.line}" for each in frames if each.line]
+    notes = [f"  also:   {note}" for note in getattr(error, "__notes__", ())]
+    return [f"{type(error).__name__}: {error}", *notes, *lines, "(%xmode Verbose and the cell again show the whole traceback)"]
 
 # %% ../nbs/00_errors.ipynb #input-errors
 class InputError(N2PError):
@@ -105,6 +125,13 @@ class RunError(NotebookError):
 
 class CellError(RunError):
     "A cell raised an exception."
+
+    def __init__(self, what: str, *, cell_number: int = 0, first_line: str = "", cell_traceback: str = "", **kwargs: Any):
+        super().__init__(what, **kwargs)
+        self.cell_number, self.first_line, self.cell_traceback = cell_number, first_line, cell_traceback
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "cell_number": self.cell_number, "first_line": self.first_line, "cell_traceback": self.cell_traceback}
 
 
 class KernelStartError(RunError):

@@ -18,13 +18,13 @@ import notebook_to_prod
 # %% ../../nbs/cli/06_app.ipynb #rooms
 ROOMS = {
     "train": ("check", "adopt", "run", "reproduce", "why", "lock", "data", "features"),
-    "package": ("bundle", "gate", "compress", "keys"),
+    "package": ("bundle", "gate", "review", "compress", "keys"),
     "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
     "serve": ("serve", "export-service", "apikey", "rollout", "predictions"),
     "watch": ("watch", "diagnose", "alerts", "retrain", "batch", "schedule"),
-    "project": ("demo", "ui"),
+    "project": ("diff", "git", "ui", "demo"),
 }
-_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "retrain": "retrain", "schedule": "schedule", "diagnose": "diagnose", "adopt": "adopt", "features": "features", "ui": "ui"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "retrain": "retrain", "schedule": "schedule", "diagnose": "diagnose", "adopt": "adopt", "features": "features", "ui": "ui", "review": "review", "diff": "git", "git": "git"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
 _MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 

@@ -106,7 +106,7 @@ def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html
     path, (_, record) = report_path(store, report), find_origin(store, report.bundle)
     if html:
         write_page(report, html, name)
-    if not terminal.json:
+    if not terminal.json and terminal.screen is None:
         console().print(terminal_table(report))
     said = ("passed" if report.judged else "0 asked, so nothing is proved: all were skipped") if report.passed else f"NOT passed: {', '.join(dict.fromkeys(each.gate for each in report.failed))}"
     lines = [("", ""), ("bundle", report.bundle), *([("run", f"{record.run_id} of {record.notebook}")] if record else []), ("gates", f"{said} ({sum(report.seconds.values()):.0f} s)"), ("report", shown_path(path))]
@@ -118,7 +118,7 @@ def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html
     lines += [("page", shown_path(html))] if html else []
     lines += [("overridden", f"by {report.override.by}: {report.override.reason}")] if report.override else []
     data = {**report.to_dict(), "report": str(path), "html": html and str(html)}
-    return Result(data, lines, exit_code=0 if report.passed or report.override else 1)
+    return Result(data, lines, 0 if report.passed or report.override else 1, report.shown())
 
 
 def console() -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from ..display import Shown
 from ..errors import N2PError
 
 # %% ../../nbs/cli/00_output.ipynb #result
@@ -28,6 +29,7 @@ class Result:
     data: Mapping[str, Any]  # Printed with `--json`
     lines: list[tuple[str, str]]  # Label and text, printed otherwise
     exit_code: int = 0  # 1 if a verdict said no
+    shown: Shown | None = None  # How a notebook shows it, by default as the lines
 
 
 @dataclass
@@ -37,11 +39,14 @@ class Terminal:
     json: bool
     verbose: bool
     environment: str = ""  # That was asked for, see `[tool.n2p.environments]`
+    screen: Any = None  # Of the notebook that the command was typed into, see `jupyter.magics`
 
     def result(self, result: Result) -> None:
         "Print the result of the command to standard output."
         if self.json:
             click.echo(json.dumps({**result.data, **self._where}, ensure_ascii=False, allow_nan=False, default=str))
+        elif self.screen is not None:
+            self.screen.show(result.shown or Shown("", ("", ""), (*self._where.items(), *result.lines)))
         else:
             width = max([10, *(len(label) for label, _ in result.lines)])
             for label, text in (*self._where.items(), *result.lines):
@@ -62,6 +67,8 @@ class Terminal:
         if self.json:
             click.echo(json.dumps({"status": "failed", "error": error.to_dict()}, ensure_ascii=False, default=str))
         click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        if said := _cell_said(error):
+            click.echo(said, err=True)
         for note in getattr(error, "__notes__", ()):
             click.echo(f"also: {note}", err=True)
         if self.verbose:
@@ -72,6 +79,10 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[[int, int, str], None]]:
         "Show the progress of a notebook on standard error; yields what to call with position, number of cells and cell id."
+        if self.screen is not None:
+            with self.screen.progress(title) as show_bar:
+                yield show_bar
+            return
         if not sys.stderr.isatty():
             yield functools.partial(self._plain_progress, title)
             return
@@ -93,6 +104,18 @@ class Terminal:
 
     def _plain_progress(self, title: str, position: int, total: int, cell: str) -> None:
         self.note(f"{title}: {position}/{total} {cell}")
+
+_SHOWN_LINES = 24  # Of the traceback of a cell
+
+
+def _cell_said(error: N2PError) -> str:
+    "The first line of the cell that failed, and the end of its traceback."
+    trace = getattr(error, "cell_traceback", "")
+    if not trace:
+        return ""
+    lines = trace.splitlines()
+    left = [f"({len(lines) - _SHOWN_LINES} lines above are left out)"] if len(lines) > _SHOWN_LINES else []
+    return "\n".join([f"  cell {error.cell_number}: {error.first_line}", *(f"  | {line}" for line in (*left, *lines[-_SHOWN_LINES:]))])  # type: ignore[attr-defined]
 
 # %% ../../nbs/cli/00_output.ipynb #shown-path
 def shown_path(path: str | Path) -> str:
@@ -129,7 +152,8 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
 
     def decorate(function: Callable[..., Result | None]) -> click.Command:
         def call(json_output: bool, verbose: bool, env: str | None, **options: Any) -> None:
-            terminal = Terminal(json_output, verbose, env or "")
+            screen = click.get_current_context().find_root().obj
+            terminal = Terminal(json_output, verbose, env or "", screen)
             try:
                 with _environment(env):
                     result = function(terminal, **options)
@@ -138,6 +162,8 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
                     if result.exit_code:
                         raise SystemExit(result.exit_code)
             except N2PError as error:
+                if screen is not None:
+                    raise  # the notebook shows it
                 terminal.error(error)
                 raise SystemExit(error.exit_code) from None
             except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
@@ -145,6 +171,8 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
             except Exception as error:  # noqa: BLE001 - the last resort, so that no failure is without exit code
                 unexpected = Unexpected(f"unexpected {type(error).__name__}: {error}", remedy="run it again with -v for the traceback")
                 unexpected.__cause__ = error
+                if screen is not None:
+                    raise unexpected from error
                 terminal.error(unexpected)
                 raise SystemExit(unexpected.exit_code) from None
 

@@ -74,7 +74,8 @@ def check(terminal: Terminal, notebooks: tuple[str, ...], fix: bool, allow: tupl
     good = all(each["ok"] for each in data)
     if len(notebooks) > 1:
         lines.append(("check", f"{sum(each['ok'] for each in data)} of {len(data)} notebooks have no errors"))
-    return Result({"ok": good, "notebooks": data}, lines, exit_code=unusable.exit_code if unusable else 0 if good else 1)
+    shown = report.shown() if len(data) == 1 and not fix else None
+    return Result({"ok": good, "notebooks": data}, lines, unusable.exit_code if unusable else 0 if good else 1, shown)
 
 # %% ../../nbs/cli/01_train.ipynb #warnings
 _SHOWN = 5  # Warnings before a run

@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from ..display import Badge, Displayed, Shown, pairs
 from ..errors import BundleError, DependencyError, N2PError, NotFoundError
 from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text, store_errors, temporary_prefix
 from .keys import SIGNATURES
@@ -42,7 +43,7 @@ _PARTS = {"model.pkl", "schema.json", "golden.json", "metadata.json"}
 
 
 @dataclass(frozen=True)
-class Bundle:
+class Bundle(Displayed):
     "An opened and verified bundle."
 
     path: Path
@@ -105,18 +106,19 @@ class Bundle:
     def __repr__(self) -> str:
         return f"Bundle({self.digest!r}, {len(self.files)} files)"
 
-    def _repr_markdown_(self) -> str:
-        state = "draft: run the notebook with `n2p run` to make one that can be promoted" if self.is_draft else "recorded run"
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
         size = sum(file["size"] for file in self.files.values()) / 1e6
         rows = {
             "task": self.metadata["task"],
             "columns": len(self.schema.columns),
             "golden rows": len(self.golden["rows"]),
             "size": f"{size:.2f} MB in {len(self.files)} files",
-            "made by": state,
+            "made by": "a draft" if self.is_draft else "a recorded run",
         }
-        rows |= _primary(self.evaluation)
-        return f"**bundle** `{self.digest[:19]}`\n\n|  |  |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        badge = Badge("draft", "doubtful", ("run the notebook with n2p run to make one that can be promoted",)) if self.is_draft else Badge("recorded run", "good", ("can be gated and promoted",))
+        return Shown(f"bundle {self.digest[:19]}", ("", ""), pairs(rows | _primary(self.evaluation)), badge=badge)
+
 
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..display import Displayed, Shown
 from ..errors import N2PError, StoreError
 from .bundle import Bundle, open_bundle
 from ..project import Store
@@ -20,7 +21,7 @@ __all__ = ['Lineage', 'lineage_of', 'find_lineage', 'derivation', 'find_origin']
 
 # %% ../../nbs/package/08_lineage.ipynb #lineage
 @dataclass(frozen=True)
-class Lineage:
+class Lineage(Displayed):
     "Where a bundle comes from."
 
     notebook: str  # Path, as the run was given it
@@ -43,8 +44,10 @@ class Lineage:
         derived = [{"bundle": digest, "how": how} for digest, how in self.derived]
         return asdict(self) | {"derived": derived, "datasets": [{"source": source, "digest": digest} for source, digest in self.datasets], "files": list(self.files)}
 
-    def _repr_markdown_(self) -> str:
-        return "**lineage**\n\n|  |  |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in self.lines())
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        return Shown("lineage", ("", ""), tuple(self.lines()))
+
 
 # %% ../../nbs/package/08_lineage.ipynb #find-lineage
 def lineage_of(record: RunRecord) -> Lineage:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from ..display import Displayed, Shown
 from ..errors import BundleError, DataError, ExportError
 from ..project import nearest
 
@@ -157,7 +158,7 @@ _SCHEMA_FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Schema:
+class Schema(Displayed):
     "The inputs of a model, in order."
 
     container: str  # `dataframe`, `array`, `series` or `list`
@@ -202,9 +203,11 @@ class Schema:
         columns = *self.columns[:position], edited_column(self.columns[position], changes), *self.columns[position + 1 :]
         return replace(self, columns=columns)
 
-    def _repr_markdown_(self) -> str:
-        rows = "".join(f"| {each.name} | {each.kind} | {each.nullable} | {_seen(each)} | {_asked(each)} |\n" for each in self.columns)
-        return f"**{len(self.columns)} columns** of a {self.container}\n\n| column | kind | nullable | seen | others |\n|---|---|---|---|---|\n{rows}"
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        rows = tuple((each.name, each.kind, str(each.nullable), _seen(each), _asked(each)) for each in self.columns)
+        return Shown(f"{len(self.columns)} columns of {'an' if self.container == 'array' else 'a'} {self.container}", ("column", "kind", "nullable", "seen", "others"), rows)
+
 
 
 def _seen(column: Column) -> str:

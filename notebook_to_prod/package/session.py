@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..display import Badge, Displayed, Shown, pairs
 from ..errors import DataError, ExportError
 from .bundle import Bundle, remove_bundle, write_bundle
 from .code import collect_code, executed_sources
@@ -35,7 +36,7 @@ __all__ = ['Run', 'start', 'told_late']
 
 # %% ../../nbs/package/04_session.ipynb #run
 @dataclass
-class Run:
+class Run(Displayed):
     "The run that this kernel is in: `n2p.start` makes it."
 
     seed: int
@@ -73,9 +74,11 @@ class Run:
         """
         return _export(self, pipeline, Tables(X_train, y_train, X_test, y_test, sensitive, schema))
 
-    def _repr_markdown_(self) -> str:
-        state = "draft: run the notebook with `n2p run` to record it" if self.is_draft else "recorded"
-        return f"**run** {self.run_id or ''} seed {self.seed}, {state}"
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        badge = Badge("draft", "doubtful", ("never promotable: run the notebook with n2p run to record it",)) if self.is_draft else Badge("recorded run", "good")
+        return Shown(f"run {self.run_id or ''} seed {self.seed}".replace("  ", " "), ("", ""), pairs(self.metrics), badge=badge)
+
 
 # %% ../../nbs/package/04_session.ipynb #start
 _waiting: list[Prover] = []  # A clean process that got ready while the notebook trained

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from ..display import Displayed, Shown
 from ..errors import NotFoundError
 from ..project import Store
 from .audit import MOVES, Event
@@ -53,7 +54,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class LineageGraph:
+class LineageGraph(Displayed):
     "Everything that is on record about one version."
 
     name: str
@@ -100,6 +101,10 @@ class LineageGraph:
         boxes = [f'  {places[node.id]}["{_mermaid(node.kind)}: {_mermaid(node.label)}"]' for node in self.nodes]
         arrows = [f"  {places[edge.source]} -- {edge.what} --> {places[edge.target]}" for edge in self.edges]
         return "\n".join(["flowchart LR", *boxes, *arrows])
+
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        return Shown(f"lineage of {self.name} version {self.version}", ("", ""), tuple(self.lines()))
 
 
 def _mermaid(text: str) -> str:

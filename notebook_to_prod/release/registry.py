@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..display import Displayed, Shown
 from ..errors import NotFoundError
 from ..package.bundle import Bundle
 from ..package.keys import Signature
@@ -28,7 +29,7 @@ __all__ = ['Registry', 'share_event']
 
 # %% ../../nbs/release/14_registry.ipynb #registry
 @dataclass(frozen=True)
-class Registry(Versions):
+class Registry(Versions, Displayed):
     "Versions and aliases of the models of one store."
 
     @announcing
@@ -108,6 +109,12 @@ class Registry(Versions):
     def archive(self, name: str, version: int, reason: str | None = None) -> Event | None:
         "Keep a version that is not live from being promoted; returns the event, or None if it is archived already."
         return archive(self, check_name(name), version, reason)
+
+    def shown(self) -> Shown:
+        "What a notebook shows of it; raises what the registry raises."
+        found = [(name, self.versions(name)) for name in self.names()]
+        rows = tuple((name, str(len(versions)), ", ".join(f"@{alias} {each.version}" for each in versions for alias in each.aliases)) for name, versions in found)
+        return Shown(f"registry of {len(rows)} models", ("model", "versions", "stages"), rows, tuple(bool(row[2]) for row in rows))
 
 
 @announcing

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display import Badge, Displayed, Shown, pairs
 from ..errors import BundleError, InputError, N2PError, NotFoundError, StoreError
 from ..package.bundle import MANIFEST, Bundle, is_damaged, open_bundle, write_bundle
 from ..package.keys import Signature, found_signatures, restore_signatures
@@ -66,7 +67,7 @@ def parse_reference(reference: str, alias: str | None = None) -> tuple[str, str]
 
 # %% ../../nbs/release/08_versions.ipynb #model-version
 @dataclass(frozen=True)
-class ModelVersion:
+class ModelVersion(Displayed):
     "A bundle in the registry."
 
     name: str
@@ -86,8 +87,12 @@ class ModelVersion:
         "As `--json` prints it."
         return asdict(self) | {"aliases": list(self.aliases), "signatures": [asdict(each) for each in self.signatures]}
 
-    def _repr_markdown_(self) -> str:
-        return f"**{self.name}** version {self.version} {' '.join(f'`@{alias}`' for alias in self.aliases)} of bundle `{self.bundle[:19]}`"
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        rows = {"bundle": self.bundle[:19], "run": self.run_id, "notebook": self.notebook, "commit": self.commit[:12], "sealed": self.sealed[:19], "archived": self.archived}
+        badge = Badge(" ".join(f"@{alias}" for alias in self.aliases), "good") if self.aliases else Badge("archived" if self.archived else "no stage")
+        return Shown(f"{self.name} version {self.version}", ("", ""), pairs({name: text for name, text in rows.items() if text}), badge=badge)
+
 
 SEALED, DERIVED = "n2p.sealed", "n2p.derived_from"  # Tags of a version
 _SIGNATURE = "n2p.signature."  # And of the key: each signature has a tag, so that two who sign at once are both kept

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+from .. import display
 from ..errors import InputError, StoreError
 from ..package.keys import Signature, is_valid, sign, trusted_keys
 from ..project import Store, digest_bytes, digest_json, store_errors
@@ -32,7 +33,7 @@ __all__ = ['Listed', 'list_models', 'Shown', 'show_model', 'parse_time', 'live_a
 
 # %% ../../nbs/release/15_views.ipynb #list
 @dataclass(frozen=True)
-class Listed:
+class Listed(display.Displayed):
     "A model in one line."
 
     name: str
@@ -43,6 +44,12 @@ class Listed:
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it."
         return asdict(self)
+
+    def shown(self) -> display.Shown:
+        "What a notebook shows of it."
+        aliases = ", ".join(f"@{alias} is version {version}" for alias, version in self.aliases.items())
+        badge = display.Badge(aliases, "good") if aliases else display.Badge("nothing live")
+        return display.Shown(f"{self.name}: {self.versions} versions, changed {(self.changed or 'never')[:19]}", badge=badge)
 
 
 def list_models(registry: Registry) -> list[Listed]:
@@ -58,7 +65,7 @@ def list_models(registry: Registry) -> list[Listed]:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(display.Displayed):
     "A model or one version of it, with its history."
 
     name: str
@@ -71,6 +78,12 @@ class Shown:
         "As `--json` prints it."
         plain = {"versions": [each.to_dict() for each in self.versions], "events": [each.to_dict() for each in self.events]}
         return {"name": self.name, **plain, "metrics": self.metrics, "approvals": [each.to_dict() for each in self.approvals]}
+
+    def shown(self) -> display.Shown:
+        "What a notebook shows of it."
+        rows = tuple((str(each.version), " ".join(f"@{alias}" for alias in each.aliases), each.bundle[:19], each.run_id, each.notebook) for each in self.versions)
+        said = f"{self.name}: {len(self.versions)} versions, {len(self.events)} events"
+        return display.Shown(said, ("version", "stage", "bundle", "run", "notebook"), rows, tuple(bool(each.aliases) for each in self.versions))
 
 
 def show_model(registry: Registry, reference: str) -> Shown:

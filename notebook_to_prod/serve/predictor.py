@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..display import Displayed, Shown, pairs
 from ..errors import DataError
 from ..package.bundle import Bundle, LatePipeline, Prediction, at_hand, open_bundle, unusable_row
 from ..package.compile.scorer import Scorer, load_scorer
@@ -29,7 +30,7 @@ __all__ = ['Predictor', 'load_predictor']
 
 # %% ../../nbs/serve/02_predictor.ipynb #predictor
 @dataclass(frozen=True)
-class Predictor:
+class Predictor(Displayed):
     "A model that is ready to predict; `load_predictor` makes it."
 
     bundle: Bundle
@@ -137,6 +138,12 @@ class Predictor:
             remedy = "send values closer to those that the model was trained with"
             raise DataError("the model gave no finite number", where=f"row {unusable}", remedy=remedy)
         return said
+
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        rows = {"answers by": self.scorer.engine, "bundle": self.bundle.digest[:19], "columns": ", ".join(self.bundle.schema.names), **self.metrics}
+        rows |= {"classes": ", ".join(map(str, self.classes))} if self.classes else {}
+        return Shown(f"{self.name} version {self.version}, ready to predict", ("", ""), pairs(rows))
 
 
 def load_predictor(

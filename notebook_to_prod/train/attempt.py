@@ -217,8 +217,15 @@ def _ordinal(number: int) -> str:
 
 def _cell_error(nb: Any, position: int, name: str, message: str, record: RunRecord) -> CellError:
     cell_id = nb.cells[position].id
+    cell = nb.cells[position]
+    said = "\n".join("\n".join(output.traceback) for output in cell.get("outputs", []) if output.output_type == "error")
+    about = {
+        "cell_number": sum(each.cell_type == "code" for each in nb.cells[: position + 1]),
+        "first_line": next((line.strip() for line in cell.source.splitlines() if line.strip()), "")[:100],
+        "cell_traceback": _ANSI.sub("", said).strip(),
+    }
     what, _, rest = _ANSI.sub("", message).partition("\n")
     details = dict(line.strip().split(":", 1) for line in rest.splitlines() if line.startswith(("  where:", "  remedy:")))
     place = _place_of(nb, position, record) + (f" ({details['where'].strip()})" if "where" in details else "")
     remedy = details.get("remedy", f" mend the cell; the traceback is in {record.output_notebook}").strip()
-    return CellError(f"cell '{cell_id}' raised {name}: {what}", where=place, remedy=remedy, run_id=record.run_id, cell_id=cell_id)
+    return CellError(f"cell '{cell_id}' raised {name}: {what}", where=place, remedy=remedy, run_id=record.run_id, cell_id=cell_id, **about)

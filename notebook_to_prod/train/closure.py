@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..project import digest_bytes
-from .notebook import Notebook
+from .notebook import Notebook, without_parameters_magic
 
 # %% auto #0
 __all__ = ['COMMAND', 'syntax_tree', 'imported_names', 'is_local', 'local_folders', 'local_files', 'code_closure', 'GitState',
@@ -33,6 +33,7 @@ COMMAND = re.compile(r"^(\s*)(?:[\w, ]+=\s*)?[!%?]+")  # A line that is a magic 
 
 def _plain_python(source: str) -> str:
     "The source without lines that are magics or shell commands, in their place `pass`."
+    source = without_parameters_magic(source)
     lines = [f"{found[1]}pass" if (found := COMMAND.match(line)) else line for line in source.splitlines()]
     return "" if source.lstrip().startswith("%%") else "\n".join(lines)
 
@@ -262,5 +263,5 @@ def git_state(folder: Path) -> GitState:
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return GitState(None)
-    patch = _git(folder, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff") or ""
+    patch = _git(folder, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff", "--no-textconv") or ""
     return GitState(commit.strip(), patch)

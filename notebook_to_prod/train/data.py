@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ..display import Displayed, Shown, pairs
 from ..errors import DataError, DependencyError, N2PError, StoreError
 from ..project import Store, digest_json, open_store, write_json
 from .dvc import compare_output, find_output
@@ -36,7 +37,7 @@ __all__ = ['FORMATS', 'Dataset', 'Format', 'find_format', 'unpacked', 'read_snap
 
 # %% ../../nbs/train/10_data.ipynb #dataset
 @dataclass(frozen=True)
-class Dataset:
+class Dataset(Displayed):
     "A table that a notebook loaded."
 
     source: str  # As the notebook wrote it, without secrets
@@ -58,9 +59,10 @@ class Dataset:
         "As it stands in the run's record."
         return asdict(self)
 
-    def _repr_markdown_(self) -> str:
-        columns = ", ".join(f"`{name}` {kind}" for name, kind in self.schema.items())
-        return f"**{self.source}** {self.rows:,} rows, {self.size:,} bytes, {self.digest[:19]}\n\n{columns}"
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        return Shown(f"{self.source}: {self.rows:,} rows, {self.size:,} bytes, {self.digest[:19]}", ("column", "type"), pairs(self.schema))
+
 
 # %% ../../nbs/train/10_data.ipynb #formats
 FORMATS = {

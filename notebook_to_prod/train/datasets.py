@@ -9,11 +9,12 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display import Displayed, Shown
 from ..errors import InputError, NotFoundError, StoreError
 from ..project import Store, atomic_folder, store_errors
 from .data import Dataset, Format, add, read_snapshot, remembered
@@ -30,7 +31,7 @@ __all__ = ['Entry', 'list_datasets', 'find_dataset', 'read_dataset', 'diff_datas
 
 # %% ../../nbs/train/13_datasets.ipynb #entry
 @dataclass(frozen=True)
-class Entry:
+class Entry(Displayed):
     "A snapshot in the store."
 
     dataset: Dataset  # As it was seen last
@@ -48,8 +49,11 @@ class Entry:
         "As `--json` prints it."
         return {**self.dataset.to_dict(), **{name: value for name, value in asdict(self).items() if name != "dataset"}}
 
-    def _repr_markdown_(self) -> str:
-        return f"{self.dataset._repr_markdown_()}\n\nseen {self.seen[:19]}, runs: {', '.join(self.runs) or 'none'}"
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        table = self.dataset.shown()
+        return replace(table, said=f"{table.said}; seen {self.seen[:19]}, runs: {', '.join(self.runs) or 'none'}")
+
 
 
 def list_datasets(store: Store) -> list[Entry]:

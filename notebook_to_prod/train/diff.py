@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from ..display import Badge, Displayed, Shown, shown_number
 from ..errors import DataError
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class ColumnChange:
 
 
 @dataclass(frozen=True)
-class DataDiff:
+class DataDiff(Displayed):
     "What changed from one table to another."
 
     rows: tuple[int, int]
@@ -166,10 +167,18 @@ class DataDiff:
         "As `--json` prints it."
         return {"equal": self.equal, **asdict(self)}
 
-    def _repr_html_(self) -> str:
-        import pandas as pd
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        names = ("column", "missing", "unique", "mean", "std", "psi", "changed")
+        rows = tuple(tuple(_ends(getattr(each, name)) for name in names) for each in self.columns)
+        said = f"{self.rows[0]:,} → {self.rows[1]:,} rows: {self.added:,} added, {self.removed:,} removed"
+        return Shown(said, names, rows, badge=Badge("the same", "good") if self.equal else Badge("different"))
 
-        return pd.DataFrame([asdict(each) for each in self.columns]).to_html(index=False, float_format="{:.3g}".format)
+
+
+def _ends(value: Any) -> str:
+    "A number, or both of a pair."
+    return " → ".join(map(shown_number, value)) if isinstance(value, tuple) else shown_number(value)
 
 # %% ../../nbs/train/11_diff.ipynb #compare-tables
 def compare_tables(

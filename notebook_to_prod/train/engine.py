@@ -180,6 +180,7 @@ class NotebookToProdEngine(NBClientEngine):
         progress: Callable[[int, int, str], None] | None = None,
         **options: Any,
     ) -> Any:
+        _put_after_parameters(nb)
         secrets = _take_secrets(nb)
         attempt = attempt or _attempt_of(nb, input_path)
         attempt.track()
@@ -244,6 +245,15 @@ class NotebookToProdEngine(NBClientEngine):
 
 # %% ../../nbs/train/19_engine.ipynb #engine-helpers
 _log = logging.getLogger(__name__)
+
+
+def _put_after_parameters(nb: Any) -> None:
+    "Put what papermill has injected after a cell that `%%n2p parameters` marks: without a tag, papermill puts it first."
+    parsed = parse_notebook(json.loads(json.dumps(nb)), Path("notebook.ipynb"))
+    home = parsed.parameters_cell
+    at = next((position for position, cell in enumerate(parsed.cells) if "injected-parameters" in cell.tags), None)
+    if home is not None and at is not None and at < parsed.cells.index(home):
+        nb.cells.insert(parsed.cells.index(home), nb.cells.pop(at))
 
 
 def _take_secrets(nb: Any) -> list[str]:

@@ -17,7 +17,7 @@ from ..errors import NotebookError, NotFoundError
 from ..project import digest_json
 
 # %% auto #0
-__all__ = ['directives', 'Cell', 'Parameter', 'Notebook', 'parse_notebook', 'read_notebook']
+__all__ = ['directives', 'without_parameters_magic', 'Cell', 'Parameter', 'Notebook', 'parse_notebook', 'read_notebook']
 
 # %% ../../nbs/train/01_notebook.ipynb #cell
 _DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(\w+)(?:[ \t:]+(.*?))?\s*$")
@@ -36,9 +36,17 @@ def directives(source: str) -> dict[str, str]:
     return found
 
 
+_PARAMETERS_MAGIC = re.compile(r"(\s*)%%n2p[ \t]+parameters[ \t]*(?=\n|\Z)")
+
+
+def without_parameters_magic(source: str) -> str:
+    "The source of a cell with the line `%%n2p parameters` that it begins with left empty, so that lines keep their numbers."
+    return _PARAMETERS_MAGIC.sub(r"\1", source, count=1) if _PARAMETERS_MAGIC.match(source) else source
+
+
 @dataclass(frozen=True)
 class Cell:
-    "One cell: its stable id, its text and its tags."
+    "One cell: its stable id, its text and its tags; one that begins with `%%n2p parameters` counts as tagged `parameters`."
 
     id: str
     kind: str
@@ -105,7 +113,7 @@ class Notebook:
 
     @cached_property
     def parameters_cell(self) -> Cell | None:
-        "The first cell tagged `parameters`, as papermill finds it."
+        "The first cell tagged `parameters`, as papermill finds it, or begun with `%%n2p parameters`."
         return next((cell for cell in self.cells if "parameters" in cell.tags), None)
 
     @cached_property
@@ -115,12 +123,12 @@ class Notebook:
         if cell is None:
             return {}
         try:
-            return {parameter.name: parameter for parameter in _assignments(cell.source)}
+            return {parameter.name: parameter for parameter in _assignments(without_parameters_magic(cell.source))}
         except SyntaxError as error:
             raise NotebookError(
                 f"the parameters cell is not valid Python: {error.msg}",
                 where=f"{self.path.name}, cell '{cell.id}', line {error.lineno}",
-                remedy="keep plain assignments in it, without magics",
+                remedy="keep plain assignments in it, without other magics",
             ) from error
 
 # %% ../../nbs/train/01_notebook.ipynb #read-notebook
@@ -160,6 +168,8 @@ def _parse_cell(cell: dict[str, Any], position: int) -> Cell:
     source = cell.get("source", "")
     text = source if isinstance(source, str) else "".join(source)
     tags = tuple(cell.get("metadata", {}).get("tags", ()))
+    if cell.get("cell_type") == "code" and "parameters" not in tags and _PARAMETERS_MAGIC.match(text):
+        tags = (*tags, "parameters")
     return Cell(cell.get("id") or f"cell-{position}", cell.get("cell_type", ""), text, tags)
 
 

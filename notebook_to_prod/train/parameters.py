@@ -26,8 +26,8 @@ from .notebook import Notebook, Parameter, read_notebook
 from .scraps import glue
 
 # %% auto #0
-__all__ = ['declared_type', 'parse_text', 'secret', 'known_secrets', 'spellings', 'secret_name', 'hide_secrets',
-           'check_parameters', 'read_parameter_file', 'combined_sets']
+__all__ = ['declared_type', 'accepts', 'parse_text', 'secret', 'known_secrets', 'spellings', 'secret_name', 'hide_secrets',
+           'check_parameters', 'type_name', 'read_parameter_file', 'combined_sets']
 
 # %% ../../nbs/train/02_parameters.ipynb #declared-type
 def declared_type(parameter: Parameter) -> Any:
@@ -52,7 +52,7 @@ def _names_types(annotation: str) -> bool:
     return all(isinstance(node, _TYPE_NODES) for node in ast.walk(ast.parse(annotation, mode="eval")))
 
 
-def _accepts(value: Any, kind: Any) -> bool:
+def accepts(value: Any, kind: Any) -> bool:
     "Whether `value` may stand where `kind` is declared: as pydantic decides in strict mode, lists standing in for tuples."
     from pydantic import ConfigDict, TypeAdapter
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
@@ -175,10 +175,10 @@ def check_parameters(
         if name not in declared:
             problems.append(f"unknown parameter '{name}'{did_you_mean(str(name), declared, cutoff=0.5)}")
         elif secret_name(value):
-            if not _accepts("text", kinds[name]):
-                problems.append(f"'{name}' is a secret, which is text, but the notebook declares {_type_name(kinds[name])}")
-        elif kinds[name] is not Any and not _accepts(value, kinds[name]):
-            problems.append(f"'{name}' must be {_type_name(kinds[name])}, not {type(value).__name__} ({value!r})")
+            if not accepts("text", kinds[name]):
+                problems.append(f"'{name}' is a secret, which is text, but the notebook declares {type_name(kinds[name])}")
+        elif kinds[name] is not Any and not accepts(value, kinds[name]):
+            problems.append(f"'{name}' must be {type_name(kinds[name])}, not {type(value).__name__} ({value!r})")
     if problems:
         raise ParameterError("; ".join(problems), where=str(notebook.path), remedy=_remedy(notebook))
     return {name: float(value) if kinds[name] is float and type(value) is int else value for name, value in values.items()}
@@ -187,7 +187,7 @@ def check_parameters(
 def _read(text: str, kind: Any) -> Any:
     "What `text` stands for; itself where only text is declared."
     value = parse_text(text, kind)
-    return value if _accepts(value, kind) or not _accepts(text, kind) else text
+    return value if accepts(value, kind) or not accepts(text, kind) else text
 
 
 def _secret_names(value: Any) -> Iterator[str]:
@@ -199,7 +199,8 @@ def _secret_names(value: Any) -> Iterator[str]:
         yield name
 
 
-def _type_name(kind: Any) -> str:
+def type_name(kind: Any) -> str:
+    "The name of a type as a person writes it."
     return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..display import Badge, Displayed, Shown, pairs
 from ..errors import NotFoundError, StoreError
 from ..project import Store, digest_json, store_errors, write_json
 from .scraps import plain
@@ -42,7 +43,7 @@ class RunSpec:
 
 # %% ../../nbs/train/12_record.ipynb #run-record
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(Displayed):
     "One execution of a notebook."
 
     run_id: str
@@ -125,11 +126,14 @@ class RunRecord:
     def __repr__(self) -> str:
         return f"RunRecord({self.run_id!r}, {self.notebook_path!r}, {self.status!r}, metrics={self.metrics})"
 
-    def _repr_markdown_(self) -> str:
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items()) or "none"
-        rows = {"status": self.status, "metrics": metrics, "bundle": (self.bundle or "none")[:19], "run key": self.run_key[:19]}
-        lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-        return f"**run {self.run_id}** of `{self.notebook_path}`\n\n|  |  |\n|---|---|\n{lines}"
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        rows = {"status": self.status, **self.metrics, "bundle": (self.bundle or "none")[:19], "run key": self.run_key[:19]}
+        rows |= {"error": self.error["what"], "at": self.error["where"]} if self.error else {}
+        found = "" if self.status == "finished" and self.bundle else "it made no bundle" if self.status == "finished" else f"it has {self.status}"
+        badge = Badge("not promotable", "bad", (found,)) if found else Badge("recorded run", "good")
+        return Shown(f"run {self.run_id} of {self.notebook_path}", ("", ""), pairs(rows), badge=badge)
+
 
 # %% ../../nbs/train/12_record.ipynb #save-record
 def now() -> str:

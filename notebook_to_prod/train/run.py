@@ -35,7 +35,9 @@ def _normalised(notebook: Notebook) -> Notebook:
     raw = copy.deepcopy(notebook.raw)
     for cell, known in zip(raw["cells"], notebook.cells, strict=True):
         cell["id"] = known.id
-        cell.setdefault("metadata", {})
+        metadata = cell.setdefault("metadata", {})
+        if known.tags:
+            metadata["tags"] = list(known.tags)  # papermill knows a parameters cell by its tag only
         if known.kind == "code":
             cell["outputs"], cell["execution_count"] = [], None
     raw["cells"] = [cell for cell, known in zip(raw["cells"], notebook.cells, strict=True) if "injected-parameters" not in known.tags]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..display import Displayed, Shown, shown_number
 from ..errors import DependencyError, KernelDiedError, N2PError, ParameterError, RunError, RunInterruptedError, UnavailableError
 from ..project import Store, digest_json, find_project, open_store, store_errors
 from .check.findings import Report
@@ -48,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Displayed):
     "The outcomes of many parameter sets of one notebook."
 
     notebook: str
@@ -79,12 +80,17 @@ class Sweep:
         ]
         return {"notebook": self.notebook, "failed": self.failed, "runs": runs}
 
-    def _repr_html_(self) -> str:
-        return str(self.table.to_html(index=False))
 
     def plot(self, path: Path) -> Path | None:
         "Draw every metric against the sets into a PNG file; None if there is no metric to draw."
         return _plot(self, path)
+
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        table = self.table
+        rows = tuple(tuple(map(shown_number, row)) for row in table.astype(object).where(table.notna(), None).itertuples(index=False))
+        failed = tuple(each.error is not None for each in self.outcomes)
+        return Shown(f"{len(self.outcomes)} parameter sets of {self.notebook}, {self.failed} failed", tuple(map(str, table.columns)), rows, failed)
 
 
 def _cell(value: Any) -> Any:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from ..display import Badge, Displayed, Shown
 
 # %% auto #0
 __all__ = ['PARTS', 'Check', 'Bars', 'ColumnDrift', 'WindowDrift', 'Finding', 'DriftReport']
@@ -156,7 +157,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class DriftReport:
+class DriftReport(Displayed):
     "What has drifted, window by window."
 
     model: str  # Name, or what was compared
@@ -196,13 +197,17 @@ class DriftReport:
         about = {"model": self.model, "bundle": self.bundle, "reference": self.reference, "drifted": self.drifted, "notes": list(self.notes)}
         return {**about, "findings": [each.to_dict() for each in self.findings], "windows": [each.to_dict() for each in self.windows], "rules": dict(self.rules)}
 
-    def _repr_markdown_(self) -> str:
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
         latest = self.latest
         if latest is None:
-            return f"**drift** of {self.model}: no window had enough rows"
-        rows = "".join(f"| {each.column} | {each.part} | {_shown(each)} | {each.missing[0]:.1%} → {each.missing[1]:.1%} | {'**' + ', '.join(check.name for check in each.fired) + '**' if each.fired else each.note} |\n" for each in latest.columns)
-        said = "; ".join(map(str, self.active)) or "nothing has lasted"
-        return f"**drift** of {self.model} against {self.reference}: {said}\n\n{latest.window}\n\n| column | part | effect | missing | fired |\n|---|---|---|---|---|\n{rows}"
+            return Shown(f"drift of {self.model}: no window had enough rows", badge=Badge("not judged"))
+        columns = latest.columns
+        rows = tuple((each.column, each.part, _shown(each), f"{each.missing[0]:.1%} → {each.missing[1]:.1%}", ", ".join(check.name for check in each.fired) or each.note) for each in columns)
+        badge = Badge("drifted", "bad", tuple(map(str, self.active))) if self.drifted else Badge("steady", "good", ("nothing has lasted",))
+        said = f"drift of {self.model} against {self.reference}, {latest.window}"
+        return Shown(said, ("column", "part", "effect", "missing", "fired"), rows, tuple(bool(each.fired) for each in columns), badge)
+
 
 
 def _shown(column: ColumnDrift) -> str:

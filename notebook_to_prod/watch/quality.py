@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ..display import Badge, Displayed, Shown
 from ..package.bundle import Bundle
 from ..package.gates.policy import Policy
 from ..package.gates.statistics import false_discovery
@@ -98,7 +98,7 @@ def _checks(window: WindowQuality) -> WindowDrift:
 
 # %% ../../nbs/watch/31b_quality.ipynb #report
 @dataclass(frozen=True)
-class QualityReport:
+class QualityReport(Displayed):
     "How good a model has been since."
 
     model: str
@@ -182,19 +182,22 @@ class QualityReport:
         about = {"model": self.model, "bundle": self.bundle, "dropped": self.dropped, "primary": self.primary, "said": self.sentence, "answers": self.answers, "labelled": self.labelled}
         return {**about, "notes": list(self.notes), "findings": [each.to_dict() for each in self.findings], "windows": [each.to_dict() for each in self.windows], "rules": dict(self.rules)}
 
-    def _repr_html_(self) -> str:
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
         names = self.metrics_shown()[:4]
-        rows = "".join(
-            f"<tr><td>{escape(each.window)}</td><td>{each.labels.labelled:,} of {each.labels.answers:,}</td>" + "".join(f"<td>{_cell(each.figure(name))}</td>" for name in names) + f"<td>{escape(each.labels.why)}</td></tr>" for each in self.whole[-14:]
-        )
-        return f"<p><b>quality</b> of {escape(self.model)}: {escape(self.sentence)}</p><table><tr><th>window</th><th>labels</th>{''.join(f'<th>{escape(name)}</th>' for name in names)}<th></th></tr>{rows}</table>"
+        judged = self.whole[-14:]
+        rows = tuple((each.window, f"{each.labels.labelled:,} of {each.labels.answers:,}", *(_cell(each.figure(name)) for name in names), each.labels.why) for each in judged)
+        marked = tuple(any((found := each.figure(name)) is not None and found.dropped for name in names) for each in judged)
+        badge = Badge("dropped", "bad", tuple(map(str, self.active))) if self.dropped else Badge("steady" if self.latest else "not judged", "good" if self.latest else "doubtful")
+        return Shown(f"quality of {self.model}: {self.sentence}", ("window", "labels", *names, ""), rows, marked, badge)
+
 
 
 def _cell(figure: Figure | None) -> str:
     if figure is None or not math.isfinite(figure.number):
         return ""
     said = f"{figure.number:.3g}" + (f" ({figure.interval[0]:.3g}–{figure.interval[1]:.3g})" if figure.interval else "")
-    return f"<b>{said}</b>" if figure.dropped else said
+    return said
 
 # %% ../../nbs/watch/31b_quality.ipynb #quality
 def quality_of(

@@ -6,61 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+from ..display import Shown
 
 # %% auto #0
-__all__ = ['Shown', 'jsonable_numbers']
+__all__ = ['jsonable_numbers']
 
 # %% ../../nbs/watch/29_shown.ipynb #shown
-_BOLD = " style='font-weight:bold'"
-
-
-@dataclass(frozen=True)
-class Shown:
-    "A sentence, and rows of texts."
-
-    said: str
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    marked: tuple[bool, ...] = ()  # Which rows tell of something
-
-    def terminal_table(self) -> RichTable:
-        "For a terminal."
-        from rich.table import Table as RichTable
-        from rich.text import Text
-
-        table = RichTable(box=None, pad_edge=False, header_style="dim")
-        for name in self.header:
-            table.add_column(name)
-        for row, marked in self._lines():
-            table.add_row(*map(Text, row), style="bold red" if marked else "")
-        return table
-
-    def markdown(self) -> str:
-        "For a notebook or a file."
-        safe = [(tuple(each.replace("|", r"\|").replace("\n", " ") for each in row), marked) for row, marked in self._lines()]
-        rows = "".join("| " + " | ".join(f"**{each}**" if marked and each else each for each in row) + " |\n" for row, marked in safe)
-        return self.said + (f"\n\n| {' | '.join(self.header)} |\n|{'---|' * len(self.header)}\n{rows}" if rows else "")
-
-    def html(self) -> str:
-        "For a notebook or a page."
-        heads = "".join(f"<th>{escape(each)}</th>" for each in self.header)
-        rows = "".join(f"<tr{_BOLD if marked else ''}>{''.join(f'<td>{escape(each)}</td>' for each in row)}</tr>" for row, marked in self._lines())
-        return f"<p>{escape(self.said)}</p>" + (f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>" if rows else "")
-
-    def _repr_html_(self) -> str:
-        return self.html()
-
-    def _lines(self) -> Iterable[tuple[tuple[str, ...], bool]]:
-        return zip(self.rows, self.marked or (False,) * len(self.rows), strict=True)
-
-
 def jsonable_numbers(content: Any) -> Any:
     "The same without numbers that JSON lacks."
     if isinstance(content, dict):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...display import Badge, Displayed, Shown
 from ...errors import InputError, StoreError
 from ...project import Store, digest_json, store_errors, write_json
 from ...train.record import now
@@ -24,7 +25,7 @@ STATUSES = ("pass", "warn", "fail", "skipped")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Displayed):
     "One gate's answer with its evidence."
 
     gate: str  # `family.gate`
@@ -55,8 +56,10 @@ class Verdict:
         interval = content["interval"] and tuple(map(float, content["interval"]))
         return cls(**{**content, **numbers, "interval": interval})
 
-    def _repr_markdown_(self) -> str:
-        return Report(self.bundle, "", (self,))._repr_markdown_()
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        return Report(self.bundle, "", (self,)).shown()
+
 
 
 def _plain(value: Any) -> Any:
@@ -125,7 +128,7 @@ class Override:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Displayed):
     "Every verdict of one policy on one bundle."
 
     bundle: str  # Digest
@@ -183,10 +186,22 @@ class Report:
             raise InputError("the verdicts have been changed", where=content["bundle"], remedy="gate the bundle again: n2p gate BUNDLE")
         return report
 
-    def _repr_markdown_(self) -> str:
-        rows = "".join(f"| {_SIGNS[each.status]} {each.status} | {each.gate} | {each.subject} | {each.why} |\n" for each in self.verdicts)
+    @property
+    def badge(self) -> Badge:
+        "Whether it lets the bundle through, and which gates do not."
+        if self.override:
+            return Badge("overridden", "doubtful", (f"by {self.override.by}: {self.override.reason}",))
+        if not self.passed:
+            return Badge("not promotable", "bad", tuple(dict.fromkeys(each.gate for each in self.failed)))
+        return Badge("passed", "good") if self.judged else Badge("nothing proved", "doubtful", ("every gate was skipped",))
+
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        rows = tuple((f"{_SIGNS[each.status]} {each.status}", each.gate, each.subject, each.why) for each in self.verdicts)
         head = ", ".join(f"{count} {status}" for status, count in self.counts.items() if count)
-        return f"**gates** on `{self.bundle[:19] or 'a draft'}`: {head}\n\n| | gate | of | why |\n|---|---|---|---|\n{rows}"
+        marked = tuple(each.status == "fail" for each in self.verdicts)
+        return Shown(f"gates on {self.bundle[:19] or 'a draft'}: {head}", ("", "gate", "of", "why"), rows, marked, self.badge)
+
 
 
 _SIGNS = {"pass": "✓", "warn": "!", "fail": "✗", "skipped": "·"}

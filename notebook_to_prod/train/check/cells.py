@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..notebook import Notebook
+from ..notebook import Notebook, without_parameters_magic
 
 # %% auto #0
 __all__ = ['Magic', 'CodeCell', 'code_cells']
@@ -34,6 +34,7 @@ class Magic:
 
 def _split_cell_magic(source: str) -> tuple[str, list[Magic]]:
     "Blank a leading cell magic, and the whole cell if what follows is not Python; the lines keep their numbers."
+    source = without_parameters_magic(source)
     lines = source.split("\n")
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     match = _CELL_MAGIC.match(lines[first])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ...display import Badge, Displayed, Shown
 from ...errors import InputError
 from ...project import nearest
 
@@ -132,7 +133,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Displayed):
     "What the checker has to say about one notebook."
 
     path: Path
@@ -163,16 +164,14 @@ class Report:
         counts = {"errors": errors, "warnings": len(self.findings) - errors, "allowed": len(self.allowed)}
         return {"notebook": str(self.path), "ok": not errors, **counts, "findings": [finding.to_dict() for finding in self.findings]}
 
-    def _repr_markdown_(self) -> str:
-        heading = f"**{self.path.name}**: {self.summary}"
-        if not self.findings:
-            return heading
-        rows = [
-            f"| {found.code} | {found.severity} | {found.cell_id}:{found.line} | {_cell(found.what)} | {_cell(found.remedy)} |"
-            for found in self.findings
-        ]
-        return "\n".join([heading, "", "| code | severity | cell:line | what | remedy |", "|---|---|---|---|---|", *rows])
+    @property
+    def badge(self) -> Badge:
+        "Whether it lets the notebook run."
+        return Badge("not promotable", "bad", (_counted(len(self.errors), "error"),)) if self.errors else Badge("can run", "good")
 
+    def shown(self) -> Shown:
+        "What a notebook shows of it."
+        rows = tuple((each.code, each.severity, f"{each.cell_id}:{each.line}", each.what, each.remedy) for each in self.findings)
+        marked = tuple(each.severity == "error" for each in self.findings)
+        return Shown(f"{self.path.name}: {self.summary}", ("code", "severity", "cell:line", "what", "remedy"), rows, marked, self.badge)
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
