@@ -12,7 +12,7 @@ from notebooks import Project
 
 from notebook_to_prod.errors import InputError, NotebookError, NotFoundError
 from notebook_to_prod.train.adopt.adopt import Adoption, Draft, adopt, drafts, files_of
-from notebook_to_prod.train.adopt.pipeline import target_column
+from notebook_to_prod.train.adopt.choice import target_column
 from notebook_to_prod.train.adopt.proof import Execution, difference
 from notebook_to_prod.train.adopt.reading import read_raw
 from notebook_to_prod.train.check.verdict import check_notebook

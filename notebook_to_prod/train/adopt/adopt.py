@@ -19,7 +19,8 @@ from ...project import atomic_folder, open_store, write_atomic
 from .changes import Change, Done, Todo, applied
 from .constants import Places, allotted, elsewhere, lifted, loads, opened, seeded
 from .metrics import recorded
-from .pipeline import exported, target_column
+from .choice import target_column
+from .pipeline import exported
 from .proof import Execution, difference, execute, place_files, told_otherwise
 from .reading import Reading, read_raw
 from ..check.fix import dumped_like

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from .reading import Reading, Statement, is_model, is_transformer
 
 # %% auto #0
-__all__ = ['Encoding', 'Split', 'Value', 'Chains', 'read_chains']
+__all__ = ['Encoding', 'Computed', 'Split', 'Value', 'Chains', 'read_chains']
 
 # %% ../../../nbs/train/adopt/04_chains.ipynb #value
 @dataclass(frozen=True)
@@ -22,6 +22,18 @@ class Encoding:
     kind: str  # `ordinal`, `onehot` or `fill`
     columns: str  # Source of a list of names; the table is called `{raw}` in it
     transformer: str  # Source
+
+
+@dataclass(frozen=True)
+class Computed:
+    "A statement that computes columns of a table row by row, as far as its form shows."
+
+    statement: Statement
+    table: str  # The variable that it reads
+    made: str  # The variable that holds the result, most often the same
+    function: str = ""  # The function of the notebook that does all of it, if one does
+    writes: str = ""  # The one column that it sets, if its form shows it
+    kind: str = "computed"
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Value:
     root: str  # Source of an expression, most often a name
     since: int  # Order of a statement after which the root is what the first step was given
     steps: tuple[str, ...] = ()  # Names of fitted transformers
-    encodings: tuple[Encoding, ...] = ()
+    encodings: tuple[Encoding | Computed, ...] = ()
     table: str = ""  # The variable that was encoded
     table_since: int = -1  # Order of the first statement that encoded it
     split: Split | None = None
@@ -138,6 +150,50 @@ def _columns_of(node: ast.expr, table: str) -> str:
     text = ast.unparse(_Renamed(table).visit(copy.deepcopy(node)))
     return text.replace("__raw__", "{raw}")
 
+# %% ../../../nbs/train/adopt/04_chains.ipynb #computed
+_BY_ROW = {"assign", "replace", "map", "apply", "applymap", "pipe", "clip", "mask", "where", "eval", "fillna", "round", "abs", "rename"}
+
+
+def _table_of(node: ast.AST) -> str | None:
+    "The table in `table[column]`, `table.loc[rows, column]` or `table.column`, as the target of an assignment."
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr in ("loc", "iloc"):
+        node = node.value
+    inside = isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.value, ast.Name)
+    return node.value.id if inside else None  # type: ignore[union-attr]
+
+
+def _written_column(node: ast.AST) -> str:
+    key = node.slice if isinstance(node, ast.Subscript) else None
+    key = key.elts[-1] if isinstance(key, ast.Tuple) and key.elts else key
+    return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else ""
+
+
+def _set_columns(statement: Statement) -> Computed | None:
+    "Columns that a statement, or a loop of such statements, sets in one table."
+    node = statement.node
+    body = node.body if isinstance(node, ast.For) and not node.orelse else [node]
+    places = [each.target if isinstance(each, ast.AugAssign) else each.targets[0] for each in body if isinstance(each, ast.AugAssign) or (isinstance(each, ast.Assign) and len(each.targets) == 1)]
+    tables = {_table_of(place) for place in places}
+    if len(places) != len(body) or len(tables) != 1 or (table := tables.pop()) is None:
+        return None
+    columns = {_written_column(place) for place in places}
+    return Computed(statement, table, table, writes=columns.pop() if len(columns) == 1 else "")
+
+
+def _passed_through(statement: Statement, own: set[str]) -> Computed | None:
+    "A table that a function of the notebook, or a method that keeps its rows, makes of a table."
+    node = statement.node
+    if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Call)):
+        return None
+    call, made = node.value, node.targets[0].id
+    if isinstance(call.func, ast.Name) and call.func.id in own and call.args and isinstance(call.args[0], ast.Name):
+        whole = len(call.args) == 1 and not call.keywords
+        return Computed(statement, call.args[0].id, made, function=call.func.id if whole else "")
+    inner: ast.expr = call
+    while isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute) and inner.func.attr in _BY_ROW:
+        inner = inner.func.value
+    return Computed(statement, inner.id, made) if isinstance(inner, ast.Name) and inner is not call else None
+
 # %% ../../../nbs/train/adopt/04_chains.ipynb #walk
 _SELECTS = {"drop", "copy", "loc", "iloc", "filter", "astype", "reindex", "dropna", "reset_index", "sample", "drop_duplicates", "query"}
 _WRAPS = {"numpy.array", "numpy.asarray", "pandas.DataFrame", "numpy.ascontiguousarray"}
@@ -145,11 +201,13 @@ _SAME = {"to_numpy", "toarray", "todense"}
 
 
 class _Walk:
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, computed: bool) -> None:
+        self.computed = computed
         self.chains = Chains(reading)
         self.reading = reading
         self.owners: dict[str, set[str]] = {}
         classes = (each.node for each in reading.statements if isinstance(each.node, ast.ClassDef))
+        self.functions = {each.node.name for each in reading.statements if isinstance(each.node, ast.FunctionDef)}
         self.own = {node.name for node in classes if any(isinstance(each, ast.FunctionDef) and each.name == "transform" for each in node.body)}
 
     def kind(self, node: ast.expr) -> str | None:
@@ -232,11 +290,18 @@ class _Walk:
                 columns = _columns_of(node.iter, found[0])
                 self.encode(found[0], replace(found[1], columns=columns), statement)
                 return
+        if isinstance(node, ast.For | ast.AugAssign):
+            self.compute(_set_columns(statement))
+            return
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
             return
         target, value = node.targets[0], node.value
         if found := _encoded_column(self.chains, target, value):
             self.encode(*found, statement)
+        elif not isinstance(target, ast.Name | ast.Tuple | ast.List):
+            self.compute(_set_columns(statement))
+        elif (step := _passed_through(statement, self.functions)) is not None and self.compute(step):
+            pass
         elif isinstance(target, ast.Name):
             self.assign(target.id, value, statement)
         elif isinstance(target, ast.Tuple | ast.List) and self.reading.name_of(value) == "sklearn.model_selection.train_test_split":
@@ -272,6 +337,17 @@ class _Walk:
         first = known.table_since if known.encodings else statement.order
         self.chains.values[table] = replace(known, encodings=(*known.encodings, encoding), table=known.table or table, table_since=first)
 
+    def compute(self, step: Computed | None) -> bool:
+        "Take in columns that are computed; False where it is not a table that can be followed."
+        known = self.chains.values.get(step.table) if step else None
+        if step is None or not self.computed or (known is not None and (known.steps or known.split is not None)) or step.table in self.chains.kinds:
+            return False
+        known = known or Value(step.table, step.statement.order - 1)
+        first = known.table_since if known.encodings else step.statement.order
+        root = {"root": step.made, "since": step.statement.order} if step.made != step.table else {}
+        self.chains.values[step.made] = replace(known, **root, encodings=(*known.encodings, step), table=known.table or step.table, table_since=first)  # type: ignore[arg-type]
+        return True
+
     def split(self, target: ast.Tuple, value: ast.Call, statement: Statement) -> None:
         names = tuple(each.id if isinstance(each, ast.Name) else "_" for each in target.elts)
         for position, name in enumerate(names):
@@ -300,9 +376,12 @@ class _Walk:
                 self.chains.judged.append((statement, ast.unparse(owner), each.args[0], self.value(each.args[0], statement)))
 
 
-def read_chains(reading: Reading) -> Chains:
+def read_chains(
+    reading: Reading,
+    computed: bool = False,  # Follow columns that are computed by hand, too; else they begin no step
+) -> Chains:
     "Follow a notebook's tables from their roots to its models."
-    walk = _Walk(reading)
+    walk = _Walk(reading, computed)
     for statement in reading.statements:
         walk.statement(statement)
     return walk.chains

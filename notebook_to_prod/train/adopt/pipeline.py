@@ -8,108 +8,15 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass, field
 
+from .by_hand import in_front
 from .chains import Chains, Encoding, Value, read_chains
 from .changes import Change, NewCell, Todo
+from .choice import Chosen, chosen_model, target_column
 from .reading import Reading, Statement
 from ..check.findings import Edit
 
 # %% auto #0
-__all__ = ['Chosen', 'chosen_model', 'target_column', 'exported']
-
-# %% ../../../nbs/train/adopt/05_pipeline.ipynb #choose
-@dataclass(frozen=True)
-class Chosen:
-    "The model to export and the tables it was made with."
-
-    model: str  # Source
-    variable: str  # That was fitted
-    features: ast.expr
-    target: ast.expr
-    value: Value
-    statement: Statement
-    why: str
-
-
-def _is_looped(reading: Reading, statement: Statement) -> bool:
-    return isinstance(statement.node, ast.For | ast.While | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-
-
-def _names_in(node: ast.expr) -> list[str]:
-    "Models that a pickled expression may be or hold."
-    if isinstance(node, ast.Dict):
-        return [name for each in node.values for name in _names_in(each)]
-    if isinstance(node, ast.Tuple | ast.List):
-        return [name for each in node.elts for name in _names_in(each)]
-    return [ast.unparse(node)]
-
-
-def chosen_model(chains: Chains) -> Chosen | Todo:
-    "The model that the notebook ends with."
-    reading = chains.reading
-    fits = [fit for fit in chains.fits if not _is_looped(reading, fit[0])]
-    pickled = [name for _, node in chains.stored for name in _names_in(node)]
-    stored = [fit for fit in fits if fit[1] in pickled or f"{fit[1]}.best_estimator_" in pickled]
-    last = reading.analysis.cells[-1].id
-    if not fits:
-        what = "several models are fitted in a loop, and none is chosen" if chains.fits else "no model is fitted on features and a target at the top level of a cell"
-        return Todo("pipeline", chains.fits[-1][0].cell.id if chains.fits else last, what, "fit the model of your choice in a cell of its own: model.fit(X_train, y_train)")
-    statement, variable, features, target, value = (stored or fits)[-1]
-    kind = chains.kinds.get(variable) or ""
-    model = f"{variable}.best_estimator_" if kind.endswith("SearchCV") else variable
-    why = f"'{variable}' is what the notebook pickles" if stored else f"nothing is pickled, so '{variable}' is exported, the model it fits last" if len(fits) > 1 else f"'{variable}' is its model"
-    return Chosen(model, variable, features, target, value, statement, why)
-
-def target_column(reading: Reading) -> str | None:
-    "The column that the notebook's model is fitted to predict; None where the source does not show it."
-    chains = read_chains(reading)
-    chosen = chosen_model(chains)
-    if isinstance(chosen, Chosen):
-        return _column_in(chains, chosen.target, set())
-    return _column_in(chains, chains.fits[-1][3], set()) if chains.fits else None
-
-
-def _pairs(node: ast.stmt) -> list[tuple[ast.expr, ast.expr]]:
-    "What an assignment binds, and to what; nothing of another statement."
-    if not isinstance(node, ast.Assign):
-        return []
-    target = node.targets[0]
-    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and len(target.elts) == len(node.value.elts):
-        return list(zip(target.elts, node.value.elts, strict=True))
-    return [(target, node.value)]
-
-
-def _assigned(reading: Reading, name: str) -> list[ast.expr]:
-    "Every expression that is assigned to a variable at the top level of a cell."
-    return [bound for each in reading.statements for place, bound in _pairs(each.node) if isinstance(place, ast.Name) and place.id == name]
-
-
-def _bound_to(chains: Chains, name: str) -> list[ast.expr]:
-    "What a variable was split from, or else every expression that is assigned to it."
-    value = chains.values.get(name)
-    if value is None or value.split is None:
-        return _assigned(chains.reading, name)
-    call = getattr(value.split.statement.node, "value", None)
-    return [call.args[value.split.array]] if isinstance(call, ast.Call) else []
-
-
-def _column_in(chains: Chains, node: ast.expr, seen: set[str]) -> str | None:
-    "The one column that an expression is made of; None if it cannot be told."
-    if isinstance(node, ast.Name) and node.id not in seen:
-        columns = {_column_in(chains, each, seen | {node.id}) for each in _bound_to(chains, node.id)}
-        return columns.pop() if len(columns) == 1 else None
-    if isinstance(node, ast.Subscript):
-        key = node.slice.elts[0] if isinstance(node.slice, ast.List) and len(node.slice.elts) == 1 else node.slice
-        return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
-    if isinstance(node, ast.Attribute):
-        return node.attr if isinstance(node.value, ast.Name) and node.attr != "values" else _column_in(chains, node.value, seen)
-    if not isinstance(node, ast.Call):
-        return None
-    method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-    if method == "pop" and node.args and isinstance(node.args[0], ast.Constant):
-        return str(node.args[0].value)
-    inside = method in ("transform", "fit_transform") or (chains.reading.name_of(node) or "").startswith(("numpy.", "pandas."))
-    owner = node.args[0] if inside and node.args else node.func.value if isinstance(node.func, ast.Attribute) else None
-    return _column_in(chains, owner, seen) if owner is not None else None
+__all__ = ['exported']
 
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #joined
 @dataclass
@@ -282,71 +189,6 @@ def _partner(reading: Reading, statement: Statement, features: ast.expr) -> str 
                 return texts[0] if texts[0].isidentifier() else None
     return None
 
-_CHANGES = {"map", "apply", "applymap", "pipe", "assign", "replace", "transform", "fillna", "eval", "clip", "mask", "where", "interpolate", "ffill", "bfill", "merge", "join"}
-_KEEPS = {"numpy.array", "numpy.asarray", "numpy.ascontiguousarray"}
-
-
-def _split_from(reading: Reading, name: str) -> list[ast.expr]:
-    "What `train_test_split` divides into a variable, whatever became of it since."
-    found: list[ast.expr] = []
-    for target, value in (pair for each in reading.statements for pair in _pairs(each.node)):
-        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Call) and reading.name_of(value) == "sklearn.model_selection.train_test_split":
-            places = [number // 2 for number, each in enumerate(target.elts) if isinstance(each, ast.Name) and each.id == name]
-            found += [value.args[place] for place in places if place < len(value.args)]
-    return found
-
-
-def _made_of(chains: Chains, node: ast.expr) -> set[str]:
-    "Variables that an expression is made of, and what those were made of."
-    names, pending = set[str](), [node]
-    while pending:
-        for each in ast.walk(pending.pop()):
-            if isinstance(each, ast.Name) and each.id not in names:
-                names.add(each.id)
-                pending += [*_bound_to(chains, each.id), *_assigned(chains.reading, each.id), *_split_from(chains.reading, each.id)]
-    return {name for name in names if name in chains.values or _assigned(chains.reading, name)}
-
-
-def _root(node: ast.AST) -> str:
-    "The variable at the start of a chain of attributes, subscripts and calls."
-    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None) -> str | None:
-    "What a statement does to the features that no transformer of the pipeline does."
-    node = statement.node
-    for each in ast.walk(node):
-        if isinstance(each, ast.Subscript) and isinstance(each.ctx, ast.Store) and _root(each) in tables:
-            key = each.slice.elts[-1] if isinstance(each.slice, ast.Tuple) and each.slice.elts else each.slice
-            if target is None or not (isinstance(key, ast.Constant) and key.value == target):
-                return f"{ast.unparse(each)} is computed"
-    bound = [value for place, value in _pairs(node) if not isinstance(place, ast.Subscript) and any(isinstance(each, ast.Name) and each.id in tables for each in ast.walk(place))]
-    own = {each.node.name for each in chains.reading.statements if isinstance(each.node, ast.FunctionDef)}
-    for part in bound or ([node.value] if isinstance(node, ast.Expr) else []):
-        for each in (inside for inside in ast.walk(part) if isinstance(inside, ast.Call)):
-            called, name = ast.unparse(each.func), chains.reading.name_of(each) or ""
-            given = [_root(argument) for argument in each.args if _root(argument) in tables]
-            if given and (called in own or (bound and name.startswith("numpy.") and name not in _KEEPS)):
-                return f"{called} is applied to {given[0]}"
-            changes = isinstance(each.func, ast.Attribute) and each.func.attr in _CHANGES and (bound or any(key.arg == "inplace" for key in each.keywords))
-            if changes and _root(each.func) in tables and chains.kinds.get(_root(each.func)) is None:
-                return f"{called} is applied"
-        operands = (part.left, part.right) if isinstance(part, ast.BinOp) else (part.operand,) if isinstance(part, ast.UnaryOp) else ()
-        if bound and any(_root(each) in tables for each in operands):
-            return f"{ast.unparse(part)} is computed"
-    return None
-
-
-def _in_front(chains: Chains, chosen: Chosen) -> list[Todo]:
-    "A TODO for each statement that changes the features and is not joined with the model."
-    tables, target = _made_of(chains, chosen.features), _column_in(chains, chosen.target, set())
-    before = (each for each in chains.reading.statements if each.order < chosen.statement.order and each.order not in chains.encoded)
-    found = [(each, _by_hand(chains, each, tables, target)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
-    remedy = "do it in a transformer of the pipeline, or tell whoever asks the model to send it computed"
-    return [Todo("pipeline", each.cell.id, f"{what} in front of the pipeline and is no part of the exported model", remedy) for each, what in found if what]
-
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #exported
 _TEXT = "sklearn.feature_extraction.text."
 
@@ -379,7 +221,7 @@ def exported(reading: Reading) -> tuple[list[Change], list[Todo]]:
         tables = _sides(joined, chosen)
         _name_steps(joined, chosen)
         changes, todos = _last_cell(joined, chosen, tables)
-        return changes, [*todos, *_in_front(chains, chosen)]
+        return changes, [*todos, *in_front(chains, chosen)]
     except LookupError as error:
         remedy = "end with run.export(pipeline, X_train, y_train, X_test, y_test), the pipeline fitted on X_train as the table was loaded"
         return [], [Todo("pipeline", chosen.statement.cell.id, f"'{chosen.variable}' cannot be exported: {error.args[0]}", remedy)]
