@@ -28,7 +28,7 @@ LEFT = {
     "diabetes_hidden_state": ("proof", "X_selected"),
 }
 # Proved, with TODOs that the author has to judge: a file found by its name alone, features that are computed by hand.
-ASKED = {
+ASKED: dict[str, str] = {
     "churn_loop_encoders": "has its name",
     "reviews_tfidf": "has its name",
     "california_style_log_target": "add_ratio is applied to df in front of the pipeline",

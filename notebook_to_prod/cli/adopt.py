@@ -24,6 +24,7 @@ def _adoption_lines(adoption: "Adoption", verbose: bool) -> list[tuple[str, str]
         lines += [("", line) for line in each.diff.splitlines()] if verbose else []
     for todo in adoption.todos:
         lines += [("todo", f"{todo.cell_id}: {todo.what}"), ("", f"-> {todo.remedy}")]
+    lines += [("note", each) for each in adoption.notes]
     for name, value in adoption.original.items():
         got = adoption.adopted.get(name)
         lines.append(("metric", f"{name} {value!r}" + (", unchanged" if got == value else f" in the original, {got!r} adopted")))

@@ -52,10 +52,16 @@ def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str
     return None
 
 
-def in_front(chains: Chains, chosen: Chosen) -> list[Todo]:
+def in_front(
+    chains: Chains,
+    chosen: Chosen,
+    covered: set[int],  # Orders of the statements that are part of the pipeline
+    why_not: str = "",  # Why the others are not, where that is known
+) -> list[Todo]:
     "A TODO for each statement that changes the features and is not joined with the model."
     tables, target = made_of(chains, chosen.features), column_in(chains, chosen.target, set())
-    before = (each for each in chains.reading.statements if each.order < chosen.statement.order and each.order not in chains.encoded)
+    before = (each for each in chains.reading.statements if each.order < chosen.statement.order and each.order not in chains.encoded | covered)
     found = [(each, _by_hand(chains, each, tables, target)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
     remedy = "do it in a transformer of the pipeline, or tell whoever asks the model to send it computed"
-    return [Todo("pipeline", each.cell.id, f"{what} in front of the pipeline and is no part of the exported model", remedy) for each, what in found if what]
+    why = f" ({why_not})" if why_not else ""
+    return [Todo("pipeline", each.cell.id, f"{what} in front of the pipeline and is no part of the exported model{why}", remedy) for each, what in found if what]

@@ -13,7 +13,7 @@ from .changes import Todo
 from .reading import Reading, Statement
 
 # %% auto #0
-__all__ = ['Chosen', 'chosen_model', 'target_column', 'pairs', 'assigned', 'bound_to', 'column_in', 'made_of']
+__all__ = ['Chosen', 'stored_names', 'chosen_model', 'target_column', 'pairs', 'assigned', 'bound_to', 'column_in', 'made_of']
 
 # %% ../../../nbs/train/adopt/04b_choice.ipynb #choose
 @dataclass(frozen=True)
@@ -42,11 +42,19 @@ def _names_in(node: ast.expr) -> list[str]:
     return [ast.unparse(node)]
 
 
-def chosen_model(chains: Chains) -> Chosen | Todo:
+def stored_names(chains: Chains) -> tuple[str, ...]:
+    "Sources of what the notebook pickles."
+    return tuple(name for _, node in chains.stored for name in _names_in(node))
+
+
+def chosen_model(
+    chains: Chains,
+    stored_before: tuple[str, ...] = (),  # What the raw notebook pickles, where that is commented out by now
+) -> Chosen | Todo:
     "The model that the notebook ends with."
     reading = chains.reading
     fits = [fit for fit in chains.fits if not _is_looped(reading, fit[0])]
-    pickled = [name for _, node in chains.stored for name in _names_in(node)]
+    pickled = (*stored_names(chains), *stored_before)
     stored = [fit for fit in fits if fit[1] in pickled or f"{fit[1]}.best_estimator_" in pickled]
     last = reading.analysis.cells[-1].id
     if not fits:

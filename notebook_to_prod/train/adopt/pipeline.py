@@ -9,14 +9,16 @@ import ast
 from dataclasses import dataclass, field
 
 from .by_hand import in_front
-from .chains import Chains, Encoding, Value, read_chains
+from .chains import Chains, Computed, Encoding, Value, read_chains
 from .changes import Change, NewCell, Todo
-from .choice import Chosen, chosen_model, target_column
+from .choice import Chosen, chosen_model, column_in
+from .functions import definitions, global_names, source_of
+from .recipe import Names, read_recipe, recipe_lines
 from .reading import Reading, Statement
 from ..check.findings import Edit
 
 # %% auto #0
-__all__ = ['exported']
+__all__ = ['exported', 'called_by_hand']
 
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #joined
 @dataclass
@@ -24,7 +26,12 @@ class _Joined:
     "The edits and the last cell, as they come about."
 
     chains: Chains
+    target: str | None = None  # The column that is predicted, where the source shows it
     edits: list[tuple[str, Edit]] = field(default_factory=list)  # With the id of the cell
+    cells: list[tuple[str, NewCell]] = field(default_factory=list)  # To put in front of a cell
+    covered: set[int] = field(default_factory=set)  # Orders of the statements that are part of the pipeline
+    lines: list[str] = field(default_factory=list)  # Of the last cell, before the pipeline
+    judged: str = ""  # The variable of the features that were held out, where the pipeline begins before them
     head: list[str] = field(default_factory=list)  # Names of fitted parts that come before the notebook's own
     imports: set[str] = field(default_factory=set)
     kept: dict[str, str] = field(default_factory=dict)
@@ -65,10 +72,13 @@ def _encoder(encodings: tuple[Encoding, ...], table: str, encoders: str, column:
 
 _MODULES = {
     "OrdinalEncoder": "sklearn.preprocessing",
+    "FunctionTransformer": "sklearn.preprocessing",
     "OneHotEncoder": "sklearn.preprocessing",
+    "assert_frame_equal": "pandas.testing",
     "SimpleImputer": "sklearn.impute",
     "ColumnTransformer": "sklearn.compose",
     "Pipeline": "sklearn.pipeline",
+    "concat": "pandas",
     "make_pipeline": "sklearn.pipeline",
 }
 
@@ -101,8 +111,8 @@ def _split_raw(joined: _Joined, value: Value) -> tuple[str, str]:
     return names
 
 
-def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement) -> str:
-    "Name of the features before their columns were encoded; the encoder of them is fitted just before the split."
+def _raw_table(joined: _Joined, parent: Value) -> str:
+    "A name that holds the table as it was before its first column was encoded or computed."
     table_changed = joined.chains.rebound(parent.table, parent.table_since - 1)
     if table_changed is None:
         table = parent.table
@@ -111,8 +121,36 @@ def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement
     else:
         table = joined.reading.free_name(f"{parent.table}_raw")
         joined.edits.append((table_changed.cell.id, table_changed.before(f"{table} = {parent.table}.copy()")))
+    return table
+
+
+def _remade(joined: _Joined, value: Value, features: str) -> tuple[list[str], str]:
+    "Lines that make the steps from the table to the features once more, and the name of what they start from."
+    table = _raw_table(joined, value)
+    recipe = read_recipe(joined.chains, value.encodings, joined.target)
+    free = joined.reading.free_name
+    names = Names(*(free(each) for each in ("features_raw", "step_by_step", "encoders", "column", "prepare", "in_order")))
+    lines, heads, used = recipe_lines(recipe, table, features, joined.target, names)
+    joined.edits += recipe.edits
+    joined.cells += recipe.cells
+    joined.covered |= recipe.covered
+    joined.head += heads
+    return ["# What was done to the table, once more as transformers, fitted on the same rows", *_import_lines(used), *lines], names.raw
+
+
+def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement) -> str:
+    "Name of the features before their columns were encoded; the encoder of them is fitted just before the split."
+    if any(isinstance(each, Computed) and each.writes != (joined.target or "") for each in parent.encodings):
+        lines, raw = _remade(joined, parent, features)
+        joined.edits.append((statement.cell.id, statement.before("\n".join(lines))))
+        return raw
+    table = _raw_table(joined, parent)
+    encodings = tuple(each for each in parent.encodings if isinstance(each, Encoding))
+    joined.covered |= {each.statement.order for each in parent.encodings if isinstance(each, Computed)}
+    if not encodings:
+        return features
     encoders, made, same, column = (joined.reading.free_name(each) for each in ("encoders", "made_columns", "same_columns", "column"))
-    lines, dummies, used = _encoder(parent.encodings, table, encoders, column)
+    lines, dummies, used = _encoder(encodings, table, encoders, column)
     joined.imports |= used | {"ColumnTransformer", "make_pipeline"}
     name, raw, final = (joined.reading.free_name(each) for each in ("encode", "features_raw", "in_order"))
     prefixes = " + ".join(f'[f"{{each}}_" for each in {columns}]' for columns in dummies) or "[]"
@@ -165,7 +203,7 @@ def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
 def _judged_sides(joined: _Joined, chosen: Chosen, target: str) -> tuple[str, str, str, str]:
     "The features that the model judged besides those it was fitted on, with the targets that a metric compares."
     value = chosen.value
-    if value.encodings:
+    if any(isinstance(each, Encoding) for each in value.encodings):
         raise LookupError("columns are encoded, and no train_test_split says which rows they belong to")
     others = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].root != value.root and each[3].steps == value.steps]
     names = [_partner(joined.reading, each[0], each[2]) for each in others]
@@ -174,7 +212,15 @@ def _judged_sides(joined: _Joined, chosen: Chosen, target: str) -> tuple[str, st
         raise LookupError("no rows are held out that the model was not fitted on")
     (_, _, _, judged), y_test = usable[-1]
     moments = (value.since, judged.since) if value.steps else (chosen.statement.order, usable[-1][0][0].order)
-    return joined.keep(value.root, moments[0]), target, joined.keep(judged.root, moments[1]), y_test or ""
+    train, test = joined.keep(value.root, moments[0]), joined.keep(judged.root, moments[1])
+    if any(isinstance(each, Computed) and each.writes != (joined.target or "") for each in value.encodings):
+        rows = joined.reading.free_name("features")
+        joined.imports.add("concat")
+        lines, raw = _remade(joined, value, rows)
+        joined.judged = test
+        joined.lines = [f"{rows} = concat([{train}, {test}])", *lines]
+        return f"{raw}.loc[{train}.index]", target, f"{raw}.loc[{test}.index]", y_test or ""
+    return train, target, test, y_test or ""
 
 
 def _partner(reading: Reading, statement: Statement, features: ast.expr) -> str | None:
@@ -197,7 +243,7 @@ def _check(joined: _Joined, chosen: Chosen, test: str, pipeline: str) -> list[st
     "Lines that compare the joined predictions with those of the parts; raises `LookupError` where nothing is left to compare with."
     sides = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].steps == chosen.value.steps]
     other = chosen.value.split.names[chosen.value.split.array * 2 + 1] if chosen.value.split else test
-    fitting = [each for each in sides if each[3].root == other or each[3].root == test]
+    fitting = [each for each in sides if each[3].root in (other, test, joined.judged)]
     for statement, _, features, _ in reversed(fitting):
         names = {each.id for each in ast.walk(features) if isinstance(each, ast.Name)}
         if not any(isinstance(each, ast.NamedExpr) for each in ast.walk(features)) and all(joined.chains.rebound(name, statement.order) is None for name in names):
@@ -208,23 +254,41 @@ def _check(joined: _Joined, chosen: Chosen, test: str, pipeline: str) -> list[st
     return ["import numpy as np", "", f"np.testing.assert_array_equal({pipeline}.predict({test}), {chosen.variable}.predict({parts}))"]
 
 
-def exported(reading: Reading) -> tuple[list[Change], list[Todo]]:
+def exported(
+    reading: Reading,
+    computed: bool = True,  # Make what is computed by hand a part of the pipeline where its form allows it
+    why_not: str = "",  # Why it is not, where it was tried
+    stored: tuple[str, ...] = (),  # What the raw notebook pickles
+) -> tuple[list[Change], list[Todo]]:
     "The last cell that joins and exports, and the edits that it needs; a TODO where the way from the table to the model is not clear."
-    chains = read_chains(reading)
+    chains = read_chains(reading, computed)
     if any(isinstance(each.func, ast.Attribute) and ast.unparse(each.func) == "run.export" for _, each in reading.analysis.calls()):
         return [], []
-    chosen = chosen_model(chains)
+    chosen = chosen_model(chains, stored)
     if isinstance(chosen, Todo):
         return [], [chosen]
-    joined = _Joined(chains)
+    joined = _Joined(chains, column_in(chains, chosen.target, set()))
     try:
         tables = _sides(joined, chosen)
         _name_steps(joined, chosen)
         changes, todos = _last_cell(joined, chosen, tables)
-        return changes, [*todos, *in_front(chains, chosen)]
+        return changes, [*todos, *in_front(chains, chosen, joined.covered, why_not)]
     except LookupError as error:
+        if computed:
+            return exported(reading, computed=False, why_not=str(error.args[0]), stored=stored)
         remedy = "end with run.export(pipeline, X_train, y_train, X_test, y_test), the pipeline fitted on X_train as the table was loaded"
         return [], [Todo("pipeline", chosen.statement.cell.id, f"'{chosen.variable}' cannot be exported: {error.args[0]}", remedy)]
+
+
+def called_by_hand(reading: Reading, stored: tuple[str, ...] = ()) -> set[str]:
+    "Functions of the notebook that compute columns of the model's features."
+    chains = read_chains(reading, computed=True)
+    chosen = chosen_model(chains, stored)
+    if isinstance(chosen, Todo):
+        return set()
+    steps = chosen.value.parent.encodings if chosen.value.parent else chosen.value.encodings
+    used = {name for each in steps if isinstance(each, Computed) for name in global_names(source_of(each.statement))}
+    return used & definitions(reading).keys()
 
 
 def _name_steps(joined: _Joined, chosen: Chosen) -> None:
@@ -261,8 +325,9 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
     imports = _import_lines(joined.imports & ({"Pipeline", "ColumnTransformer"} if lines and "ColumnTransformer" in lines[0] else {"Pipeline"}))
     imports += ["import numpy as np"] if "import numpy as np" in lines else []
     body = [line for line in lines if line != "import numpy as np"]
-    text = "\n".join([*imports, *([""] if imports else []), *body, f"run.export({pipeline}, {train}, {y_train}, {test}, {y_test})"])
-    changes: dict[str, list[Edit]] = {}
+    imports += ["from pandas import concat"] if "concat" in joined.imports else []
+    text = "\n".join([*imports, *([""] if imports else []), *joined.lines, *body, f"run.export({pipeline}, {train}, {y_train}, {test}, {y_test})"])
+    changes: dict[str, list[Edit]] = {cell: [] for cell, _ in joined.cells}
     for cell, edit in joined.edits:
         changes.setdefault(cell, []).append(edit)
     last = reading.analysis.cells[-1].id
@@ -270,5 +335,7 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
     found = []
     for cell, edits in changes.items():
         after = (NewCell("export", text.replace("\n\n\n", "\n\n")),) if cell == last else ()
-        found.append(Change("pipeline", cell, reason if cell == last else "the features are kept as they were before they were transformed", tuple(edits), after=after))
+        before = tuple(new for place, new in joined.cells if place == cell)
+        why = "what is computed by hand moves to an exported function, so that the model can do it in production" if before else "the features are kept as they were before they were transformed"
+        found.append(Change("pipeline", cell, reason if cell == last else why, tuple(edits), before=before, after=after))
     return found, []

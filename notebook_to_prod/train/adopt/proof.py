@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from ...errors import RunTimeoutError
 from ..notebook import Notebook
 
 # %% auto #0
-__all__ = ['Execution', 'place_files', 'execute', 'difference', 'told_otherwise']
+__all__ = ['Execution', 'place_files', 'execute', 'difference', 'shown_again', 'told_otherwise']
 
 # %% ../../../nbs/train/adopt/06_proof.ipynb #execute
 _SCRIPT = """
@@ -128,6 +129,28 @@ def difference(original: Execution, adopted: Execution) -> str | None:
     return None
 
 
+_PRECISE = re.compile(r"\d\.\d{2,}")
+_NUMBER = re.compile(r"\d+\.\d+")
+
+
+def shown_again(notebook: Notebook, execution: Execution) -> dict[str, str]:
+    "Lines with a computed number that the notebook's saved outputs show and an execution prints to the letter, by cell."
+    written = {number for cell in notebook.code_cells for number in _NUMBER.findall(cell.source)}
+    found: dict[str, str] = {}
+    for raw, cell in zip(notebook.raw["cells"], notebook.cells, strict=True):
+        told = [line.strip() for line in _PROMPT.sub("", execution.told.get(cell.id, "")).splitlines()]
+        for output in raw.get("outputs") or ():
+            text = output.get("text") or output.get("data", {}).get("text/plain") or ""
+            for line in "".join(text).splitlines():
+                computed = _PRECISE.search(line) and not set(_NUMBER.findall(line)) <= written
+                if computed and line.strip() in told:
+                    found.setdefault(cell.id, line.strip())
+    return found
+
+
+_PROMPT = re.compile(r"^Out\[\d+\]: ?", re.MULTILINE)  # A new cell in front moves the number
+
+
 def told_otherwise(original: Execution, adopted: Execution) -> list[str]:
     "Ids of cells that print something else than in the original."
-    return [name for name, text in original.told.items() if adopted.told.get(name, "") != text]
+    return [name for name, text in original.told.items() if _PROMPT.sub("", adopted.told.get(name, "")) != _PROMPT.sub("", text)]
