@@ -9,7 +9,8 @@ import ast
 from dataclasses import dataclass, field
 
 from .by_hand import in_front
-from .chains import Chains, Computed, Encoding, Value, read_chains
+from .chains import Chains, Value, read_chains
+from .columns import Computed, Encoding
 from .changes import Change, NewCell, Todo
 from .choice import Chosen, chosen_model, column_in
 from .functions import definitions, global_names, source_of
@@ -74,6 +75,7 @@ _MODULES = {
     "OrdinalEncoder": "sklearn.preprocessing",
     "FunctionTransformer": "sklearn.preprocessing",
     "OneHotEncoder": "sklearn.preprocessing",
+    "clone": "sklearn.base",
     "assert_frame_equal": "pandas.testing",
     "SimpleImputer": "sklearn.impute",
     "ColumnTransformer": "sklearn.compose",
@@ -300,6 +302,30 @@ def _name_steps(joined: _Joined, chosen: Chosen) -> None:
             joined.edits += [(statement.cell.id, Edit(start, start, f"({name} := ")), (statement.cell.id, Edit(end, end, ")"))]
 
 
+def _fitted_in_columns(joined: _Joined, steps: list[str], train: str) -> tuple[list[str], list[str]]:
+    "The steps, those in columns followed by one that restores the order, and the lines that fit these; raises `LookupError`."
+    known = joined.chains.in_columns
+    own = [each for each in steps if each in known]
+    if not own:
+        return steps, []
+    first, last = steps.index(own[0]), steps.index(own[-1])
+    if steps[first : last + 1] != own or first != len(joined.head):
+        raise LookupError("columns are transformed in place after another transformer has made new ones")
+    seen, order = joined.reading.free_name("step_by_step"), joined.reading.free_name("same_order")
+    made = f"Pipeline([{', '.join(f'({name!r}, {name})' for name in joined.head)}]).transform({train})" if joined.head else train
+    lines = [f"# What was done to columns in place, once more as transformers, fitted on the same rows", f"{seen} = {made}"]
+    joined.imports |= {"ColumnTransformer", "clone", "Pipeline"} | {known[each].transformer.partition("(")[0] for each in own}
+    for each in own:
+        step = known[each]
+        columns = step.columns or f"list({seen}.columns)"
+        lines.append(f'{each} = ColumnTransformer([("{each}", {step.transformer}, {columns})], remainder="passthrough", verbose_feature_names_out=False)')
+        if each == own[0]:
+            lines.append(f'{order} = ColumnTransformer([("columns", "passthrough", list({seen}.columns))], verbose_feature_names_out=False).set_output(transform="pandas")')
+        lines.append(f'{seen} = {each}.set_output(transform="pandas").fit_transform({seen})')
+    lines.append(f"{order}.fit({seen})")
+    return [*steps[: last + 1], order, *steps[last + 1 :]], lines
+
+
 def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str]) -> tuple[list[Change], list[Todo]]:
     reading, chains = joined.reading, joined.chains
     train, y_train, test, y_test = tables
@@ -314,6 +340,8 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
             f"{steps[0]} = ColumnTransformer([({vectorizer!r}, {vectorizer}, {train}.name)]).fit({train}.to_frame())",
         ]
         train, test = f"{train}.to_frame()", f"{test}.to_frame()"
+    steps, fitted = _fitted_in_columns(joined, steps, train)
+    lines = [*fitted, *lines]
     if steps:
         pipeline = reading.free_name("pipeline")
         joined.imports.add("Pipeline")
@@ -322,10 +350,9 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
         reason = f"{chosen.why}; what was fitted in front of it is joined with it, and predicts the same"
     else:
         reason = f"{chosen.why}; it takes the features as they are"
-    imports = _import_lines(joined.imports & ({"Pipeline", "ColumnTransformer"} if lines and "ColumnTransformer" in lines[0] else {"Pipeline"}))
+    imports = _import_lines({name for name in joined.imports & _MODULES.keys() if any(f"{name}(" in line for line in (*lines, *joined.lines))})
     imports += ["import numpy as np"] if "import numpy as np" in lines else []
     body = [line for line in lines if line != "import numpy as np"]
-    imports += ["from pandas import concat"] if "concat" in joined.imports else []
     text = "\n".join([*imports, *([""] if imports else []), *joined.lines, *body, f"run.export({pipeline}, {train}, {y_train}, {test}, {y_test})"])
     changes: dict[str, list[Edit]] = {cell: [] for cell, _ in joined.cells}
     for cell, edit in joined.edits:

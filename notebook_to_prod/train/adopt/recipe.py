@@ -10,7 +10,8 @@ import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .chains import Chains, Computed, Encoding
+from .columns import Computed, Encoding
+from .chains import Chains
 from .changes import NewCell
 from .functions import closure, constants, definitions, exported_cell, global_names, import_lines, source_of
 from .reading import Reading
