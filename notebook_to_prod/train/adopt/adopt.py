@@ -21,7 +21,7 @@ from .constants import Places, allotted, elsewhere, lifted, loads, opened, seede
 from .functions import given_to_estimators, moved
 from .metrics import recorded
 from .chains import read_chains
-from .choice import stored_names, target_column
+from .choice import Chosen, chosen_model, stored_names, target_column, target_formula
 from .pipeline import called_by_hand, exported
 from .proof import Execution, difference, execute, place_files, shown_again, told_otherwise
 from .reading import Reading, read_raw
@@ -305,6 +305,10 @@ def _settled(todos: tuple[Todo, ...], raw: Notebook, draft: Draft, expected: Exe
         cell, line = next(iter(shown.items()))
         notes = [f"{each.what}; with it the original prints what {cell} shows: {line}" for each in todos if each.kind == "file"]
         todos = tuple(each for each in todos if each.kind != "file")
+    chains = read_chains(read_raw(raw))
+    chosen = chosen_model(chains)
+    if isinstance(chosen, Chosen) and (formula := target_formula(chains, chosen)):
+        notes.append(f"the model predicts {formula} of the target, as it does in the original: whoever asks it must turn the answer back")
     drawn = [each.cell_id for each in draft.done if each.kind == "seed"]
     if drawn:
         notes.append(f"the original draws without a seed in {', '.join(drawn)}: it was run with the seed that its project has, so its numbers may not be those you saw")

@@ -68,6 +68,17 @@ _WRAPS = {"numpy.array", "numpy.asarray", "pandas.DataFrame", "numpy.ascontiguou
 _SAME = {"to_numpy", "toarray", "todense"}
 
 
+def _rooted(node: ast.expr) -> str:
+    "The variable at the start of selections; else the source of it all."
+    while True:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _SELECTS:
+            node = node.func.value
+        elif isinstance(node, ast.Subscript) or (isinstance(node, ast.Attribute) and node.attr in ("values", *_SELECTS)):
+            node = node.value
+        else:
+            return ast.unparse(node)
+
+
 class _Walk:
     def __init__(self, reading: Reading, computed: bool) -> None:
         self.computed = computed
@@ -117,15 +128,7 @@ class _Walk:
 
     def selected(self, node: ast.expr, statement: Statement) -> Value:
         "A new root that keeps what was done to the table it was taken from."
-        root: ast.expr = node
-        while True:
-            if isinstance(root, ast.Call) and isinstance(root.func, ast.Attribute) and root.func.attr in _SELECTS:
-                root = root.func.value
-            elif isinstance(root, ast.Subscript) or (isinstance(root, ast.Attribute) and root.attr in ("values", *_SELECTS)):
-                root = root.value
-            else:
-                break
-        known = self.chains.values.get(root.id) if isinstance(root, ast.Name) else None
+        known = self.chains.values.get(_rooted(node))
         made = Value(ast.unparse(node), statement.order)
         if known is not None and known.encodings and not known.steps:
             return replace(made, encodings=known.encodings, table=known.table, table_since=known.table_since)
@@ -227,10 +230,10 @@ class _Walk:
         if kind is not None:
             self.chains.kinds[name] = kind
             return
-        known = self.chains.values.get(value.args[0].id) if isinstance(value, ast.Call) and value.args and isinstance(value.args[0], ast.Name) else None
-        if found := dummies(self.reading, value, known.encodings if known else ()):
-            table, encoding = found
-            before = self.chains.values.get(table) or Value(table, statement.order)
+        before = self.value(value.args[0], statement) if isinstance(value, ast.Call) and value.args else None
+        encoding = dummies(self.reading, value, before.encodings) if before else None
+        if before and encoding and not before.steps:
+            table = _rooted(value.args[0])  # type: ignore[attr-defined]
             first = before.table_since if before.encodings else statement.order
             self.chains.encoded.add(statement.order)
             self.chains.values[name] = Value(name, statement.order, (), (*before.encodings, encoding), before.table or table, first)

@@ -13,7 +13,8 @@ from .changes import Todo
 from .reading import Reading, Statement
 
 # %% auto #0
-__all__ = ['Chosen', 'stored_names', 'chosen_model', 'target_column', 'pairs', 'assigned', 'bound_to', 'column_in', 'made_of']
+__all__ = ['Chosen', 'stored_names', 'chosen_model', 'target_column', 'pairs', 'assigned', 'bound_to', 'target_formula',
+           'column_in', 'made_of']
 
 # %% ../../../nbs/train/adopt/04b_choice.ipynb #choose
 @dataclass(frozen=True)
@@ -47,6 +48,23 @@ def stored_names(chains: Chains) -> tuple[str, ...]:
     return tuple(name for _, node in chains.stored for name in _names_in(node))
 
 
+def _picked(chains: Chains, pickled: tuple[str, ...]) -> Chosen | None:
+    "The one of several models fitted in a loop that the notebook takes out of their dict and judges or pickles."
+    judged = {each[1] for each in chains.judged} | set(pickled)
+    for statement in reversed(chains.reading.statements):
+        node = statement.node
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Subscript) and isinstance(node.value.value, ast.Name)):
+            continue
+        variable, held = node.targets[0].id, node.value.value.id
+        for loop, model, features, target, value in reversed(chains.fits):
+            around = loop.node
+            if not (isinstance(around, ast.For) and isinstance(around.target, ast.Tuple) and len(around.target.elts) == 2 and loop.order < statement.order and variable in judged):
+                continue
+            if ast.unparse(around.iter) == f"{held}.items()" and ast.unparse(around.target.elts[1]) == model:
+                return Chosen(variable, variable, features, target, value, statement, f"'{variable}' is what the notebook takes of the models in '{held}'")
+    return None
+
+
 def chosen_model(
     chains: Chains,
     stored_before: tuple[str, ...] = (),  # What the raw notebook pickles, where that is commented out by now
@@ -57,6 +75,8 @@ def chosen_model(
     pickled = (*stored_names(chains), *stored_before)
     stored = [fit for fit in fits if fit[1] in pickled or f"{fit[1]}.best_estimator_" in pickled]
     last = reading.analysis.cells[-1].id
+    if not fits and (picked := _picked(chains, pickled)):
+        return picked
     if not fits:
         what = "several models are fitted in a loop, and none is chosen" if chains.fits else "no model is fitted on features and a target at the top level of a cell"
         return Todo("pipeline", chains.fits[-1][0].cell.id if chains.fits else last, what, "fit the model of your choice in a cell of its own: model.fit(X_train, y_train)")
@@ -98,6 +118,19 @@ def bound_to(chains: Chains, name: str) -> list[ast.expr]:
         return assigned(chains.reading, name)
     call = getattr(value.split.statement.node, "value", None)
     return [call.args[value.split.array]] if isinstance(call, ast.Call) else []
+
+
+def target_formula(chains: Chains, chosen: Chosen) -> str | None:
+    "What is done to the target's column before the model is fitted on it, if that is a function of numpy."
+    node, seen = chosen.target, set[str]()
+    while isinstance(node, ast.Name) and node.id not in seen:
+        seen.add(node.id)
+        bound = bound_to(chains, node.id)
+        if len(bound) != 1:
+            return None
+        node = bound[0]
+    name = chains.reading.name_of(node) or ""
+    return name if name.startswith("numpy.") and isinstance(node, ast.Call) and name.rpartition(".")[2] in ("log", "log1p", "log10", "log2", "sqrt") else None
 
 
 def column_in(chains: Chains, node: ast.expr, seen: set[str]) -> str | None:

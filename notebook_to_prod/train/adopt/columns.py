@@ -85,19 +85,18 @@ def encoded_column(reading: Reading, kinds: dict[str, str], target: ast.expr, va
     return None
 
 
-def dummies(reading: Reading, value: ast.expr, known: Sequence[Encoding | Computed]) -> tuple[str, Encoding] | None:
-    "The encoding in `pd.getdummies(table, …)`."
-    if reading.name_of(value) != "pandas.get_dummies" or not isinstance(value, ast.Call) or not value.args or not isinstance(value.args[0], ast.Name):
+def dummies(reading: Reading, value: ast.expr, known: Sequence[Encoding | Computed]) -> Encoding | None:
+    "The encoding in `pd.get_dummies(table, …)`."
+    if reading.name_of(value) != "pandas.get_dummies" or not isinstance(value, ast.Call) or not value.args:
         return None
     keywords = {each.arg: each.value for each in value.keywords}
     if not set(keywords) <= {"columns", "drop_first", "dtype"} or len(value.args) > 1:
         return None
-    table = value.args[0].id
     columns = ast.unparse(keywords["columns"]) if "columns" in keywords else '{raw}.select_dtypes(["object", "string", "category"]).columns'
     if "columns" not in keywords and any(each.kind == "ordinal" for each in known):
         return None
     drop = 'drop="first", ' if "drop_first" in keywords and ast.unparse(keywords["drop_first"]) == "True" else ""
-    return table, Encoding("onehot", columns, f'OneHotEncoder({drop}handle_unknown="ignore", sparse_output=False)')
+    return Encoding("onehot", columns, f'OneHotEncoder({drop}handle_unknown="ignore", sparse_output=False)')
 
 
 class _Renamed(ast.NodeTransformer):

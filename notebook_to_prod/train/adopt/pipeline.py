@@ -12,7 +12,7 @@ from .by_hand import in_front
 from .chains import Chains, Value, read_chains
 from .columns import Computed, Encoding
 from .changes import Change, NewCell, Todo
-from .choice import Chosen, chosen_model, column_in
+from .choice import Chosen, assigned, chosen_model, column_in
 from .functions import definitions, global_names, source_of
 from .recipe import Names, read_recipe, recipe_lines
 from .reading import Reading, Statement
@@ -44,7 +44,10 @@ class _Joined:
     def keep(self, name: str, since: int, until: int | None = None, in_place: bool = False) -> str:
         "A name that still holds what `name` held after the statement `since`; raises `LookupError` where there is no place to keep it."
         if not name.isidentifier():
-            raise LookupError(f"'{name}' has no name of its own")
+            inside = [each.id for each in ast.walk(ast.parse(name)) if isinstance(each, ast.Name)]
+            if any(isinstance(each, ast.Call) for each in ast.walk(ast.parse(name))) or any(self.chains.rebound(each, since) for each in inside):
+                raise LookupError(f"'{name}' has no name of its own")
+            return name
         changed = self.chains.rebound(name, since)
         if changed is None or (until is not None and changed.order > until):
             return name
@@ -103,7 +106,7 @@ def _split_raw(joined: _Joined, value: Value) -> tuple[str, str]:
     root = parent.root
     features = joined.keep(root, parent.since, split.statement.order) if root.isidentifier() else root
     if parent.encodings:
-        features = _encoded(joined, parent, features, split.statement)
+        features = _encoded(joined, parent, f"{features}.to_frame()" if _is_column(joined, root) else features, split.statement)
     stem = joined.reading.free_name("features")
     names = f"{stem}_train", f"{stem}_test"
     elements = node.targets[0].elts  # type: ignore[attr-defined]
@@ -138,6 +141,13 @@ def _remade(joined: _Joined, value: Value, features: str) -> tuple[list[str], st
     joined.covered |= recipe.covered
     joined.head += heads
     return ["# What was done to the table, once more as transformers, fitted on the same rows", *_import_lines(used), *lines], names.raw
+
+
+def _is_column(joined: _Joined, source: str) -> bool:
+    "Whether features are one column of a table, and no table."
+    node: ast.expr = ast.parse(source, mode="eval").body
+    bound = assigned(joined.reading, source) if isinstance(node, ast.Name) else [node]
+    return len(bound) == 1 and isinstance(bound[0], ast.Subscript) and isinstance(bound[0].slice, ast.Constant) and isinstance(bound[0].slice.value, str)
 
 
 def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement) -> str:
@@ -197,7 +207,8 @@ def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
         train, test = _split_raw(joined, value)
     else:
         judged = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].root == other and each[3].steps == value.steps]
-        since = (judged[-1][3].since if value.steps else judged[-1][0].order) if judged else split.statement.order
+        ending = [each for each in joined.chains.values.values() if each.root == other and each.steps == value.steps]
+        since = (judged[-1][3].since if value.steps else judged[-1][0].order) if judged else ending[-1].since if ending else split.statement.order
         train, test = joined.keep(value.root, value.since if value.steps else chosen.statement.order), joined.keep(other, max(since, split.statement.order))
     return train, targets[0], test, targets[1]
 
@@ -234,7 +245,7 @@ def _partner(reading: Reading, statement: Statement, features: ast.expr) -> str 
             if isinstance(call.func, ast.Attribute) and call.func.attr == "score" and len(texts) == 2 and texts[0] == ast.unparse(features):
                 return texts[1]
             if (reading.name_of(call) or "").startswith("sklearn.metrics.") and len(texts) == 2 and (texts[1] == name or f"({ast.unparse(features)})" in texts[1]):
-                return texts[0] if texts[0].isidentifier() else None
+                return texts[0] if texts[0].isidentifier() or isinstance(call.args[0], ast.Subscript) else None
     return None
 
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #exported
@@ -252,6 +263,9 @@ def _check(joined: _Joined, chosen: Chosen, test: str, pipeline: str) -> list[st
             parts = ast.unparse(features)
             break
     else:
+        ending = [name for name, each in joined.chains.values.items() if each.root in (other, test, joined.judged) and each.steps == chosen.value.steps]
+        parts = ending[-1] if ending else ""
+    if not parts:
         raise LookupError("the notebook judges it on no rows that are still there at its end, so the joined pipeline cannot be compared with it")
     return ["import numpy as np", "", f"np.testing.assert_array_equal({pipeline}.predict({test}), {chosen.variable}.predict({parts}))"]
 
@@ -313,7 +327,7 @@ def _fitted_in_columns(joined: _Joined, steps: list[str], train: str) -> tuple[l
         raise LookupError("columns are transformed in place after another transformer has made new ones")
     seen, order = joined.reading.free_name("step_by_step"), joined.reading.free_name("same_order")
     made = f"Pipeline([{', '.join(f'({name!r}, {name})' for name in joined.head)}]).transform({train})" if joined.head else train
-    lines = [f"# What was done to columns in place, once more as transformers, fitted on the same rows", f"{seen} = {made}"]
+    lines = ["# What was done to columns in place, once more as transformers, fitted on the same rows", f"{seen} = {made}"]
     joined.imports |= {"ColumnTransformer", "clone", "Pipeline"} | {known[each].transformer.partition("(")[0] for each in own}
     for each in own:
         step = known[each]
@@ -332,14 +346,17 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
     parent = chosen.value.parent
     steps = [*joined.head, *(parent.steps if parent else ()), *chosen.value.steps]
     lines, pipeline = [], chosen.model
-    if steps and (chains.kinds.get(steps[0]) or "").startswith(_TEXT):
-        vectorizer = steps[0]
-        steps[0] = reading.free_name("texts")
-        joined.imports.add("ColumnTransformer")
-        lines = [
-            f"{steps[0]} = ColumnTransformer([({vectorizer!r}, {vectorizer}, {train}.name)]).fit({train}.to_frame())",
-        ]
-        train, test = f"{train}.to_frame()", f"{test}.to_frame()"
+    place = len(joined.head)
+    if len(steps) > place and (chains.kinds.get(steps[place]) or "").startswith(_TEXT):
+        vectorizer = steps[place]
+        steps[place] = reading.free_name("texts")
+        joined.imports |= {"ColumnTransformer", "Pipeline"}
+        frame, column = f"{train}.to_frame()", f"{train}.name"
+        if place:
+            frame = f"Pipeline([{', '.join(f'({name!r}, {name})' for name in joined.head)}]).transform({train})"
+            column = f"{joined.head[-1]}.get_feature_names_out()[0]"
+        lines = [f"{steps[place]} = ColumnTransformer([({vectorizer!r}, {vectorizer}, {column})]).fit({frame})"]
+        train, test = (train, test) if place else (f"{train}.to_frame()", f"{test}.to_frame()")
     steps, fitted = _fitted_in_columns(joined, steps, train)
     lines = [*fitted, *lines]
     if steps:

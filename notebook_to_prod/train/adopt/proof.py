@@ -114,10 +114,21 @@ def _same(one: float, other: float) -> bool:
     return one == other or (one != one and other != other)
 
 
+_ALONE = re.compile(r'what (?P<function>\w+) computes for rows on their own.*?(?:column name="(?P<column>[^"]*)"|$)')
+
+
+def _failure(cell: str, error: str) -> str:
+    "The first line of an error, as a sentence."
+    first = (error.splitlines() or [""])[0]
+    if alone := _ALONE.search(first):
+        return f"what is computed for a row{' in ' + repr(alone['column']) if alone['column'] else ''} depends on other rows or on its place in the table"
+    return f"cell '{cell}' fails: {first}"
+
+
 def difference(original: Execution, adopted: Execution) -> str | None:
     "What the adopted notebook does otherwise, as a sentence; None if every metric is equal."
     if adopted.failed:
-        return f"cell '{adopted.failed[0]}' fails: {adopted.failed[1]}"
+        return _failure(*adopted.failed)
     for name, value in original.metrics.items():
         if name not in adopted.metrics:
             return f"the metric '{name}' is not recorded"
