@@ -79,7 +79,7 @@ def drafts(
     places = allotted(read_raw(notebook), folder)
     original = _went(raw, lambda reading: loads(reading, places, paths_only=True), {})
     found = [("original", original)]
-    for kind, stage in (("export-cell", lambda reading: in_cells(reading, stored)), ("load", lambda reading: _loading(reading, places, skipped)), ("parameter", lifted), ("pipeline", lambda reading: exported(reading, "computed" not in skipped, skipped.get("computed", ""), stored))):
+    for kind, stage in (("load", lambda reading: _loading(reading, places, skipped)), ("export-cell", lambda reading: in_cells(reading, stored)), ("parameter", lifted), ("pipeline", lambda reading: exported(reading, "computed" not in skipped, skipped.get("computed", ""), stored))):
         raw = _went(raw, stage, skipped)
         found.append((kind, raw))
     return found
@@ -223,7 +223,7 @@ def adopt(
         raise InputError("the folder is not empty", where=str(place), remedy="give --out a folder that is not there yet")
     folder = notebook.path.resolve().parent
     files = files_of(reading, folder)
-    note("running the original and the adopted notebook")
+    note(f"running the original and the adopted notebook, at most {timeout:g} s each time (--timeout)")
     skipped: dict[str, str] = {}
     while True:
         draft, expected, got = _proved(notebook, folder, files, timeout, skipped)

@@ -120,7 +120,7 @@ def _table_of(node: ast.AST) -> str | None:
     "The table in `table[column]`, `table.loc[rows, column]` or `table.column`, as the target of an assignment."
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Attribute) and node.value.attr in ("loc", "iloc"):
         node = node.value
-    inside = isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.value, ast.Name)
+    inside = isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.value, ast.Name) and getattr(node, "attr", "") not in ("columns", "index")
     return node.value.id if inside else None  # type: ignore[union-attr]
 
 
