@@ -100,6 +100,15 @@ def files_of(reading: Reading, folder: Path) -> dict[str, Path]:
     return found
 
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #prove
+def _sentence(text: str) -> str:
+    "A sentence of its own; names of variables at its start stay as they are."
+    return f"{text[:1].upper() if re.match(r'[a-z]+ ', text) else text[:1]}{text[1:]}."
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0]
+
+
 @dataclass(frozen=True)
 class Adoption:
     "What `adopt` has to say."
@@ -130,13 +139,13 @@ class Adoption:
         lines = [f"# {self.source.name}, adopted", "", "## Proved" if self.proved else "## Not proved", ""]
         lines += [f"- {name}: {value!r} in the original with the same seeds, {self.adopted.get(name)!r} adopted" for name, value in self.original.items()]
         lines += [f"- the model: {each.reason}" for each in self.done if each.kind == "pipeline" and "run.export(" in each.diff]
-        lines += ["", "## To know", "", *(f"- {each[:1].upper()}{each[1:]}." for each in self.notes)] if self.notes else []
+        lines += ["", "## To know", "", *(f"- {_sentence(each)}" for each in self.notes)] if self.notes else []
         lines += ["", "## Printed otherwise", "", *(f"- {cell}" for cell in self.printed)] if self.printed else []
-        lines += ["", "## To do", ""] + [f"- **{each.cell_id}** ({each.kind}): {each.what}. {each.remedy[:1].upper()}{each.remedy[1:]}." for each in self.todos]
+        lines += ["", "## To do", ""] + [f"- **{each.cell_id}** ({each.kind}): {_sentence(each.what)} {_sentence(each.remedy)}" for each in self.todos]
         lines += ["- nothing"] if not self.todos else []
         lines += ["", "## Changes", ""]
         for each in self.done:
-            lines += [f"### {each.kind} in {each.cell_id}", "", f"{each.reason[:1].upper()}{each.reason[1:]}.", "", "```diff", each.diff, "```", ""]
+            lines += [f"### {each.kind} in {each.cell_id}", "", _sentence(each.reason), "", "```diff", each.diff, "```", ""]
         return "\n".join(lines) + "\n"
 
 
@@ -145,7 +154,7 @@ def _proved(notebook: Notebook, folder: Path, files: dict[str, Path], timeout: f
     original = drafts(notebook, folder, skipped)[0][1]
     expected = execute(original.notebook, files, timeout)
     if expected.failed:
-        what = f"the original fails: {expected.failed[1]}"
+        what = f"the original fails: {_first_line(expected.failed[1])}"
         todo = Todo("proof", expected.failed[0], what, "make the notebook run from top to bottom (Restart and Run All), and adopt it again")
         last = drafts(notebook, folder, skipped)[-1][1]
         return Draft(last.notebook, last.done, (*last.todos, todo)), expected, None
@@ -187,7 +196,7 @@ def marked(notebook: Notebook, todos: tuple[Todo, ...]) -> Notebook:
     for known, cell in zip(notebook.cells, raw["cells"], strict=True):
         for number, todo in enumerate((each for each in todos if each.cell_id == known.id), start=1):
             name = f"todo-{known.id}-{number}"
-            text = f"> **TODO ({todo.kind})** {todo.what[:1].upper()}{todo.what[1:]}. {todo.remedy[:1].upper()}{todo.remedy[1:]}."
+            text = f"> **TODO ({todo.kind})** {_sentence(todo.what)} {_sentence(todo.remedy)}"
             cells.append({"cell_type": "markdown", "id": name if name not in taken else f"{name}-n2p", "metadata": {}, "source": [text]})
         cells.append(cell)
     raw["cells"] = cells
@@ -284,12 +293,12 @@ def _made(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], e
             except N2PError as error:
                 joined = [each for each in draft.done if each.kind == "pipeline"]
                 if _by_hand(draft, skipped):
-                    skipped["computed"] = f"n2p run says: {error.what}"
+                    skipped["computed"] = f"n2p run says: {_first_line(error.what)}"
                     raise _RefusedError from error
                 if joined:
-                    skipped.update({f"pipeline:{each.cell_id}": f"n2p run says: {error.what}" for each in joined})
+                    skipped.update({f"pipeline:{each.cell_id}": f"n2p run says: {_first_line(error.what)}" for each in joined})
                     raise _RefusedError from error
-                todos = (*todos, Todo("run", getattr(error, "cell_id", None) or draft.notebook.code_cells[-1].id, f"n2p run fails: {error.what}", error.remedy or "see n2p run"))
+                todos = (*todos, Todo("run", getattr(error, "cell_id", None) or draft.notebook.code_cells[-1].id, f"n2p run fails: {_first_line(error.what)}", error.remedy or "see n2p run"))
         adoption = Adoption(source, place, draft.done, tuple(dict.fromkeys(todos)), expected.metrics, metrics, proved, printed, notes)
         if adoption.todos != draft.todos:
             write_atomic(name, dumped_like(text, before, marked(draft.notebook, adoption.todos).raw))

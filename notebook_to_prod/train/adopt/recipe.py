@@ -130,6 +130,8 @@ def _function(chains: Chains, run: Sequence[Computed], recipe: Recipe) -> Step:
 
 def read_recipe(chains: Chains, steps: Sequence[Encoding | Computed], target: str | None) -> Recipe:
     "The steps to the features; what only makes the target is left out. Raises `LookupError` where a step cannot stand on its own."
+    if target is None and any(isinstance(each, Computed) for each in steps):
+        raise LookupError("the source does not show which column is predicted, and a step must not be given it")
     recipe = Recipe()
     for run in _runs([each for each in steps if isinstance(each, Encoding) or not target or each.writes != target]):
         encodings = tuple(each for each in run if isinstance(each, Encoding))
