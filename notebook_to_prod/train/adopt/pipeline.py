@@ -284,6 +284,8 @@ def exported(
     if isinstance(chosen, Todo):
         return [], [chosen]
     joined = _Joined(chains, column_in(chains, chosen.target, set()))
+    if joined.target and f"KeyError: '{joined.target}'" in why_not:
+        why_not = f"it takes '{joined.target}', which is what the model predicts"
     try:
         tables = _sides(joined, chosen)
         _name_steps(joined, chosen)
