@@ -6,187 +6,22 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
 
 from .by_hand import in_front
-from .chains import Chains, Value, read_chains
+from .chains import read_chains
 from .columns import Computed, Encoding
 from .changes import Change, NewCell, Todo
-from .choice import Chosen, assigned, chosen_model, column_in
+from .choice import Chosen, chosen_model, column_in
 from .functions import definitions, global_names, source_of
-from .recipe import Names, read_recipe, recipe_lines
+from .joined import MODULES, Joined, import_block, remade, split_raw
 from .reading import Reading, Statement
 from ..check.findings import Edit
 
 # %% auto #0
 __all__ = ['exported', 'called_by_hand']
 
-# %% ../../../nbs/train/adopt/05_pipeline.ipynb #joined
-@dataclass
-class _Joined:
-    "The edits and the last cell, as they come about."
-
-    chains: Chains
-    target: str | None = None  # The column that is predicted, where the source shows it
-    edits: list[tuple[str, Edit]] = field(default_factory=list)  # With the id of the cell
-    cells: list[tuple[str, NewCell]] = field(default_factory=list)  # To put in front of a cell
-    covered: set[int] = field(default_factory=set)  # Orders of the statements that are part of the pipeline
-    lines: list[str] = field(default_factory=list)  # Of the last cell, before the pipeline
-    judged: str = ""  # The variable of the features that were held out, where the pipeline begins before them
-    head: list[str] = field(default_factory=list)  # Names of fitted parts that come before the notebook's own
-    imports: set[str] = field(default_factory=set)
-    kept: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def reading(self) -> Reading:
-        return self.chains.reading
-
-    def keep(self, name: str, since: int, until: int | None = None, in_place: bool = False) -> str:
-        "A name that still holds what `name` held after the statement `since`; raises `LookupError` where there is no place to keep it."
-        if not name.isidentifier():
-            inside = [each.id for each in ast.walk(ast.parse(name)) if isinstance(each, ast.Name)]
-            if any(isinstance(each, ast.Call) for each in ast.walk(ast.parse(name))) or any(self.chains.rebound(each, since) for each in inside):
-                raise LookupError(f"'{name}' has no name of its own")
-            return name
-        changed = self.chains.rebound(name, since)
-        if changed is None or (until is not None and changed.order > until):
-            return name
-        if name not in self.kept:
-            if not changed.is_editable:
-                raise LookupError(f"'{name}' is overwritten in a line that cannot be edited")
-            self.kept[name] = self.reading.free_name(f"{name}_raw")
-            copied = ".copy()" if in_place or not self._rebinds(changed, name) else ""
-            self.edits.append((changed.cell.id, changed.before(f"{self.kept[name]} = {name}{copied}")))
-        return self.kept[name]
-
-    def _rebinds(self, statement: Statement, name: str) -> bool:
-        targets = statement.node.targets if isinstance(statement.node, ast.Assign) else []
-        return any(isinstance(each, ast.Name) and each.id == name for target in targets for each in ast.walk(target) if isinstance(getattr(each, "ctx", None), ast.Store))
-
-
-def _encoder(encodings: tuple[Encoding, ...], table: str, encoders: str, column: str) -> tuple[list[str], list[str], set[str]]:
-    "Lines that make the unfitted encoder and the names of columns it replaces, and the classes to import."
-    used, lines = set[str](), [f"{encoders} = {{}}"]
-    for each in encodings:
-        columns = each.columns.replace("{raw}", table)
-        lines += [f"for {column} in {columns}:", f"    {encoders}.setdefault({column}, []).append({each.transformer})"]
-        used.add(each.transformer.partition("(")[0])
-    return lines, [each.columns.replace("{raw}", table) for each in encodings if each.kind == "onehot"], used
-
-
-_MODULES = {
-    "OrdinalEncoder": "sklearn.preprocessing",
-    "FunctionTransformer": "sklearn.preprocessing",
-    "OneHotEncoder": "sklearn.preprocessing",
-    "clone": "sklearn.base",
-    "assert_frame_equal": "pandas.testing",
-    "SimpleImputer": "sklearn.impute",
-    "ColumnTransformer": "sklearn.compose",
-    "Pipeline": "sklearn.pipeline",
-    "concat": "pandas",
-    "make_pipeline": "sklearn.pipeline",
-}
-
-
-def _import_lines(names: set[str]) -> list[str]:
-    modules: dict[str, list[str]] = {}
-    for name in sorted(names):
-        modules.setdefault(_MODULES[name], []).append(name)
-    return [f"from {module} import {', '.join(found)}" for module, found in sorted(modules.items())]
-
-
-def _split_raw(joined: _Joined, value: Value) -> tuple[str, str]:
-    "Names of the untouched features of both sides, where something was done to them before the split."
-    split, parent = value.split, value.parent
-    if split is None or parent is None or not split.statement.is_editable:
-        raise LookupError("the split stands in a line that cannot be edited")
-    node = split.statement.node
-    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
-        raise LookupError("the split is no plain assignment")
-    root = parent.root
-    features = joined.keep(root, parent.since, split.statement.order) if root.isidentifier() else root
-    if parent.encodings:
-        features = _encoded(joined, parent, f"{features}.to_frame()" if _is_column(joined, root) else features, split.statement)
-    stem = joined.reading.free_name("features")
-    names = f"{stem}_train", f"{stem}_test"
-    elements = node.targets[0].elts  # type: ignore[attr-defined]
-    for each, text in ((elements[-1], f", {', '.join(names)}"), (node.value.args[-1], f", {features}")):
-        end = each.end_lineno or 0, each.end_col_offset or 0
-        joined.edits.append((split.statement.cell.id, Edit(end, end, text)))
-    return names
-
-
-def _raw_table(joined: _Joined, parent: Value) -> str:
-    "A name that holds the table as it was before its first column was encoded or computed."
-    table_changed = joined.chains.rebound(parent.table, parent.table_since - 1)
-    if table_changed is None:
-        table = parent.table
-    elif not table_changed.is_editable:
-        raise LookupError(f"'{parent.table}' is encoded in a line that cannot be edited")
-    else:
-        table = joined.reading.free_name(f"{parent.table}_raw")
-        joined.edits.append((table_changed.cell.id, table_changed.before(f"{table} = {parent.table}.copy()")))
-    return table
-
-
-def _remade(joined: _Joined, value: Value, features: str) -> tuple[list[str], str]:
-    "Lines that make the steps from the table to the features once more, and the name of what they start from."
-    table = _raw_table(joined, value)
-    recipe = read_recipe(joined.chains, value.encodings, joined.target)
-    free = joined.reading.free_name
-    names = Names(*(free(each) for each in ("features_raw", "step_by_step", "encoders", "column", "prepare", "in_order")))
-    lines, heads, used = recipe_lines(recipe, table, features, joined.target, names)
-    joined.edits += recipe.edits
-    joined.cells += recipe.cells
-    joined.covered |= recipe.covered
-    joined.head += heads
-    return ["# What was done to the table, once more as transformers, fitted on the same rows", *_import_lines(used), *lines], names.raw
-
-
-def _is_column(joined: _Joined, source: str) -> bool:
-    "Whether features are one column of a table, and no table."
-    node: ast.expr = ast.parse(source, mode="eval").body
-    bound = assigned(joined.reading, source) if isinstance(node, ast.Name) else [node]
-    return len(bound) == 1 and isinstance(bound[0], ast.Subscript) and isinstance(bound[0].slice, ast.Constant) and isinstance(bound[0].slice.value, str)
-
-
-def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement) -> str:
-    "Name of the features before their columns were encoded; the encoder of them is fitted just before the split."
-    if any(isinstance(each, Computed) and each.writes != (joined.target or "") for each in parent.encodings):
-        lines, raw = _remade(joined, parent, features)
-        joined.edits.append((statement.cell.id, statement.before("\n".join(lines))))
-        return raw
-    table = _raw_table(joined, parent)
-    encodings = tuple(each for each in parent.encodings if isinstance(each, Encoding))
-    joined.covered |= {each.statement.order for each in parent.encodings if isinstance(each, Computed)}
-    if not encodings:
-        return features
-    encoders, made, same, column = (joined.reading.free_name(each) for each in ("encoders", "made_columns", "same_columns", "column"))
-    lines, dummies, used = _encoder(encodings, table, encoders, column)
-    joined.imports |= used | {"ColumnTransformer", "make_pipeline"}
-    name, raw, final = (joined.reading.free_name(each) for each in ("encode", "features_raw", "in_order"))
-    prefixes = " + ".join(f'[f"{{each}}_" for each in {columns}]' for columns in dummies) or "[]"
-    text = [
-        "# What was done to columns of the table, once more as a transformer, fitted on the same rows",
-        *_import_lines(joined.imports),
-        *lines,
-        f"{made} = tuple({prefixes})",
-        f"{same} = {features}.loc[:, [each for each in {features}.columns if each not in {encoders} and not each.startswith({made})]]",
-        f'{raw} = {table}.loc[{features}.index, [each for each in {encoders} if each in {features}.columns or f"{{each}}_" in {made}]].join({same})',
-        f"{name} = ColumnTransformer(",
-        f"    [(each, make_pipeline(*steps), [each]) for each, steps in {encoders}.items() if each in {raw}.columns],",
-        '    remainder="passthrough",',
-        "    verbose_feature_names_out=False,",
-        f').set_output(transform="pandas").fit({raw})',
-        f'{final} = ColumnTransformer([("columns", "passthrough", list({features}.columns))], verbose_feature_names_out=False)',
-        f'{final}.set_output(transform="pandas").fit({name}.transform({raw}))',
-    ]
-    joined.edits.append((statement.cell.id, statement.before("\n".join(text))))
-    joined.head += [name, final]
-    return raw
-
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #held-out
-def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
+def _sides(joined: Joined, chosen: Chosen) -> tuple[str, str, str, str]:
     "Sources of the untouched features and the targets of both sides; raises `LookupError`."
     value = chosen.value
     if joined.chains.rebound(chosen.variable, chosen.statement.order) is not None:
@@ -204,7 +39,7 @@ def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
     targets = joined.keep(target, split.statement.order), joined.keep(y_test, split.statement.order)
     other = split.names[split.array * 2 + 1]
     if value.parent is not None and (value.parent.steps or value.parent.encodings):
-        train, test = _split_raw(joined, value)
+        train, test = split_raw(joined, value)
     else:
         judged = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].root == other and each[3].steps == value.steps]
         ending = [each for each in joined.chains.values.values() if each.root == other and each.steps == value.steps]
@@ -213,7 +48,7 @@ def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
     return train, targets[0], test, targets[1]
 
 
-def _judged_sides(joined: _Joined, chosen: Chosen, target: str) -> tuple[str, str, str, str]:
+def _judged_sides(joined: Joined, chosen: Chosen, target: str) -> tuple[str, str, str, str]:
     "The features that the model judged besides those it was fitted on, with the targets that a metric compares."
     value = chosen.value
     if any(isinstance(each, Encoding) for each in value.encodings):
@@ -229,7 +64,7 @@ def _judged_sides(joined: _Joined, chosen: Chosen, target: str) -> tuple[str, st
     if any(isinstance(each, Computed) and each.writes != (joined.target or "") for each in value.encodings):
         rows = joined.reading.free_name("features")
         joined.imports.add("concat")
-        lines, raw = _remade(joined, value, rows)
+        lines, raw = remade(joined, value, rows)
         joined.judged = test
         joined.lines = [f"{rows} = concat([{train}, {test}])", *lines]
         return f"{raw}.loc[{train}.index]", target, f"{raw}.loc[{test}.index]", y_test or ""
@@ -252,7 +87,7 @@ def _partner(reading: Reading, statement: Statement, features: ast.expr) -> str 
 _TEXT = "sklearn.feature_extraction.text."
 
 
-def _check(joined: _Joined, chosen: Chosen, test: str, pipeline: str) -> list[str]:
+def _check(joined: Joined, chosen: Chosen, test: str, pipeline: str) -> list[str]:
     "Lines that compare the joined predictions with those of the parts; raises `LookupError` where nothing is left to compare with."
     sides = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].steps == chosen.value.steps]
     other = chosen.value.split.names[chosen.value.split.array * 2 + 1] if chosen.value.split else test
@@ -283,7 +118,7 @@ def exported(
     chosen = chosen_model(chains, stored)
     if isinstance(chosen, Todo):
         return [], [chosen]
-    joined = _Joined(chains, column_in(chains, chosen.target, set()))
+    joined = Joined(chains, column_in(chains, chosen.target, set()))
     if joined.target and f"KeyError: '{joined.target}'" in why_not:
         why_not = f"it takes '{joined.target}', which is what the model predicts"
     try:
@@ -309,7 +144,7 @@ def called_by_hand(reading: Reading, stored: tuple[str, ...] = ()) -> set[str]:
     return used & definitions(reading).keys()
 
 
-def _name_steps(joined: _Joined, chosen: Chosen) -> None:
+def _name_steps(joined: Joined, chosen: Chosen) -> None:
     "Give a name to the transformers that the pipeline needs and the notebook does not name."
     chains = joined.chains
     for statement, call, name in chains.anonymous:
@@ -318,7 +153,7 @@ def _name_steps(joined: _Joined, chosen: Chosen) -> None:
             joined.edits += [(statement.cell.id, Edit(start, start, f"({name} := ")), (statement.cell.id, Edit(end, end, ")"))]
 
 
-def _fitted_in_columns(joined: _Joined, steps: list[str], train: str) -> tuple[list[str], list[str]]:
+def _fitted_in_columns(joined: Joined, steps: list[str], train: str) -> tuple[list[str], list[str]]:
     "The steps, those in columns followed by one that restores the order, and the lines that fit these; raises `LookupError`."
     known = joined.chains.in_columns
     own = [each for each in steps if each in known]
@@ -342,7 +177,7 @@ def _fitted_in_columns(joined: _Joined, steps: list[str], train: str) -> tuple[l
     return [*steps[: last + 1], order, *steps[last + 1 :]], lines
 
 
-def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str]) -> tuple[list[Change], list[Todo]]:
+def _last_cell(joined: Joined, chosen: Chosen, tables: tuple[str, str, str, str]) -> tuple[list[Change], list[Todo]]:
     reading, chains = joined.reading, joined.chains
     train, y_train, test, y_test = tables
     parent = chosen.value.parent
@@ -369,7 +204,7 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
         reason = f"{chosen.why}; what was fitted in front of it is joined with it, and predicts the same"
     else:
         reason = f"{chosen.why}; it takes the features as they are"
-    imports = _import_lines({name for name in joined.imports & _MODULES.keys() if any(f"{name}(" in line for line in (*lines, *joined.lines))})
+    imports = import_block({name for name in joined.imports & MODULES.keys() if any(f"{name}(" in line for line in (*lines, *joined.lines))})
     imports += ["import numpy as np"] if "import numpy as np" in lines else []
     body = [line for line in lines if line != "import numpy as np"]
     text = "\n".join([*imports, *([""] if imports else []), *joined.lines, *body, f"run.export({pipeline}, {train}, {y_train}, {test}, {y_test})"])
