@@ -24,6 +24,7 @@ def _adoption_lines(adoption: "Adoption", verbose: bool) -> list[tuple[str, str]
         lines += [("", line) for line in each.diff.splitlines()] if verbose else []
     for todo in adoption.todos:
         lines += [("todo", f"{todo.cell_id}: {todo.what}"), ("", f"-> {todo.remedy}")]
+    lines += [("note", each) for each in adoption.notes]
     for name, value in adoption.original.items():
         got = adoption.adopted.get(name)
         lines.append(("metric", f"{name} {value!r}" + (", unchanged" if got == value else f" in the original, {got!r} adopted")))
@@ -33,7 +34,9 @@ def _adoption_lines(adoption: "Adoption", verbose: bool) -> list[tuple[str, str]
     if adoption.folder:
         lines += [("project", shown_path(adoption.folder)), ("report", shown_path(adoption.folder / "ADOPTED.md"))]
         notebook = next(iter(sorted(adoption.folder.glob("*.ipynb"))), None)
-        lines += [("next", f"n2p run {shown_path(notebook)}")] if notebook and adoption.proved else []
+        if notebook:
+            first = adoption.todos[0].cell_id if adoption.todos else ""
+            lines += [("next", f"see to the TODO in front of cell {first} of {shown_path(notebook)}, then: n2p run {shown_path(notebook)}" if first else f"n2p run {shown_path(notebook)}")]
     return lines
 
 # %% ../../nbs/cli/01d_adopt.ipynb #adopt

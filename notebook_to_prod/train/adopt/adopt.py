@@ -18,9 +18,12 @@ from ...errors import InputError, N2PError, NotebookError
 from ...project import atomic_folder, open_store, write_atomic
 from .changes import Change, Done, Todo, applied
 from .constants import Places, allotted, elsewhere, lifted, loads, opened, seeded
+from .functions import given_to_estimators, moved
 from .metrics import recorded
-from .pipeline import exported, target_column
-from .proof import Execution, difference, execute, place_files, told_otherwise
+from .chains import read_chains
+from .choice import Chosen, chosen_model, stored_names, target_column, target_formula
+from .pipeline import called_by_hand, exported
+from .proof import Execution, difference, execute, place_files, shown_again, told_otherwise
 from .reading import Reading, read_raw
 from ..check.fix import dumped_like
 from ..check.verdict import check_notebook
@@ -28,7 +31,7 @@ from ..notebook import Notebook, parse_notebook, read_notebook
 from ..run import run_notebook
 
 # %% auto #0
-__all__ = ['Stage', 'Draft', 'drafts', 'files_of', 'Adoption', 'marked', 'adopt']
+__all__ = ['Stage', 'Draft', 'drafts', 'in_cells', 'files_of', 'Adoption', 'marked', 'adopt']
 
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #stages
 Stage = Callable[[Reading], tuple[list[Change], list[Todo]]]
@@ -72,13 +75,19 @@ def drafts(
     raw = Draft(notebook)
     for stage in (elsewhere, opened, seeded, recorded):
         raw = _went(raw, stage, skipped)
+    stored = stored_names(read_chains(read_raw(notebook)))
     places = allotted(read_raw(notebook), folder)
     original = _went(raw, lambda reading: loads(reading, places, paths_only=True), {})
     found = [("original", original)]
-    for kind, stage in (("load", lambda reading: _loading(reading, places, skipped)), ("parameter", lifted), ("pipeline", exported)):
+    for kind, stage in (("load", lambda reading: _loading(reading, places, skipped)), ("export-cell", lambda reading: in_cells(reading, stored)), ("parameter", lifted), ("pipeline", lambda reading: exported(reading, "computed" not in skipped, skipped.get("computed", ""), stored))):
         raw = _went(raw, stage, skipped)
         found.append((kind, raw))
     return found
+
+
+def in_cells(reading: Reading, stored: tuple[str, ...]) -> tuple[list[Change], list[Todo]]:
+    "What the model calls, in exported cells."
+    return moved(reading, given_to_estimators(reading) | called_by_hand(reading, stored)), []
 
 
 def files_of(reading: Reading, folder: Path) -> dict[str, Path]:
@@ -91,6 +100,15 @@ def files_of(reading: Reading, folder: Path) -> dict[str, Path]:
     return found
 
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #prove
+def _sentence(text: str) -> str:
+    "A sentence of its own; names of variables at its start stay as they are."
+    return f"{text[:1].upper() if re.match(r'[a-z]+ ', text) else text[:1]}{text[1:]}."
+
+
+def _first_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[0]
+
+
 @dataclass(frozen=True)
 class Adoption:
     "What `adopt` has to say."
@@ -103,6 +121,7 @@ class Adoption:
     adopted: dict[str, float]  # Metrics of the adopted notebook's run
     proved: bool  # Whether the project's run passed and every metric is equal
     printed: tuple[str, ...] = ()  # Cells that print something else than in the original
+    notes: tuple[str, ...] = ()  # What the author must know and has nothing to do about
 
     @property
     def ok(self) -> bool:
@@ -113,19 +132,20 @@ class Adoption:
         "As `--json` prints it."
         shown = {"notebook": str(self.source), "out": str(self.folder) if self.folder else None, "ok": self.ok, "proved": self.proved}
         lists = {"changes": [each.to_dict() for each in self.done], "todos": [each.to_dict() for each in self.todos]}
-        return shown | {"metrics": {"original": self.original, "adopted": self.adopted}, "printed_otherwise": list(self.printed)} | lists
+        return shown | {"metrics": {"original": self.original, "adopted": self.adopted}, "printed_otherwise": list(self.printed), "notes": list(self.notes)} | lists
 
     def report(self) -> str:
         "The whole story in Markdown: what was proved, what is left, and each change with its reason and its diff."
         lines = [f"# {self.source.name}, adopted", "", "## Proved" if self.proved else "## Not proved", ""]
         lines += [f"- {name}: {value!r} in the original with the same seeds, {self.adopted.get(name)!r} adopted" for name, value in self.original.items()]
         lines += [f"- the model: {each.reason}" for each in self.done if each.kind == "pipeline" and "run.export(" in each.diff]
+        lines += ["", "## To know", "", *(f"- {_sentence(each)}" for each in self.notes)] if self.notes else []
         lines += ["", "## Printed otherwise", "", *(f"- {cell}" for cell in self.printed)] if self.printed else []
-        lines += ["", "## To do", ""] + [f"- **{each.cell_id}** ({each.kind}): {each.what}. {each.remedy[:1].upper()}{each.remedy[1:]}." for each in self.todos]
+        lines += ["", "## To do", ""] + [f"- **{each.cell_id}** ({each.kind}): {_sentence(each.what)} {_sentence(each.remedy)}" for each in self.todos]
         lines += ["- nothing"] if not self.todos else []
         lines += ["", "## Changes", ""]
         for each in self.done:
-            lines += [f"### {each.kind} in {each.cell_id}", "", f"{each.reason[:1].upper()}{each.reason[1:]}.", "", "```diff", each.diff, "```", ""]
+            lines += [f"### {each.kind} in {each.cell_id}", "", _sentence(each.reason), "", "```diff", each.diff, "```", ""]
         return "\n".join(lines) + "\n"
 
 
@@ -134,7 +154,7 @@ def _proved(notebook: Notebook, folder: Path, files: dict[str, Path], timeout: f
     original = drafts(notebook, folder, skipped)[0][1]
     expected = execute(original.notebook, files, timeout)
     if expected.failed:
-        what = f"the original fails: {expected.failed[1]}"
+        what = f"the original fails: {_first_line(expected.failed[1])}"
         todo = Todo("proof", expected.failed[0], what, "make the notebook run from top to bottom (Restart and Run All), and adopt it again")
         last = drafts(notebook, folder, skipped)[-1][1]
         return Draft(last.notebook, last.done, (*last.todos, todo)), expected, None
@@ -148,12 +168,20 @@ def _proved(notebook: Notebook, folder: Path, files: dict[str, Path], timeout: f
     raise NotebookError("no change leaves the metric as it is", where=str(notebook.path), remedy="report this notebook")
 
 
+def _by_hand(draft: Draft, skipped: dict[str, str]) -> bool:
+    "Whether columns that are computed by hand are a part of the pipeline still."
+    return "computed" not in skipped and any("FunctionTransformer(" in each.diff for each in draft.done if each.kind == "pipeline")
+
+
 def _blame(stages: list[tuple[str, Draft]], expected: Execution, files: dict[str, Path], timeout: float, skipped: dict[str, str]) -> None:
     "Find the first stage after which the notebook does otherwise, and leave its changes out."
     before = set(stages[0][1].done)
     for kind, draft in stages[1:]:
         wrong = difference(expected, execute(draft.notebook, files, timeout))
         new = [each for each in draft.done if each not in before and each.kind == kind]
+        if wrong is not None and kind == "pipeline" and _by_hand(draft, skipped):
+            skipped["computed"] = wrong
+            return
         if wrong is not None and new:
             skipped.update({f"{each.kind}:{each.cell_id}": wrong for each in new})
             return
@@ -168,7 +196,7 @@ def marked(notebook: Notebook, todos: tuple[Todo, ...]) -> Notebook:
     for known, cell in zip(notebook.cells, raw["cells"], strict=True):
         for number, todo in enumerate((each for each in todos if each.cell_id == known.id), start=1):
             name = f"todo-{known.id}-{number}"
-            text = f"> **TODO ({todo.kind})** {todo.what[:1].upper()}{todo.what[1:]}. {todo.remedy[:1].upper()}{todo.remedy[1:]}."
+            text = f"> **TODO ({todo.kind})** {_sentence(todo.what)} {_sentence(todo.remedy)}"
             cells.append({"cell_type": "markdown", "id": name if name not in taken else f"{name}-n2p", "metadata": {}, "source": [text]})
         cells.append(cell)
     raw["cells"] = cells
@@ -204,7 +232,7 @@ def adopt(
         raise InputError("the folder is not empty", where=str(place), remedy="give --out a folder that is not there yet")
     folder = notebook.path.resolve().parent
     files = files_of(reading, folder)
-    note("running the original and the adopted notebook")
+    note(f"running the original and the adopted notebook, at most {timeout:g} s each time (--timeout)")
     skipped: dict[str, str] = {}
     while True:
         draft, expected, got = _proved(notebook, folder, files, timeout, skipped)
@@ -252,6 +280,7 @@ def _made(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], e
         write_atomic(made / "pyproject.toml", _pyproject(_project_name(source)))
         errors = check_notebook(name).errors
         printed = tuple(told_otherwise(expected, got)) if got else ()
+        todos, notes = _settled(todos, read_notebook(source), draft, expected)
         todos = (*todos, *_witnessed(draft.notebook, expected, printed))
         todos = (*todos, *(Todo("check", each.cell_id, f"{each.code}: {each.what}", each.remedy) for each in errors))
         if got is not None and not errors:
@@ -263,16 +292,36 @@ def _made(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], e
                 todos = (*todos, Todo("proof", draft.notebook.code_cells[-1].id, wrong, "compare both notebooks")) if wrong else todos
             except N2PError as error:
                 joined = [each for each in draft.done if each.kind == "pipeline"]
-                if joined:
-                    skipped.update({f"pipeline:{each.cell_id}": f"n2p run says: {error.what}" for each in joined})
+                if _by_hand(draft, skipped):
+                    skipped["computed"] = f"n2p run says: {_first_line(error.what)}"
                     raise _RefusedError from error
-                todos = (*todos, Todo("run", getattr(error, "cell_id", None) or draft.notebook.code_cells[-1].id, f"n2p run fails: {error.what}", error.remedy or "see n2p run"))
-        adoption = Adoption(source, place, draft.done, tuple(dict.fromkeys(todos)), expected.metrics, metrics, proved, printed)
+                if joined:
+                    skipped.update({f"pipeline:{each.cell_id}": f"n2p run says: {_first_line(error.what)}" for each in joined})
+                    raise _RefusedError from error
+                todos = (*todos, Todo("run", getattr(error, "cell_id", None) or draft.notebook.code_cells[-1].id, f"n2p run fails: {_first_line(error.what)}", error.remedy or "see n2p run"))
+        adoption = Adoption(source, place, draft.done, tuple(dict.fromkeys(todos)), expected.metrics, metrics, proved, printed, notes)
         if adoption.todos != draft.todos:
             write_atomic(name, dumped_like(text, before, marked(draft.notebook, adoption.todos).raw))
         write_atomic(made / "ADOPTED.md", adoption.report())
         _forget_runs(made)
     return adoption
+
+
+def _settled(todos: tuple[Todo, ...], raw: Notebook, draft: Draft, expected: Execution) -> tuple[tuple[Todo, ...], tuple[str, ...]]:
+    "What is left to do about files that were found by their names, and what is only to be known."
+    shown, notes = shown_again(raw, expected), []
+    if shown:
+        cell, line = next(iter(shown.items()))
+        notes = [f"{each.what}; with it the original prints what {cell} shows: {line}" for each in todos if each.kind == "file"]
+        todos = tuple(each for each in todos if each.kind != "file")
+    chains = read_chains(read_raw(raw))
+    chosen = chosen_model(chains)
+    if isinstance(chosen, Chosen) and (formula := target_formula(chains, chosen)):
+        notes.append(f"the model predicts {formula} of the target, as it does in the original: whoever asks it must turn the answer back")
+    drawn = [each.cell_id for each in draft.done if each.kind == "seed"]
+    if drawn:
+        notes.append(f"the original draws without a seed in {', '.join(drawn)}: it was run with the seed that its project has, so its numbers may not be those you saw")
+    return todos, tuple(dict.fromkeys(notes))
 
 
 def _witnessed(notebook: Notebook, expected: Execution, printed: tuple[str, ...]) -> list[Todo]:

@@ -6,24 +6,15 @@
 from __future__ import annotations
 
 import ast
-import copy
 from dataclasses import dataclass, field, replace
 
+from .columns import LABELS, Computed, Encoding, InColumns, columns_of, dummies, encoded_column, in_columns, passed_through, set_columns
 from .reading import Reading, Statement, is_model, is_transformer
 
 # %% auto #0
-__all__ = ['Encoding', 'Split', 'Value', 'Chains', 'read_chains']
+__all__ = ['Split', 'Value', 'Chains', 'read_chains']
 
 # %% ../../../nbs/train/adopt/04_chains.ipynb #value
-@dataclass(frozen=True)
-class Encoding:
-    "What was done to columns of a table, as an unfitted transformer would do it."
-
-    kind: str  # `ordinal`, `onehot` or `fill`
-    columns: str  # Source of a list of names; the table is called `{raw}` in it
-    transformer: str  # Source
-
-
 @dataclass(frozen=True)
 class Split:
     "One of the two sides of `train_test_split`."
@@ -41,7 +32,7 @@ class Value:
     root: str  # Source of an expression, most often a name
     since: int  # Order of a statement after which the root is what the first step was given
     steps: tuple[str, ...] = ()  # Names of fitted transformers
-    encodings: tuple[Encoding, ...] = ()
+    encodings: tuple[Encoding | Computed, ...] = ()
     table: str = ""  # The variable that was encoded
     table_since: int = -1  # Order of the first statement that encoded it
     split: Split | None = None
@@ -59,6 +50,7 @@ class Chains:
     judged: list[tuple[Statement, str, ast.expr, Value]] = field(default_factory=list)  # Model, features
     stored: list[tuple[Statement, ast.expr]] = field(default_factory=list)  # What was pickled
     anonymous: list[tuple[Statement, ast.Call, str]] = field(default_factory=list)  # Transformers without a name, and one for them
+    in_columns: dict[str, InColumns] = field(default_factory=dict)  # Steps that transform columns of a side in place
     encoded: set[int] = field(default_factory=set)  # Orders of the statements that are known as encodings
 
     def rebound(self, name: str, since: int) -> Statement | None:
@@ -70,86 +62,31 @@ class Chains:
                     return statement
         return None
 
-# %% ../../../nbs/train/adopt/04_chains.ipynb #encodings
-_LABELS = "sklearn.preprocessing.LabelEncoder"
-_ORDINAL = 'OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)'
-
-
-def _column(node: ast.AST | None, table: str | None = None) -> tuple[str, str] | None:
-    "The table and the source of the column in `table[column]`."
-    named = isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Constant | ast.Name)
-    if not named or (table is not None and node.value.id != table):  # type: ignore[union-attr]
-        return None
-    return node.value.id, ast.unparse(node.slice)  # type: ignore[union-attr]
-
-
-def _fill(value: ast.expr, table: str, column: str) -> str | None:
-    "The imputer that does what `fillna(value)` does."
-    text = ast.unparse(value)
-    for method, strategy in (("median()", "median"), ("mean()", "mean"), ("mode()[0]", "most_frequent"), ("mode().iloc[0]", "most_frequent")):
-        if text == f"{table}[{column}].{method}":
-            return f'SimpleImputer(strategy="{strategy}")'
-    return f'SimpleImputer(strategy="constant", fill_value={text})' if isinstance(value, ast.Constant) else None
-
-
-def _encoded_column(chains: Chains, target: ast.expr, value: ast.expr) -> tuple[str, Encoding] | None:
-    "The encoding in `table[column] = …`."
-    place = _column(target)
-    if place is None or not isinstance(value, ast.Call) or not isinstance(value.func, ast.Attribute):
-        return None
-    table, column = place
-    method, owner = value.func.attr, value.func.value
-    if method == "astype" and isinstance(owner, ast.Call):
-        return _encoded_column(chains, target, owner)
-    kind = chains.kinds.get(owner.id) if isinstance(owner, ast.Name) else chains.reading.name_of(owner)
-    if kind == _LABELS and method == "fit_transform" and len(value.args) == 1 and _column(value.args[0], table) == place:
-        return table, Encoding("ordinal", f"[{column}]", _ORDINAL)
-    if method == "fillna" and len(value.args) == 1 and not value.keywords and _column(owner, table) == place:
-        filled = _fill(value.args[0], table, column)
-        return (table, Encoding("fill", f"[{column}]", filled)) if filled else None
-    return None
-
-
-def _dummies(chains: Chains, value: ast.expr, known: Value | None) -> tuple[str, Encoding] | None:
-    "The encoding in `pd.get_dummies(table, …)`."
-    if chains.reading.name_of(value) != "pandas.get_dummies" or not isinstance(value, ast.Call) or not value.args or not isinstance(value.args[0], ast.Name):
-        return None
-    keywords = {each.arg: each.value for each in value.keywords}
-    if not set(keywords) <= {"columns", "drop_first", "dtype"} or len(value.args) > 1:
-        return None
-    table = value.args[0].id
-    columns = ast.unparse(keywords["columns"]) if "columns" in keywords else '{raw}.select_dtypes(["object", "string", "category"]).columns'
-    if "columns" not in keywords and known is not None and any(each.kind == "ordinal" for each in known.encodings):
-        return None
-    drop = 'drop="first", ' if "drop_first" in keywords and ast.unparse(keywords["drop_first"]) == "True" else ""
-    return table, Encoding("onehot", columns, f'OneHotEncoder({drop}handle_unknown="ignore", sparse_output=False)')
-
-
-class _Renamed(ast.NodeTransformer):
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def visit_Name(self, node: ast.Name) -> ast.Name:
-        return ast.Name("__raw__", node.ctx) if node.id == self.name else node
-
-
-def _columns_of(node: ast.expr, table: str) -> str:
-    "Source of the columns that a loop runs over, read from the table as it was."
-    text = ast.unparse(_Renamed(table).visit(copy.deepcopy(node)))
-    return text.replace("__raw__", "{raw}")
-
 # %% ../../../nbs/train/adopt/04_chains.ipynb #walk
 _SELECTS = {"drop", "copy", "loc", "iloc", "filter", "astype", "reindex", "dropna", "reset_index", "sample", "drop_duplicates", "query"}
 _WRAPS = {"numpy.array", "numpy.asarray", "pandas.DataFrame", "numpy.ascontiguousarray"}
 _SAME = {"to_numpy", "toarray", "todense"}
 
 
+def _rooted(node: ast.expr) -> str:
+    "The variable at the start of selections; else the source of it all."
+    while True:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _SELECTS:
+            node = node.func.value
+        elif isinstance(node, ast.Subscript) or (isinstance(node, ast.Attribute) and node.attr in ("values", *_SELECTS)):
+            node = node.value
+        else:
+            return ast.unparse(node)
+
+
 class _Walk:
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, computed: bool) -> None:
+        self.computed = computed
         self.chains = Chains(reading)
         self.reading = reading
         self.owners: dict[str, set[str]] = {}
         classes = (each.node for each in reading.statements if isinstance(each.node, ast.ClassDef))
+        self.functions = {each.node.name for each in reading.statements if isinstance(each.node, ast.FunctionDef)}
         self.own = {node.name for node in classes if any(isinstance(each, ast.FunctionDef) and each.name == "transform" for each in node.body)}
 
     def kind(self, node: ast.expr) -> str | None:
@@ -161,7 +98,7 @@ class _Walk:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in self.own:
             return f"__main__.{node.func.id}"
         name = self.reading.name_of(node)
-        if name and (is_transformer(name) or is_model(name) or name == _LABELS):
+        if name and (is_transformer(name) or is_model(name) or name == LABELS):
             return name
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("fit", "set_params", "set_output"):
             return self.kind(node.func.value)
@@ -191,15 +128,7 @@ class _Walk:
 
     def selected(self, node: ast.expr, statement: Statement) -> Value:
         "A new root that keeps what was done to the table it was taken from."
-        root: ast.expr = node
-        while True:
-            if isinstance(root, ast.Call) and isinstance(root.func, ast.Attribute) and root.func.attr in _SELECTS:
-                root = root.func.value
-            elif isinstance(root, ast.Subscript) or (isinstance(root, ast.Attribute) and root.attr in ("values", *_SELECTS)):
-                root = root.value
-            else:
-                break
-        known = self.chains.values.get(root.id) if isinstance(root, ast.Name) else None
+        known = self.chains.values.get(_rooted(node))
         made = Value(ast.unparse(node), statement.order)
         if known is not None and known.encodings and not known.steps:
             return replace(made, encodings=known.encodings, table=known.table, table_since=known.table_since)
@@ -225,18 +154,27 @@ class _Walk:
         "Take in one statement."
         self.calls(statement)
         node = statement.node
+        if self.in_place(statement):
+            return
         if isinstance(node, ast.For) and len(node.body) == 1 and isinstance(node.body[0], ast.Assign) and isinstance(node.target, ast.Name):
             inner = node.body[0]
-            found = _encoded_column(self.chains, inner.targets[0], inner.value)
+            found = encoded_column(self.reading, self.chains.kinds, inner.targets[0], inner.value)
             if found and found[1].columns == f"[{node.target.id}]":
-                columns = _columns_of(node.iter, found[0])
+                columns = columns_of(node.iter, found[0])
                 self.encode(found[0], replace(found[1], columns=columns), statement)
                 return
+        if isinstance(node, ast.For | ast.AugAssign):
+            self.compute(set_columns(statement))
+            return
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
             return
         target, value = node.targets[0], node.value
-        if found := _encoded_column(self.chains, target, value):
+        if found := encoded_column(self.reading, self.chains.kinds, target, value):
             self.encode(*found, statement)
+        elif not isinstance(target, ast.Name | ast.Tuple | ast.List):
+            self.compute(set_columns(statement))
+        elif (step := passed_through(statement, self.functions)) is not None and self.compute(step):
+            pass
         elif isinstance(target, ast.Name):
             self.assign(target.id, value, statement)
         elif isinstance(target, ast.Tuple | ast.List) and self.reading.name_of(value) == "sklearn.model_selection.train_test_split":
@@ -250,15 +188,52 @@ class _Walk:
                 if isinstance(name, ast.Name):
                     self.chains.values[name.id] = Value(name.id, statement.order)
 
+    def in_place(self, statement: Statement) -> bool:
+        "Take in a statement, or a loop, that transforms columns of a side of the split where they are."
+        node, each_column = statement.node, ""
+        body = [node]
+        if isinstance(node, ast.For) and isinstance(node.target, ast.Name) and not node.orelse:
+            body, each_column = node.body, node.target.id
+        found: list[tuple[str, InColumns]] = []
+        for each in body:
+            place = each.targets[0] if isinstance(each, ast.Assign) and len(each.targets) == 1 else None
+            table = place.value if isinstance(place, ast.Subscript) else place
+            known = self.chains.values.get(table.id) if isinstance(table, ast.Name) else None
+            sides = known.split.names[known.split.array * 2 : known.split.array * 2 + 2] if known and known.split else ()
+            step = in_columns(self.reading, self.chains.kinds, place, each.value, sides) if place is not None and isinstance(each, ast.Assign) else None
+            if step is None:
+                return False
+            if each_column and step.columns == f"[{each_column}]":
+                step = replace(step, columns=ast.unparse(node.iter))  # type: ignore[union-attr]
+            elif each_column:
+                return False
+            found.append((table.id, step))  # type: ignore[union-attr]
+        for name, step in found:
+            base = self.chains.values[name]
+            since = base.since if base.steps else statement.order - 1
+            self.chains.values[name] = replace(base, since=since, steps=(*base.steps, self.step_named(step)))
+        self.chains.encoded.add(statement.order)
+        return True
+
+    def step_named(self, step: InColumns) -> str:
+        "The name of a transformer in columns; that which does the same has it already."
+        for name, known in self.chains.in_columns.items():
+            if known == step:
+                return name
+        stem = step.transformer.removeprefix("clone(").partition("(")[0].rstrip(")").lower()
+        wanted = next(name for name in (f"{stem}_columns{number}" for number in ["", *range(2, 100)]) if name not in self.chains.in_columns and name not in self.reading.analysis.names)
+        self.chains.in_columns[wanted] = step
+        return wanted
+
     def assign(self, name: str, value: ast.expr, statement: Statement) -> None:
         kind = self.kind(value)
         if kind is not None:
             self.chains.kinds[name] = kind
             return
-        known = self.chains.values.get(value.args[0].id) if isinstance(value, ast.Call) and value.args and isinstance(value.args[0], ast.Name) else None
-        if found := _dummies(self.chains, value, known):
-            table, encoding = found
-            before = self.chains.values.get(table) or Value(table, statement.order)
+        before = self.value(value.args[0], statement) if isinstance(value, ast.Call) and value.args else None
+        encoding = dummies(self.reading, value, before.encodings) if before else None
+        if before and encoding and not before.steps:
+            table = _rooted(value.args[0])  # type: ignore[attr-defined]
             first = before.table_since if before.encodings else statement.order
             self.chains.encoded.add(statement.order)
             self.chains.values[name] = Value(name, statement.order, (), (*before.encodings, encoding), before.table or table, first)
@@ -271,6 +246,17 @@ class _Walk:
         known = self.chains.values.get(table) or Value(table, statement.order - 1)
         first = known.table_since if known.encodings else statement.order
         self.chains.values[table] = replace(known, encodings=(*known.encodings, encoding), table=known.table or table, table_since=first)
+
+    def compute(self, step: Computed | None) -> bool:
+        "Take in columns that are computed; False where it is not a table that can be followed."
+        known = self.chains.values.get(step.table) if step else None
+        if step is None or not self.computed or (known is not None and (known.steps or known.split is not None)) or step.table in self.chains.kinds:
+            return False
+        known = known or Value(step.table, step.statement.order - 1)
+        first = known.table_since if known.encodings else step.statement.order
+        root = {"root": step.made, "since": step.statement.order} if step.made != step.table else {}
+        self.chains.values[step.made] = replace(known, **root, encodings=(*known.encodings, step), table=known.table or step.table, table_since=first)  # type: ignore[arg-type]
+        return True
 
     def split(self, target: ast.Tuple, value: ast.Call, statement: Statement) -> None:
         names = tuple(each.id if isinstance(each, ast.Name) else "_" for each in target.elts)
@@ -291,7 +277,7 @@ class _Walk:
             if not isinstance(each.func, ast.Attribute) or not each.args:
                 continue
             owner, method = each.func.value, each.func.attr
-            if method == "fit" and len(each.args) >= 2 and not self.transforms(owner) and self.kind(owner) != _LABELS:
+            if method == "fit" and len(each.args) >= 2 and not self.transforms(owner) and self.kind(owner) != LABELS:
                 model = ast.unparse(owner)
                 if isinstance(statement.node, ast.Assign) and statement.node.value is each and isinstance(statement.node.targets[0], ast.Name):
                     model = statement.node.targets[0].id
@@ -300,9 +286,12 @@ class _Walk:
                 self.chains.judged.append((statement, ast.unparse(owner), each.args[0], self.value(each.args[0], statement)))
 
 
-def read_chains(reading: Reading) -> Chains:
+def read_chains(
+    reading: Reading,
+    computed: bool = False,  # Follow columns that are computed by hand, too; else they begin no step
+) -> Chains:
     "Follow a notebook's tables from their roots to its models."
-    walk = _Walk(reading)
+    walk = _Walk(reading, computed)
     for statement in reading.statements:
         walk.statement(statement)
     return walk.chains

@@ -244,7 +244,7 @@ def loads(
             continue
         if written in places.guessed:
             what = f"'{written}' is not there, and '{places.guessed[written]}' has its name"
-            todos.append(Todo("load", statement.cell.id, what, "make sure that it is the file you mean"))
+            todos.append(Todo("file", statement.cell.id, what, "make sure that it is the file you mean"))
         if not statement.cell.is_as_written(call):
             continue
         own, parameters = edits.setdefault(statement.cell.id, ([], {}))

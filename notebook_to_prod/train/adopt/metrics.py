@@ -16,7 +16,7 @@ from .reading import Reading, Statement
 from ..check.findings import Edit
 
 # %% auto #0
-__all__ = ['Score', 'scores', 'recorded']
+__all__ = ['Score', 'returned_scores', 'scores', 'recorded']
 
 # %% ../../../nbs/train/adopt/03_metrics.ipynb #scores
 _SCORES = {
@@ -41,7 +41,11 @@ class Score:
     inner: ast.stmt  # The innermost statement around it
 
 
-def _score_name(reading: Reading, node: ast.Call) -> str | None:
+def _score_name(reading: Reading, node: ast.AST) -> str | None:
+    if isinstance(node, ast.Attribute) and node.attr == "best_score_" and isinstance(node.ctx, ast.Load):
+        return "best_score" if _is_search(reading, node.value) else None
+    if not isinstance(node, ast.Call):
+        return None
     dotted = reading.name_of(node) or ""
     last = dotted.rpartition(".")[2]
     if dotted.startswith("sklearn.metrics") and last in _SCORES:
@@ -57,11 +61,27 @@ def _score_name(reading: Reading, node: ast.Call) -> str | None:
     return None
 
 
+def _all_assigned(reading: Reading, name: str) -> list[ast.expr]:
+    "Whatever is assigned to a variable, in loops and functions too."
+    nodes = (each for cell in reading.analysis.cells for each in ast.walk(cell.tree) if isinstance(each, ast.Assign))
+    return [each.value for each in nodes if ast.unparse(each.targets[0]) == name]
+
+
+def _is_search(reading: Reading, node: ast.expr) -> bool:
+    "Whether an expression is a search of the best parameters."
+    bound = _all_assigned(reading, node.id) if isinstance(node, ast.Name) else []
+    inner = [each.func.value if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute) and each.func.attr == "fit" else each for each in bound]
+    return bool(inner) and all((reading.name_of(each) or "").endswith("SearchCV") for each in inner)
+
+
 def _is_cross_validated(reading: Reading, node: ast.expr) -> bool:
     "Whether an expression is the result of `cross_val_score`."
     if isinstance(node, ast.Name):
-        values = [each.node.value for each in reading.statements if isinstance(each.node, ast.Assign) and ast.unparse(each.node.targets[0]) == node.id]
+        values = _all_assigned(reading, node.id)
         return bool(values) and all(_is_cross_validated(reading, value) for value in values if not isinstance(value, ast.Name))
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and node.slice.value == "test_score":
+        kept = _all_assigned(reading, node.value.id) if isinstance(node.value, ast.Name) else [node.value]
+        return bool(kept) and all(reading.name_of(each) == "sklearn.model_selection.cross_validate" for each in kept)
     return reading.name_of(node) == "sklearn.model_selection.cross_val_score"
 
 
@@ -132,22 +152,92 @@ def _loop_text(reading: Reading, around: tuple[ast.AST, ...]) -> str | None:
     return "_".join(f"{{{name}}}" for name in names)
 
 
-def _judged_part(node: ast.Call) -> str:
+def _judged_part(node: ast.AST) -> str:
     "`train_` if a score is about what the model was trained with."
-    words = {each.id.lower() for argument in node.args for each in ast.walk(argument) if isinstance(each, ast.Name)}
+    words = {each.id.lower() for call in ast.walk(node) if isinstance(call, ast.Call) for argument in call.args for each in ast.walk(argument) if isinstance(each, ast.Name)}
     return "train_" if any(any(mark in word for mark in _TRAIN) for word in words) and not any("test" in word or "val" in word for word in words) else ""
+
+
+# %% ../../../nbs/train/adopt/03_metrics.ipynb #functions
+def _calls_of(reading: Reading, name: str) -> list[tuple[ast.Call, tuple[ast.AST, ...]]]:
+    "Every call of a function of the notebook outside of functions, with what it stands in."
+    found = ((node, around) for each in reading.statements for node, around in _below(each.node))
+    return [(node, around) for node, around in found if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name]
+
+
+def _scores_in(reading: Reading, function: ast.FunctionDef) -> list[tuple[ast.expr, str, tuple[ast.AST, ...]]]:
+    "Scores that a function computes, named, with what they stand in."
+    found = []
+    for part in function.body:
+        for node, around in _below(part):
+            name, outer = _score_name(reading, node), around[-1] if around else None
+            if name == "mse" and _is_root(reading, outer):
+                node, name, around = outer, "rmse", around[:-1]  # type: ignore[assignment]
+            if name is not None:
+                found.append((node, name, (part, *around)))
+    return found  # type: ignore[return-value]
+
+
+def returned_scores(reading: Reading) -> dict[str, str]:
+    "The functions of a notebook that give back one score, by the name of that."
+    found: dict[str, str] = {}
+    for statement in reading.statements:
+        node = statement.node
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        given = [each.value for each in ast.walk(node) if isinstance(each, ast.Return)]
+        scores = {id(score): name for score, name, _ in _scores_in(reading, node)}
+        bound = {ast.unparse(each.targets[0]): scores[id(each.value)] for each in ast.walk(node) if isinstance(each, ast.Assign) and id(each.value) in scores}
+        last = given[0] if len(given) == 1 else None
+        name = scores.get(id(last)) or (bound.get(last.id) if isinstance(last, ast.Name) else None)
+        if name and len(scores) == 1:
+            found[node.name] = name
+    return found
+
+
+def _in_function(reading: Reading, statement: Statement, given: dict[str, str]) -> list[Score] | Todo:
+    "The scores to record inside a function, where each call gives them names of their own."
+    node = statement.node
+    assert isinstance(node, ast.FunctionDef)
+    inside, calls = _scores_in(reading, node), _calls_of(reading, node.name)
+    if node.name in given or not inside or not calls:
+        return []
+    models = {each.func.value.id for each in ast.walk(node) if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute) and each.func.attr in ("fit", "predict", "predict_proba", "score") and isinstance(each.func.value, ast.Name)}
+    model = next((each.arg for each in node.args.args if each.arg in models), None)
+    once = len(calls) == 1 and not any(isinstance(each, _LOOPS) for each in calls[0][1])
+    label = next((each.arg for place, each in enumerate(node.args.args) if all(_is_label(reading, call, around, place) for call, around in calls)), None)
+    suffix = "" if once else f"_{{{label}}}" if label else f"_{{type({model}).__name__}}" if model else None
+    if suffix is None or any(isinstance(each, _LOOPS) for _, _, around in inside for each in around):
+        what = f"{ast.unparse(inside[0][0])} is computed in the function '{node.name}', which is called more than once, and nothing gives each call a name of its own"
+        return Todo("metric", statement.cell.id, what, "record what matters with run.metric(name, value)")
+    return [Score(statement, score, _judged_part(score) + name + suffix, next(each for each in reversed(around) if isinstance(each, ast.stmt))) for score, name, around in inside]
+
+
+def _is_label(reading: Reading, call: ast.Call, around: tuple[ast.AST, ...], place: int) -> bool:
+    "Whether an argument of a call is a text that names the call."
+    argument = call.args[place] if place < len(call.args) else None
+    if isinstance(argument, ast.Constant):
+        return isinstance(argument.value, str)
+    loops = _loop_text(reading, around)
+    return isinstance(argument, ast.Name) and bool(loops) and f"{{{argument.id}}}" in (loops or "")
 
 
 def scores(reading: Reading) -> tuple[list[Score], list[Todo]]:
     "Every score in order, and those that cannot be recorded."
     found: list[Score] = []
     todos: list[Todo] = []
+    given = returned_scores(reading)
     for statement in reading.statements:
+        if isinstance(statement.node, ast.FunctionDef):
+            own = _in_function(reading, statement, given)
+            found += own if isinstance(own, list) else []
+            todos += [own] if isinstance(own, Todo) else []
+            continue
         for node, around in _below(statement.node):
-            name = _score_name(reading, node) if isinstance(node, ast.Call) else None
+            name = _score_name(reading, node) or (given.get(node.func.id) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else None)
             if name is None or any(isinstance(each, ast.Call) and reading.name_of(each) in ("n2p.metric", "sklearn.model_selection.cross_val_score") for each in around):
                 continue
-            if isinstance(statement.node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(statement.node, ast.ClassDef):
                 continue
             call, outer = node, around[-1] if around else None
             if name == "mse" and _is_root(reading, outer):

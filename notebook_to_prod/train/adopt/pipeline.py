@@ -6,230 +6,22 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
 
-from .chains import Chains, Encoding, Value, read_chains
+from .by_hand import in_front
+from .chains import read_chains
+from .columns import Computed, Encoding
 from .changes import Change, NewCell, Todo
+from .choice import Chosen, chosen_model, column_in
+from .functions import definitions, global_names, source_of
+from .joined import MODULES, Joined, import_block, remade, split_raw
 from .reading import Reading, Statement
 from ..check.findings import Edit
 
 # %% auto #0
-__all__ = ['Chosen', 'chosen_model', 'target_column', 'exported']
-
-# %% ../../../nbs/train/adopt/05_pipeline.ipynb #choose
-@dataclass(frozen=True)
-class Chosen:
-    "The model to export and the tables it was made with."
-
-    model: str  # Source
-    variable: str  # That was fitted
-    features: ast.expr
-    target: ast.expr
-    value: Value
-    statement: Statement
-    why: str
-
-
-def _is_looped(reading: Reading, statement: Statement) -> bool:
-    return isinstance(statement.node, ast.For | ast.While | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-
-
-def _names_in(node: ast.expr) -> list[str]:
-    "Models that a pickled expression may be or hold."
-    if isinstance(node, ast.Dict):
-        return [name for each in node.values for name in _names_in(each)]
-    if isinstance(node, ast.Tuple | ast.List):
-        return [name for each in node.elts for name in _names_in(each)]
-    return [ast.unparse(node)]
-
-
-def chosen_model(chains: Chains) -> Chosen | Todo:
-    "The model that the notebook ends with."
-    reading = chains.reading
-    fits = [fit for fit in chains.fits if not _is_looped(reading, fit[0])]
-    pickled = [name for _, node in chains.stored for name in _names_in(node)]
-    stored = [fit for fit in fits if fit[1] in pickled or f"{fit[1]}.best_estimator_" in pickled]
-    last = reading.analysis.cells[-1].id
-    if not fits:
-        what = "several models are fitted in a loop, and none is chosen" if chains.fits else "no model is fitted on features and a target at the top level of a cell"
-        return Todo("pipeline", chains.fits[-1][0].cell.id if chains.fits else last, what, "fit the model of your choice in a cell of its own: model.fit(X_train, y_train)")
-    statement, variable, features, target, value = (stored or fits)[-1]
-    kind = chains.kinds.get(variable) or ""
-    model = f"{variable}.best_estimator_" if kind.endswith("SearchCV") else variable
-    why = f"'{variable}' is what the notebook pickles" if stored else f"nothing is pickled, so '{variable}' is exported, the model it fits last" if len(fits) > 1 else f"'{variable}' is its model"
-    return Chosen(model, variable, features, target, value, statement, why)
-
-def target_column(reading: Reading) -> str | None:
-    "The column that the notebook's model is fitted to predict; None where the source does not show it."
-    chains = read_chains(reading)
-    chosen = chosen_model(chains)
-    if isinstance(chosen, Chosen):
-        return _column_in(chains, chosen.target, set())
-    return _column_in(chains, chains.fits[-1][3], set()) if chains.fits else None
-
-
-def _pairs(node: ast.stmt) -> list[tuple[ast.expr, ast.expr]]:
-    "What an assignment binds, and to what; nothing of another statement."
-    if not isinstance(node, ast.Assign):
-        return []
-    target = node.targets[0]
-    if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) and len(target.elts) == len(node.value.elts):
-        return list(zip(target.elts, node.value.elts, strict=True))
-    return [(target, node.value)]
-
-
-def _assigned(reading: Reading, name: str) -> list[ast.expr]:
-    "Every expression that is assigned to a variable at the top level of a cell."
-    return [bound for each in reading.statements for place, bound in _pairs(each.node) if isinstance(place, ast.Name) and place.id == name]
-
-
-def _bound_to(chains: Chains, name: str) -> list[ast.expr]:
-    "What a variable was split from, or else every expression that is assigned to it."
-    value = chains.values.get(name)
-    if value is None or value.split is None:
-        return _assigned(chains.reading, name)
-    call = getattr(value.split.statement.node, "value", None)
-    return [call.args[value.split.array]] if isinstance(call, ast.Call) else []
-
-
-def _column_in(chains: Chains, node: ast.expr, seen: set[str]) -> str | None:
-    "The one column that an expression is made of; None if it cannot be told."
-    if isinstance(node, ast.Name) and node.id not in seen:
-        columns = {_column_in(chains, each, seen | {node.id}) for each in _bound_to(chains, node.id)}
-        return columns.pop() if len(columns) == 1 else None
-    if isinstance(node, ast.Subscript):
-        key = node.slice.elts[0] if isinstance(node.slice, ast.List) and len(node.slice.elts) == 1 else node.slice
-        return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
-    if isinstance(node, ast.Attribute):
-        return node.attr if isinstance(node.value, ast.Name) and node.attr != "values" else _column_in(chains, node.value, seen)
-    if not isinstance(node, ast.Call):
-        return None
-    method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-    if method == "pop" and node.args and isinstance(node.args[0], ast.Constant):
-        return str(node.args[0].value)
-    inside = method in ("transform", "fit_transform") or (chains.reading.name_of(node) or "").startswith(("numpy.", "pandas."))
-    owner = node.args[0] if inside and node.args else node.func.value if isinstance(node.func, ast.Attribute) else None
-    return _column_in(chains, owner, seen) if owner is not None else None
-
-# %% ../../../nbs/train/adopt/05_pipeline.ipynb #joined
-@dataclass
-class _Joined:
-    "The edits and the last cell, as they come about."
-
-    chains: Chains
-    edits: list[tuple[str, Edit]] = field(default_factory=list)  # With the id of the cell
-    head: list[str] = field(default_factory=list)  # Names of fitted parts that come before the notebook's own
-    imports: set[str] = field(default_factory=set)
-    kept: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def reading(self) -> Reading:
-        return self.chains.reading
-
-    def keep(self, name: str, since: int, until: int | None = None, in_place: bool = False) -> str:
-        "A name that still holds what `name` held after the statement `since`; raises `LookupError` where there is no place to keep it."
-        if not name.isidentifier():
-            raise LookupError(f"'{name}' has no name of its own")
-        changed = self.chains.rebound(name, since)
-        if changed is None or (until is not None and changed.order > until):
-            return name
-        if name not in self.kept:
-            if not changed.is_editable:
-                raise LookupError(f"'{name}' is overwritten in a line that cannot be edited")
-            self.kept[name] = self.reading.free_name(f"{name}_raw")
-            copied = ".copy()" if in_place or not self._rebinds(changed, name) else ""
-            self.edits.append((changed.cell.id, changed.before(f"{self.kept[name]} = {name}{copied}")))
-        return self.kept[name]
-
-    def _rebinds(self, statement: Statement, name: str) -> bool:
-        targets = statement.node.targets if isinstance(statement.node, ast.Assign) else []
-        return any(isinstance(each, ast.Name) and each.id == name for target in targets for each in ast.walk(target) if isinstance(getattr(each, "ctx", None), ast.Store))
-
-
-def _encoder(encodings: tuple[Encoding, ...], table: str, encoders: str, column: str) -> tuple[list[str], list[str], set[str]]:
-    "Lines that make the unfitted encoder and the names of columns it replaces, and the classes to import."
-    used, lines = set[str](), [f"{encoders} = {{}}"]
-    for each in encodings:
-        columns = each.columns.replace("{raw}", table)
-        lines += [f"for {column} in {columns}:", f"    {encoders}.setdefault({column}, []).append({each.transformer})"]
-        used.add(each.transformer.partition("(")[0])
-    return lines, [each.columns.replace("{raw}", table) for each in encodings if each.kind == "onehot"], used
-
-
-_MODULES = {
-    "OrdinalEncoder": "sklearn.preprocessing",
-    "OneHotEncoder": "sklearn.preprocessing",
-    "SimpleImputer": "sklearn.impute",
-    "ColumnTransformer": "sklearn.compose",
-    "Pipeline": "sklearn.pipeline",
-    "make_pipeline": "sklearn.pipeline",
-}
-
-
-def _import_lines(names: set[str]) -> list[str]:
-    modules: dict[str, list[str]] = {}
-    for name in sorted(names):
-        modules.setdefault(_MODULES[name], []).append(name)
-    return [f"from {module} import {', '.join(found)}" for module, found in sorted(modules.items())]
-
-
-def _split_raw(joined: _Joined, value: Value) -> tuple[str, str]:
-    "Names of the untouched features of both sides, where something was done to them before the split."
-    split, parent = value.split, value.parent
-    if split is None or parent is None or not split.statement.is_editable:
-        raise LookupError("the split stands in a line that cannot be edited")
-    node = split.statement.node
-    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
-        raise LookupError("the split is no plain assignment")
-    root = parent.root
-    features = joined.keep(root, parent.since, split.statement.order) if root.isidentifier() else root
-    if parent.encodings:
-        features = _encoded(joined, parent, features, split.statement)
-    stem = joined.reading.free_name("features")
-    names = f"{stem}_train", f"{stem}_test"
-    elements = node.targets[0].elts  # type: ignore[attr-defined]
-    for each, text in ((elements[-1], f", {', '.join(names)}"), (node.value.args[-1], f", {features}")):
-        end = each.end_lineno or 0, each.end_col_offset or 0
-        joined.edits.append((split.statement.cell.id, Edit(end, end, text)))
-    return names
-
-
-def _encoded(joined: _Joined, parent: Value, features: str, statement: Statement) -> str:
-    "Name of the features before their columns were encoded; the encoder of them is fitted just before the split."
-    table_changed = joined.chains.rebound(parent.table, parent.table_since - 1)
-    if table_changed is None:
-        table = parent.table
-    elif not table_changed.is_editable:
-        raise LookupError(f"'{parent.table}' is encoded in a line that cannot be edited")
-    else:
-        table = joined.reading.free_name(f"{parent.table}_raw")
-        joined.edits.append((table_changed.cell.id, table_changed.before(f"{table} = {parent.table}.copy()")))
-    encoders, made, same, column = (joined.reading.free_name(each) for each in ("encoders", "made_columns", "same_columns", "column"))
-    lines, dummies, used = _encoder(parent.encodings, table, encoders, column)
-    joined.imports |= used | {"ColumnTransformer", "make_pipeline"}
-    name, raw, final = (joined.reading.free_name(each) for each in ("encode", "features_raw", "in_order"))
-    prefixes = " + ".join(f'[f"{{each}}_" for each in {columns}]' for columns in dummies) or "[]"
-    text = [
-        "# What was done to columns of the table, once more as a transformer, fitted on the same rows",
-        *_import_lines(joined.imports),
-        *lines,
-        f"{made} = tuple({prefixes})",
-        f"{same} = {features}.loc[:, [each for each in {features}.columns if each not in {encoders} and not each.startswith({made})]]",
-        f'{raw} = {table}.loc[{features}.index, [each for each in {encoders} if each in {features}.columns or f"{{each}}_" in {made}]].join({same})',
-        f"{name} = ColumnTransformer(",
-        f"    [(each, make_pipeline(*steps), [each]) for each, steps in {encoders}.items() if each in {raw}.columns],",
-        '    remainder="passthrough",',
-        "    verbose_feature_names_out=False,",
-        f').set_output(transform="pandas").fit({raw})',
-        f'{final} = ColumnTransformer([("columns", "passthrough", list({features}.columns))], verbose_feature_names_out=False)',
-        f'{final}.set_output(transform="pandas").fit({name}.transform({raw}))',
-    ]
-    joined.edits.append((statement.cell.id, statement.before("\n".join(text))))
-    joined.head += [name, final]
-    return raw
+__all__ = ['exported', 'called_by_hand']
 
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #held-out
-def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
+def _sides(joined: Joined, chosen: Chosen) -> tuple[str, str, str, str]:
     "Sources of the untouched features and the targets of both sides; raises `LookupError`."
     value = chosen.value
     if joined.chains.rebound(chosen.variable, chosen.statement.order) is not None:
@@ -247,18 +39,19 @@ def _sides(joined: _Joined, chosen: Chosen) -> tuple[str, str, str, str]:
     targets = joined.keep(target, split.statement.order), joined.keep(y_test, split.statement.order)
     other = split.names[split.array * 2 + 1]
     if value.parent is not None and (value.parent.steps or value.parent.encodings):
-        train, test = _split_raw(joined, value)
+        train, test = split_raw(joined, value)
     else:
         judged = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].root == other and each[3].steps == value.steps]
-        since = (judged[-1][3].since if value.steps else judged[-1][0].order) if judged else split.statement.order
+        ending = [each for each in joined.chains.values.values() if each.root == other and each.steps == value.steps]
+        since = (judged[-1][3].since if value.steps else judged[-1][0].order) if judged else ending[-1].since if ending else split.statement.order
         train, test = joined.keep(value.root, value.since if value.steps else chosen.statement.order), joined.keep(other, max(since, split.statement.order))
     return train, targets[0], test, targets[1]
 
 
-def _judged_sides(joined: _Joined, chosen: Chosen, target: str) -> tuple[str, str, str, str]:
+def _judged_sides(joined: Joined, chosen: Chosen, target: str) -> tuple[str, str, str, str]:
     "The features that the model judged besides those it was fitted on, with the targets that a metric compares."
     value = chosen.value
-    if value.encodings:
+    if any(isinstance(each, Encoding) for each in value.encodings):
         raise LookupError("columns are encoded, and no train_test_split says which rows they belong to")
     others = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].root != value.root and each[3].steps == value.steps]
     names = [_partner(joined.reading, each[0], each[2]) for each in others]
@@ -267,7 +60,15 @@ def _judged_sides(joined: _Joined, chosen: Chosen, target: str) -> tuple[str, st
         raise LookupError("no rows are held out that the model was not fitted on")
     (_, _, _, judged), y_test = usable[-1]
     moments = (value.since, judged.since) if value.steps else (chosen.statement.order, usable[-1][0][0].order)
-    return joined.keep(value.root, moments[0]), target, joined.keep(judged.root, moments[1]), y_test or ""
+    train, test = joined.keep(value.root, moments[0]), joined.keep(judged.root, moments[1])
+    if any(isinstance(each, Computed) and each.writes != (joined.target or "") for each in value.encodings):
+        rows = joined.reading.free_name("features")
+        joined.imports.add("concat")
+        lines, raw = remade(joined, value, rows)
+        joined.judged = test
+        joined.lines = [f"{rows} = concat([{train}, {test}])", *lines]
+        return f"{raw}.loc[{train}.index]", target, f"{raw}.loc[{test}.index]", y_test or ""
+    return train, target, test, y_test or ""
 
 
 def _partner(reading: Reading, statement: Statement, features: ast.expr) -> str | None:
@@ -279,113 +80,71 @@ def _partner(reading: Reading, statement: Statement, features: ast.expr) -> str 
             if isinstance(call.func, ast.Attribute) and call.func.attr == "score" and len(texts) == 2 and texts[0] == ast.unparse(features):
                 return texts[1]
             if (reading.name_of(call) or "").startswith("sklearn.metrics.") and len(texts) == 2 and (texts[1] == name or f"({ast.unparse(features)})" in texts[1]):
-                return texts[0] if texts[0].isidentifier() else None
+                return texts[0] if texts[0].isidentifier() or isinstance(call.args[0], ast.Subscript) else None
     return None
-
-_CHANGES = {"map", "apply", "applymap", "pipe", "assign", "replace", "transform", "fillna", "eval", "clip", "mask", "where", "interpolate", "ffill", "bfill", "merge", "join"}
-_KEEPS = {"numpy.array", "numpy.asarray", "numpy.ascontiguousarray"}
-
-
-def _split_from(reading: Reading, name: str) -> list[ast.expr]:
-    "What `train_test_split` divides into a variable, whatever became of it since."
-    found: list[ast.expr] = []
-    for target, value in (pair for each in reading.statements for pair in _pairs(each.node)):
-        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Call) and reading.name_of(value) == "sklearn.model_selection.train_test_split":
-            places = [number // 2 for number, each in enumerate(target.elts) if isinstance(each, ast.Name) and each.id == name]
-            found += [value.args[place] for place in places if place < len(value.args)]
-    return found
-
-
-def _made_of(chains: Chains, node: ast.expr) -> set[str]:
-    "Variables that an expression is made of, and what those were made of."
-    names, pending = set[str](), [node]
-    while pending:
-        for each in ast.walk(pending.pop()):
-            if isinstance(each, ast.Name) and each.id not in names:
-                names.add(each.id)
-                pending += [*_bound_to(chains, each.id), *_assigned(chains.reading, each.id), *_split_from(chains.reading, each.id)]
-    return {name for name in names if name in chains.values or _assigned(chains.reading, name)}
-
-
-def _root(node: ast.AST) -> str:
-    "The variable at the start of a chain of attributes, subscripts and calls."
-    while isinstance(node, ast.Attribute | ast.Subscript | ast.Call):
-        node = node.func if isinstance(node, ast.Call) else node.value
-    return node.id if isinstance(node, ast.Name) else ""
-
-
-def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None) -> str | None:
-    "What a statement does to the features that no transformer of the pipeline does."
-    node = statement.node
-    for each in ast.walk(node):
-        if isinstance(each, ast.Subscript) and isinstance(each.ctx, ast.Store) and _root(each) in tables:
-            key = each.slice.elts[-1] if isinstance(each.slice, ast.Tuple) and each.slice.elts else each.slice
-            if target is None or not (isinstance(key, ast.Constant) and key.value == target):
-                return f"{ast.unparse(each)} is computed"
-    bound = [value for place, value in _pairs(node) if not isinstance(place, ast.Subscript) and any(isinstance(each, ast.Name) and each.id in tables for each in ast.walk(place))]
-    own = {each.node.name for each in chains.reading.statements if isinstance(each.node, ast.FunctionDef)}
-    for part in bound or ([node.value] if isinstance(node, ast.Expr) else []):
-        for each in (inside for inside in ast.walk(part) if isinstance(inside, ast.Call)):
-            called, name = ast.unparse(each.func), chains.reading.name_of(each) or ""
-            given = [_root(argument) for argument in each.args if _root(argument) in tables]
-            if given and (called in own or (bound and name.startswith("numpy.") and name not in _KEEPS)):
-                return f"{called} is applied to {given[0]}"
-            changes = isinstance(each.func, ast.Attribute) and each.func.attr in _CHANGES and (bound or any(key.arg == "inplace" for key in each.keywords))
-            if changes and _root(each.func) in tables and chains.kinds.get(_root(each.func)) is None:
-                return f"{called} is applied"
-        operands = (part.left, part.right) if isinstance(part, ast.BinOp) else (part.operand,) if isinstance(part, ast.UnaryOp) else ()
-        if bound and any(_root(each) in tables for each in operands):
-            return f"{ast.unparse(part)} is computed"
-    return None
-
-
-def _in_front(chains: Chains, chosen: Chosen) -> list[Todo]:
-    "A TODO for each statement that changes the features and is not joined with the model."
-    tables, target = _made_of(chains, chosen.features), _column_in(chains, chosen.target, set())
-    before = (each for each in chains.reading.statements if each.order < chosen.statement.order and each.order not in chains.encoded)
-    found = [(each, _by_hand(chains, each, tables, target)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
-    remedy = "do it in a transformer of the pipeline, or tell whoever asks the model to send it computed"
-    return [Todo("pipeline", each.cell.id, f"{what} in front of the pipeline and is no part of the exported model", remedy) for each, what in found if what]
 
 # %% ../../../nbs/train/adopt/05_pipeline.ipynb #exported
 _TEXT = "sklearn.feature_extraction.text."
 
 
-def _check(joined: _Joined, chosen: Chosen, test: str, pipeline: str) -> list[str]:
+def _check(joined: Joined, chosen: Chosen, test: str, pipeline: str) -> list[str]:
     "Lines that compare the joined predictions with those of the parts; raises `LookupError` where nothing is left to compare with."
     sides = [each for each in joined.chains.judged if each[1] == chosen.variable and each[3].steps == chosen.value.steps]
     other = chosen.value.split.names[chosen.value.split.array * 2 + 1] if chosen.value.split else test
-    fitting = [each for each in sides if each[3].root == other or each[3].root == test]
+    fitting = [each for each in sides if each[3].root in (other, test, joined.judged)]
     for statement, _, features, _ in reversed(fitting):
         names = {each.id for each in ast.walk(features) if isinstance(each, ast.Name)}
         if not any(isinstance(each, ast.NamedExpr) for each in ast.walk(features)) and all(joined.chains.rebound(name, statement.order) is None for name in names):
             parts = ast.unparse(features)
             break
     else:
+        ending = [name for name, each in joined.chains.values.items() if each.root in (other, test, joined.judged) and each.steps == chosen.value.steps]
+        parts = ending[-1] if ending else ""
+    if not parts:
         raise LookupError("the notebook judges it on no rows that are still there at its end, so the joined pipeline cannot be compared with it")
     return ["import numpy as np", "", f"np.testing.assert_array_equal({pipeline}.predict({test}), {chosen.variable}.predict({parts}))"]
 
 
-def exported(reading: Reading) -> tuple[list[Change], list[Todo]]:
+def exported(
+    reading: Reading,
+    computed: bool = True,  # Make what is computed by hand a part of the pipeline where its form allows it
+    why_not: str = "",  # Why it is not, where it was tried
+    stored: tuple[str, ...] = (),  # What the raw notebook pickles
+) -> tuple[list[Change], list[Todo]]:
     "The last cell that joins and exports, and the edits that it needs; a TODO where the way from the table to the model is not clear."
-    chains = read_chains(reading)
+    chains = read_chains(reading, computed)
     if any(isinstance(each.func, ast.Attribute) and ast.unparse(each.func) == "run.export" for _, each in reading.analysis.calls()):
         return [], []
-    chosen = chosen_model(chains)
+    chosen = chosen_model(chains, stored)
     if isinstance(chosen, Todo):
         return [], [chosen]
-    joined = _Joined(chains)
+    joined = Joined(chains, column_in(chains, chosen.target, set()))
+    if joined.target and f"KeyError: '{joined.target}'" in why_not:
+        why_not = f"it takes '{joined.target}', which is what the model predicts"
     try:
         tables = _sides(joined, chosen)
         _name_steps(joined, chosen)
         changes, todos = _last_cell(joined, chosen, tables)
-        return changes, [*todos, *_in_front(chains, chosen)]
+        return changes, [*todos, *in_front(chains, chosen, joined.covered, why_not)]
     except LookupError as error:
+        if computed:
+            return exported(reading, computed=False, why_not=str(error.args[0]), stored=stored)
         remedy = "end with run.export(pipeline, X_train, y_train, X_test, y_test), the pipeline fitted on X_train as the table was loaded"
         return [], [Todo("pipeline", chosen.statement.cell.id, f"'{chosen.variable}' cannot be exported: {error.args[0]}", remedy)]
 
 
-def _name_steps(joined: _Joined, chosen: Chosen) -> None:
+def called_by_hand(reading: Reading, stored: tuple[str, ...] = ()) -> set[str]:
+    "Functions of the notebook that compute columns of the model's features."
+    chains = read_chains(reading, computed=True)
+    chosen = chosen_model(chains, stored)
+    if isinstance(chosen, Todo):
+        return set()
+    steps = chosen.value.parent.encodings if chosen.value.parent else chosen.value.encodings
+    used = {name for each in steps if isinstance(each, Computed) for name in global_names(source_of(each.statement))}
+    return used & definitions(reading).keys()
+
+
+def _name_steps(joined: Joined, chosen: Chosen) -> None:
     "Give a name to the transformers that the pipeline needs and the notebook does not name."
     chains = joined.chains
     for statement, call, name in chains.anonymous:
@@ -394,20 +153,49 @@ def _name_steps(joined: _Joined, chosen: Chosen) -> None:
             joined.edits += [(statement.cell.id, Edit(start, start, f"({name} := ")), (statement.cell.id, Edit(end, end, ")"))]
 
 
-def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str]) -> tuple[list[Change], list[Todo]]:
+def _fitted_in_columns(joined: Joined, steps: list[str], train: str) -> tuple[list[str], list[str]]:
+    "The steps, those in columns followed by one that restores the order, and the lines that fit these; raises `LookupError`."
+    known = joined.chains.in_columns
+    own = [each for each in steps if each in known]
+    if not own:
+        return steps, []
+    first, last = steps.index(own[0]), steps.index(own[-1])
+    if steps[first : last + 1] != own or first != len(joined.head):
+        raise LookupError("columns are transformed in place after another transformer has made new ones")
+    seen, order = joined.reading.free_name("step_by_step"), joined.reading.free_name("same_order")
+    made = f"Pipeline([{', '.join(f'({name!r}, {name})' for name in joined.head)}]).transform({train})" if joined.head else train
+    lines = ["# What was done to columns in place, once more as transformers, fitted on the same rows", f"{seen} = {made}"]
+    joined.imports |= {"ColumnTransformer", "clone", "Pipeline"} | {known[each].transformer.partition("(")[0] for each in own}
+    for each in own:
+        step = known[each]
+        columns = step.columns or f"list({seen}.columns)"
+        lines.append(f'{each} = ColumnTransformer([("{each}", {step.transformer}, {columns})], remainder="passthrough", verbose_feature_names_out=False)')
+        if each == own[0]:
+            lines.append(f'{order} = ColumnTransformer([("columns", "passthrough", list({seen}.columns))], verbose_feature_names_out=False).set_output(transform="pandas")')
+        lines.append(f'{seen} = {each}.set_output(transform="pandas").fit_transform({seen})')
+    lines.append(f"{order}.fit({seen})")
+    return [*steps[: last + 1], order, *steps[last + 1 :]], lines
+
+
+def _last_cell(joined: Joined, chosen: Chosen, tables: tuple[str, str, str, str]) -> tuple[list[Change], list[Todo]]:
     reading, chains = joined.reading, joined.chains
     train, y_train, test, y_test = tables
     parent = chosen.value.parent
     steps = [*joined.head, *(parent.steps if parent else ()), *chosen.value.steps]
     lines, pipeline = [], chosen.model
-    if steps and (chains.kinds.get(steps[0]) or "").startswith(_TEXT):
-        vectorizer = steps[0]
-        steps[0] = reading.free_name("texts")
-        joined.imports.add("ColumnTransformer")
-        lines = [
-            f"{steps[0]} = ColumnTransformer([({vectorizer!r}, {vectorizer}, {train}.name)]).fit({train}.to_frame())",
-        ]
-        train, test = f"{train}.to_frame()", f"{test}.to_frame()"
+    place = len(joined.head)
+    if len(steps) > place and (chains.kinds.get(steps[place]) or "").startswith(_TEXT):
+        vectorizer = steps[place]
+        steps[place] = reading.free_name("texts")
+        joined.imports |= {"ColumnTransformer", "Pipeline"}
+        frame, column = f"{train}.to_frame()", f"{train}.name"
+        if place:
+            frame = f"Pipeline([{', '.join(f'({name!r}, {name})' for name in joined.head)}]).transform({train})"
+            column = f"{joined.head[-1]}.get_feature_names_out()[0]"
+        lines = [f"{steps[place]} = ColumnTransformer([({vectorizer!r}, {vectorizer}, {column})]).fit({frame})"]
+        train, test = (train, test) if place else (f"{train}.to_frame()", f"{test}.to_frame()")
+    steps, fitted = _fitted_in_columns(joined, steps, train)
+    lines = [*fitted, *lines]
     if steps:
         pipeline = reading.free_name("pipeline")
         joined.imports.add("Pipeline")
@@ -416,11 +204,11 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
         reason = f"{chosen.why}; what was fitted in front of it is joined with it, and predicts the same"
     else:
         reason = f"{chosen.why}; it takes the features as they are"
-    imports = _import_lines(joined.imports & ({"Pipeline", "ColumnTransformer"} if lines and "ColumnTransformer" in lines[0] else {"Pipeline"}))
+    imports = import_block({name for name in joined.imports & MODULES.keys() if any(f"{name}(" in line for line in (*lines, *joined.lines))})
     imports += ["import numpy as np"] if "import numpy as np" in lines else []
     body = [line for line in lines if line != "import numpy as np"]
-    text = "\n".join([*imports, *([""] if imports else []), *body, f"run.export({pipeline}, {train}, {y_train}, {test}, {y_test})"])
-    changes: dict[str, list[Edit]] = {}
+    text = "\n".join([*imports, *([""] if imports else []), *joined.lines, *body, f"run.export({pipeline}, {train}, {y_train}, {test}, {y_test})"])
+    changes: dict[str, list[Edit]] = {cell: [] for cell, _ in joined.cells}
     for cell, edit in joined.edits:
         changes.setdefault(cell, []).append(edit)
     last = reading.analysis.cells[-1].id
@@ -428,5 +216,7 @@ def _last_cell(joined: _Joined, chosen: Chosen, tables: tuple[str, str, str, str
     found = []
     for cell, edits in changes.items():
         after = (NewCell("export", text.replace("\n\n\n", "\n\n")),) if cell == last else ()
-        found.append(Change("pipeline", cell, reason if cell == last else "the features are kept as they were before they were transformed", tuple(edits), after=after))
+        before = tuple(new for place, new in joined.cells if place == cell)
+        why = "what is computed by hand moves to an exported function, so that the model can do it in production" if before else "the features are kept as they were before they were transformed"
+        found.append(Change("pipeline", cell, reason if cell == last else why, tuple(edits), before=before, after=after))
     return found, []

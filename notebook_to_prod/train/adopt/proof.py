@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,20 @@ from ...errors import RunTimeoutError
 from ..notebook import Notebook
 
 # %% auto #0
-__all__ = ['Execution', 'place_files', 'execute', 'difference', 'told_otherwise']
+__all__ = ['Execution', 'place_files', 'execute', 'difference', 'shown_again', 'told_otherwise']
 
 # %% ../../../nbs/train/adopt/06_proof.ipynb #execute
 _SCRIPT = """
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys, threading, time
+
+
+def follow(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)  # who wanted the result is gone
+
+
+threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
 from IPython.core.interactiveshell import InteractiveShell
 
 import notebook_to_prod.package.session as session
@@ -100,7 +110,7 @@ def execute(notebook: Notebook, files: Mapping[str, Path], timeout: float = 600)
         try:
             ended = subprocess.run(command, cwd=folder, env=environment | {"PYTHONPATH": str(folder)}, timeout=timeout, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired as error:
-            raise RunTimeoutError("the notebook takes longer than it may", where=str(notebook.path), remedy="give --timeout more seconds") from error
+            raise RunTimeoutError(f"the notebook takes longer than the {timeout:g} s that it may", where=str(notebook.path), remedy="give --timeout more seconds") from error
         result = Path(made, "result.json")
         if not result.exists():
             said = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
@@ -113,10 +123,21 @@ def _same(one: float, other: float) -> bool:
     return one == other or (one != one and other != other)
 
 
+_ALONE = re.compile(r'what (?P<function>\w+) computes for rows on their own.*?(?:column name="(?P<column>[^"]*)"|$)')
+
+
+def _failure(cell: str, error: str) -> str:
+    "The first line of an error, as a sentence."
+    first = (error.splitlines() or [""])[0]
+    if alone := _ALONE.search(first):
+        return f"what is computed for a row{' in ' + repr(alone['column']) if alone['column'] else ''} depends on other rows or on its place in the table"
+    return f"cell '{cell}' fails: {first}"
+
+
 def difference(original: Execution, adopted: Execution) -> str | None:
     "What the adopted notebook does otherwise, as a sentence; None if every metric is equal."
     if adopted.failed:
-        return f"cell '{adopted.failed[0]}' fails: {adopted.failed[1]}"
+        return _failure(*adopted.failed)
     for name, value in original.metrics.items():
         if name not in adopted.metrics:
             return f"the metric '{name}' is not recorded"
@@ -128,6 +149,28 @@ def difference(original: Execution, adopted: Execution) -> str | None:
     return None
 
 
+_PRECISE = re.compile(r"\d\.\d{2,}")
+_NUMBER = re.compile(r"\d+\.\d+")
+
+
+def shown_again(notebook: Notebook, execution: Execution) -> dict[str, str]:
+    "Lines with a computed number that the notebook's saved outputs show and an execution prints to the letter, by cell."
+    written = {number for cell in notebook.code_cells for number in _NUMBER.findall(cell.source)}
+    found: dict[str, str] = {}
+    for raw, cell in zip(notebook.raw["cells"], notebook.cells, strict=True):
+        told = [line.strip() for line in _PROMPT.sub("", execution.told.get(cell.id, "")).splitlines()]
+        for output in raw.get("outputs") or ():
+            text = output.get("text") or output.get("data", {}).get("text/plain") or ""
+            for line in "".join(text).splitlines():
+                computed = _PRECISE.search(line) and not set(_NUMBER.findall(line)) <= written
+                if computed and line.strip() in told:
+                    found.setdefault(cell.id, line.strip())
+    return found
+
+
+_PROMPT = re.compile(r"^Out\[\d+\]: ?", re.MULTILINE)  # A new cell in front moves the number
+
+
 def told_otherwise(original: Execution, adopted: Execution) -> list[str]:
     "Ids of cells that print something else than in the original."
-    return [name for name, text in original.told.items() if adopted.told.get(name, "") != text]
+    return [name for name, text in original.told.items() if _PROMPT.sub("", adopted.told.get(name, "")) != _PROMPT.sub("", text)]

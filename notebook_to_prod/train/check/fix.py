@@ -31,7 +31,7 @@ def edited_source(source: str, edits: Iterable[Edit]) -> str:
     lines = source.encode().split(b"\n")
     starts = list(itertools.accumulate((len(line) + 1 for line in lines), initial=0))
     data = b"\n".join(lines)
-    for edit in sorted(set(edits), key=lambda each: each.start, reverse=True):
+    for edit in sorted(set(edits), key=lambda each: (each.start, each.end), reverse=True):
         start, end = (starts[line - 1] + column for line, column in (edit.start, edit.end))
         data = data[:start] + edit.text.encode() + data[end:]
     return data.decode()
