@@ -34,6 +34,7 @@ __all__ = ['runtime_modules', 'service_lock', 'service_slug', 'export_service']
 # %% ../../../nbs/serve/export/01_generate.ipynb #runtime-modules
 _RUNTIME_MODULES = (
     "errors",
+    "display",
     "project",
     "package.keys",
     "package.tokens",
