@@ -22,9 +22,9 @@ ROOMS = {
     "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
     "serve": ("serve", "export-service", "apikey", "rollout", "predictions"),
     "watch": ("watch", "diagnose", "alerts", "retrain", "batch", "schedule"),
-    "project": ("demo",),
+    "project": ("new", "upgrade", "doctor", "completion", "demo"),
 }
-_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "retrain": "retrain", "schedule": "schedule", "diagnose": "diagnose", "adopt": "adopt", "features": "features"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "retrain": "retrain", "schedule": "schedule", "diagnose": "diagnose", "adopt": "adopt", "new": "new", "upgrade": "new", "doctor": "doctor", "completion": "completion", "features": "features"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
 _MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 
