@@ -8,6 +8,7 @@ __all__ = ['ROOMS', 'Rooms', 'app', 'main']
 # %% ../../nbs/cli/06_app.ipynb #imports
 import importlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -39,7 +40,12 @@ class Rooms(click.Group):
             return None
         module = importlib.import_module(f"notebook_to_prod.cli.{_MODULE_OF[cmd_name]}")
         name = cmd_name.replace("-", "_")
-        return getattr(module, "list_" if name == "list" else name)
+        found: click.Command = getattr(module, "list_" if name == "list" else name)
+        if "_N2P_COMPLETE" in os.environ:  # a shell asks, see `n2p completion`
+            from notebook_to_prod.cli.completion import with_names
+
+            return with_names(found)
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for room, names in ROOMS.items():

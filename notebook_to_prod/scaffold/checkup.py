@@ -15,6 +15,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +167,16 @@ def check_notebooks(project: Path) -> Iterator[Finding]:
 # %% ../../nbs/scaffold/06_checkup.ipynb #lock
 def check_lock(project: Path) -> Iterator[Finding]:
     "Whether there is a lock, the environment is the locked one, and every requirement is in it."
-    from notebook_to_prod.train.environment import installed_distributions, local_distributions, normalized
+    from notebook_to_prod.train.environment import local_distributions, normalized
     from notebook_to_prod.train.lockfile import find_lockfile
 
     lock = find_lockfile(project)
     if lock is None:
         yield Finding(WARN, "there is no lock: another machine gets other versions", "n2p lock")
         return
-    installed = installed_distributions() | {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
+    for each in metadata.distributions():
+        installed.setdefault(normalized(each.name or ""), each.version)
     differences = lock.differences(installed)
     if differences:
         more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
