@@ -53,6 +53,10 @@ def edit(path: Path, before: str, after: str) -> None:
     path.write_text(text.replace(before, after), "utf-8")
 
 
+def quiet(text: str) -> None:
+    pass
+
+
 # What runs
 
 
@@ -98,7 +102,7 @@ def steps(folder: Path, project: Project) -> list[tuple[str, int, str]]:
     return ran
 
 
-@pytest.mark.parametrize("template", ["regression", "forecasting"])
+@pytest.mark.parametrize("template", ["regression", pytest.param("forecasting", marks=pytest.mark.slow)])
 def test_every_step_of_the_workflow_runs_and_a_gate_that_fails_fails_it(project: Project, template: str) -> None:
     import importlib.metadata
 
@@ -117,6 +121,17 @@ def test_every_step_of_the_workflow_runs_and_a_gate_that_fails_fails_it(project:
         ran = steps(folder, project)
         assert [(name, code) for name, code, _ in ran if code or name == "Review"] == [("Gates", 1), ("Review", 0)]
         assert "quality.metric" in (folder / "review.md").read_text("utf-8")
+
+
+def test_a_series_is_trained_on_the_past_and_passes_its_gates(project: Project) -> None:
+    """The short form of the workflow for its template."""
+    folder = make(project, "visitors", "--template", "forecasting", "--no-git")
+    ran = project.n2p("run", "nbs/train.ipynb", "--json", cwd=folder)
+    assert ran.code == 0, ran
+    metrics = ran.json["metrics"]
+    assert metrics["mean_absolute_error"] < metrics["mean_absolute_error_of_last_known"]
+    asked = project.n2p("gate", "latest", "--only", "data", "--only", "quality", "--json", cwd=folder)
+    assert asked.code == 0 and "data.time_order" in asked.stdout, asked
 
 
 def test_the_hooks_download_nothing_and_take_the_outputs_away(project: Project) -> None:
@@ -202,8 +217,11 @@ def test_what_cannot_be_made_is_told_before_anything_is_written(project: Project
         (project.folder / name).write_text("a,b\n1,2\n3,4\n")
     before = left(project.folder)
     options, what = WRONG[case]
-    done = project.n2p("new", "churn", "--no-lock", "--json", *options)
-    assert done.code == 2 and done.error["what"].startswith(what) and done.error["remedy"], done
+    given: dict[str, Any] = dict(zip((each.removeprefix("--") for each in options[::2]), options[1::2], strict=True))
+    given |= {name: Path(given[name]) for name in ("data", "into", "templates") if name in given}
+    with pytest.raises(InputError) as error:
+        new_project("churn", lock=False, tell=quiet, **given)
+    assert error.value.what.startswith(what) and error.value.where and error.value.remedy
     assert left(project.folder) == before
 
 
@@ -212,10 +230,10 @@ NAMES = ["", "..", "../up", "/tmp/absolute", "my model", "überraschung", "2nd",
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_needs_quotes_anywhere_is_refused_with_a_near_one(project: Project, name: str) -> None:
-    done = project.n2p("new", "--no-lock", "--json", "--", name)
-    assert done.code == 2 and "cannot be the name of a project" in done.error["what"], done
+    with pytest.raises(InputError, match="cannot be the name of a project") as error:
+        new_project(name, lock=False, tell=quiet)
     assert left(project.folder) == set() and left(project.folder.parent) == {"project"}
-    _, _, near = done.error["remedy"].partition("such as ")
+    _, _, near = (error.value.remedy or "").partition("such as ")
     if near:
         assert check_project_name(near.partition(";")[0])
 
@@ -312,10 +330,6 @@ def older(tmp_path: Path) -> tuple[Path, Path]:
     edit(new / "template.toml", "version = 1", "version = 2")
     (new / "common/CODEOWNERS.jinja").write_text("* @<< name >>\n")
     return old, new
-
-
-def quiet(text: str) -> None:
-    pass
 
 
 def from_older(older: tuple[Path, Path], folder: Path) -> Path:
@@ -439,27 +453,28 @@ DAMAGE: dict[str, Any] = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_record_that_cannot_be_believed_is_told(project: Project, case: str) -> None:
-    folder, damage = make(project, "churn", "--no-git"), DAMAGE[case]
+    folder, damage = new_project("churn", lock=False, repository=False, tell=quiet).folder, DAMAGE[case]
     path = folder / RECORD
     if damage is None:
         path.unlink()
     else:
         path.write_text(damage(path.read_text("utf-8")) if callable(damage) else damage, "utf-8")
     before = everything(folder)
-    done = project.n2p("upgrade", "--json", cwd=folder)
-    assert done.code == 2 and RECORD in done.error["where"] and done.error["remedy"], done
+    with pytest.raises(InputError) as error:
+        plan_upgrade(folder)
+    assert RECORD in (error.value.where or "") and error.value.remedy
     assert everything(folder) == before
 
 
 def test_a_project_of_newer_templates_is_left_alone(project: Project, older: tuple[Path, Path]) -> None:
-    folder = make(project, "churn", "--templates", older[1])
-    done = project.n2p("upgrade", "--json", cwd=folder)
-    assert done.code == 2 and "version 2 of the templates" in done.error["what"], done
+    folder = new_project("churn", templates=older[1], lock=False, repository=False, tell=quiet).folder
+    with pytest.raises(InputError, match="version 2 of the templates"):
+        plan_upgrade(folder)
 
 
 def test_the_record_is_what_was_written(project: Project) -> None:
     for name in read_templates():
-        folder = make(project, name[:5], "--template", name, "--no-git")
+        folder = new_project(name[:5], template=name, lock=False, repository=False, tell=quiet).folder
         record = read_record(folder)
         assert everything(folder).keys() == {*record.files, RECORD}
         assert plan_upgrade(folder).written == ()

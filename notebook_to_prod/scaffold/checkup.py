@@ -23,6 +23,7 @@ from ..errors import N2PError, StoreError
 from ..project import Store, project_settings
 from .findings import FIX, OK, WARN, Check, Finding, Told, examined
 from .installation import installation_checks
+from .merge import has_marks
 from .new import DRIVERS, RECORD, git, read_record
 
 # %% auto #0
@@ -118,14 +119,15 @@ def check_template(project: Path) -> Iterator[Finding]:
         yield Finding(OK, "not made by n2p new: n2p upgrade has nothing to do here")
         return
     record = read_record(project)
-    planned = plan_upgrade(project)
-    for path in planned.unresolved:
+    unresolved = [each for each in record.files if (project / each).is_file() and has_marks((project / each).read_bytes())]
+    for path in unresolved:
         yield Finding(FIX, f"marks of a conflict stand in {path}", f"edit {shlex.quote(path)} until no line begins with <<<<<<<, ======= or >>>>>>>")
     for path in (each for each in record.files if (project / f"{each}.new").is_file()):
         yield Finding(WARN, f"{path}.new waits beside {path}", f"take over what you want of it, then rm {shlex.quote(f'{path}.new')}")
+    planned = plan_upgrade(project)
     if planned.written:
         yield Finding(WARN, f"the template has changes of {', '.join(each.path for each in planned.written[:5])}", "n2p upgrade --dry-run")
-    elif not planned.unresolved:
+    elif not unresolved:
         yield Finding(OK, f"{record.answers.template} template, version {record.template_version}")
 
 
