@@ -13,7 +13,7 @@ from notebooks import SCRIPTS, Project
 
 SHELLS = {
     "bash": """
-source script
+source ./script
 COMP_WORDS=({words} "{last}"); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1))
 _n2p_completion n2p "{last}" "" 2>/dev/null
 printf '%s\\n' "${{COMPREPLY[@]}}"
@@ -27,7 +27,7 @@ words=({words} "{last}"); CURRENT=${{#words}}
 _n2p_completion
 """,
     "fish": """
-source script
+source ./script
 complete -C "{words} {last}"
 """,
 }
@@ -94,7 +94,7 @@ def test_a_registry_that_cannot_be_asked_completes_to_nothing(known: Project, da
     if database == "elsewhere":  # nobody answers there, and nobody is asked
         variables["MLFLOW_TRACKING_URI"] = "http://10.255.255.1:9/"
     done = known.command("n2p", **variables, COMP_WORDS="n2p serve fl")
-    assert (done.code, done.stdout, done.stderr) == (0, "", "")
+    assert (done.code, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
 def test_nothing_heavy_is_imported_to_complete(known: Project) -> None:

@@ -125,7 +125,7 @@ def no_manifest(folder: Path) -> None:
 
 def broken_log(folder: Path) -> None:
     (folder / ".n2p").mkdir()
-    (folder / ".n2p/audit.jsonl").write_text('{"forged": true}\n')
+    (folder / ".n2p/audit.jsonl").write_text("no entry\n")
 
 
 BROKEN: dict[str, tuple[Callable[[Path], None], str, str]] = {
@@ -192,7 +192,7 @@ def test_deep_starts_a_kernel_and_reads_every_byte_of_the_bundles(ridges: Projec
 
 
 def test_what_dead_processes_left_is_told(project: Project) -> None:
-    project.notebook("train.ipynb", RIDGE | {"fit": "import time\ntime.sleep(600)"})
+    project.notebook("train.ipynb", RIDGE | {"start": f"{RIDGE['start']}\nimport time\ntime.sleep(600)"})
     process = project.start("n2p", "run", "train.ipynb")
     while not any((project.home / "runs").glob("*/record.json")):
         assert process.poll() is None, process.communicate()

@@ -295,12 +295,14 @@ def _is_held(path: Path) -> bool:
 
 def check_log(store: Store) -> Iterator[Finding]:
     "Whether the log of changes is whole."
-    from notebook_to_prod.release.audit import verify_log
+    from notebook_to_prod.release.audit import read_events, verify_log
 
     if not store.audit.exists():
         yield Finding(OK, "no change has been logged yet")
         return
     damage = verify_log(store)
+    for _ in read_events(store):  # which raises for a line that is none
+        pass
     if damage:
         yield Finding(FIX, f"the log of changes is damaged: {damage[0].what}", "n2p audit verify says where; restore audit.jsonl from a backup")
     else:
