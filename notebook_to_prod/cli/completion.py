@@ -111,9 +111,10 @@ _FILES = {"bash": "~/.local/share/bash-completion/completions/n2p", "zsh": "~/.z
 def completion(terminal: Terminal, shell: str) -> Result | None:
     """Print what makes Tab complete commands, options and names.
 
-    For now: source <(n2p completion bash). For zsh and fish, write it where the shell looks for it.
+    For this shell alone: source <(n2p completion bash). For every one, write it to ~/.local/share/bash-completion/completions/n2p,
+    of zsh to a file _n2p in a folder of its fpath, of fish to ~/.config/fish/completions/n2p.fish.
 
-    Example: n2p completion bash > ~/.local/share/bash-completion/completions/n2p
+    Example: n2p completion bash
     """
     from click.shell_completion import get_completion_class
 
