@@ -102,11 +102,23 @@ def steps(folder: Path, project: Project) -> list[tuple[str, int, str]]:
     return ran
 
 
-@pytest.mark.parametrize("template", ["regression", pytest.param("forecasting", marks=pytest.mark.slow)])
-def test_every_step_of_the_workflow_runs_and_a_gate_that_fails_fails_it(project: Project, template: str) -> None:
+QUICK = 'skip = ["robustness", "explain", "serving"]\n'  # What takes most of the time of the gates
+
+
+@pytest.mark.parametrize(
+    ("template", "gates"),
+    [
+        ("regression", QUICK),
+        *(pytest.param(each, "", marks=pytest.mark.slow) for each in ("classification", "regression", "forecasting")),
+    ],
+)
+def test_every_step_of_the_workflow_runs_and_a_gate_that_fails_fails_it(
+    project: Project, template: str, gates: str
+) -> None:
     import importlib.metadata
 
     folder = make(project, "model-1", "--template", template)
+    edit(folder / "pyproject.toml", "[tool.n2p.gates]\n", f"[tool.n2p.gates]\n{gates}")
     pin = importlib.metadata.version("click")  # installed: pip asks nobody for it
     (folder / "requirements.lock").write_text(f"click=={pin} --hash=sha256:{'0' * 64}\n")
     ran = steps(folder, project)
