@@ -8,6 +8,7 @@ __all__ = ['ROOMS', 'Rooms', 'app', 'main']
 # %% ../../nbs/cli/06_app.ipynb #imports
 import importlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -22,9 +23,9 @@ ROOMS = {
     "release": ("register", "promote", "approve", "rollback", "history", "list", "show", "live", "retire", "archive", "environments", "audit", "token", "compare", "lineage", "card", "score", "events"),
     "serve": ("serve", "export-service", "apikey", "rollout", "predictions"),
     "watch": ("watch", "diagnose", "alerts", "retrain", "batch", "schedule"),
-    "project": ("diff", "git", "ui", "demo"),
+    "project": ("new", "upgrade", "doctor", "diff", "git", "ui", "demo", "completion"),
 }
-_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "retrain": "retrain", "schedule": "schedule", "diagnose": "diagnose", "adopt": "adopt", "features": "features", "ui": "ui", "review": "review", "diff": "git", "git": "git"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
+_ELSEWHERE = {"reproduce": "release", "why": "release", "data": "data", "gate": "gate", "compress": "compress", "approve": "people", "token": "people", "apikey": "access", "events": "events", "alerts": "alerts", "predictions": "predictions", "rollout": "rollout", "environments": "environments", "batch": "batch", "retrain": "retrain", "schedule": "schedule", "diagnose": "diagnose", "adopt": "adopt", "features": "features", "ui": "ui", "review": "review", "diff": "git", "git": "git", "new": "new", "upgrade": "new", "doctor": "doctor", "completion": "completion"} | dict.fromkeys(("compare", "lineage", "card", "score"), "evidence")
 _MODULE_OF = {command: room for room, commands in ROOMS.items() for command in commands} | _ELSEWHERE
 
 
@@ -39,7 +40,12 @@ class Rooms(click.Group):
             return None
         module = importlib.import_module(f"notebook_to_prod.cli.{_MODULE_OF[cmd_name]}")
         name = cmd_name.replace("-", "_")
-        return getattr(module, "list_" if name == "list" else name)
+        found: click.Command = getattr(module, "list_" if name == "list" else name)
+        if "_N2P_COMPLETE" in os.environ:  # a shell asks, see `n2p completion`
+            from notebook_to_prod.cli.completion import with_names
+
+            return with_names(found)
+        return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for room, names in ROOMS.items():

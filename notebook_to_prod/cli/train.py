@@ -7,6 +7,7 @@ __all__ = ['check', 'run', 'lock']
 
 # %% ../../nbs/cli/01_train.ipynb #imports
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from ..errors import N2PError
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.seal import Seal
+    from notebook_to_prod.release.registry import ModelVersion
     from notebook_to_prod.train.check.findings import Finding, Report
     from notebook_to_prod.train.record import RunRecord
 
@@ -106,6 +108,7 @@ def _warn(terminal: Terminal, report: "Report") -> None:
 @click.option("--allow", multiple=True, metavar="CODE", help="Run in spite of this finding of n2p check; repeatable.")
 @click.option("--allow-unlocked", is_flag=True, help="Run even if the environment differs from the project's lock.")
 @click.option("--seal", is_flag=True, help="Seal the bundle: replay it where its lock is installed and nothing else.")
+@click.option("--register", "model", metavar="NAME", help="Make a version of this model of the bundle, as n2p register does.")
 def run(terminal: Terminal, notebook: str, more: tuple[str, ...], typed: tuple[tuple[str, str], ...], files: tuple[Path, ...], **options: Any) -> Result:
     """Run a notebook reproducibly and record the run.
 
@@ -117,6 +120,10 @@ def run(terminal: Terminal, notebook: str, more: tuple[str, ...], typed: tuple[t
     from notebook_to_prod.train.parameters import combined_sets
 
     grid = [item for group in (*options.pop("grid"), *more) for item in re.split(r"\s+(?=[^\W\d]\w*=)", group.strip()) if item]
+    if options["model"]:
+        from notebook_to_prod.release.versions import check_name
+
+        check_name(options["model"])
     if more and not grid:
         raise click.UsageError(f"Got unexpected extra argument ({more[0]})")
     sets = combined_sets(notebook, typed, files, grid)
@@ -129,7 +136,7 @@ def run(terminal: Terminal, notebook: str, more: tuple[str, ...], typed: tuple[t
 def _run(terminal: Terminal, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Result:
     from notebook_to_prod.train.run import run_notebook
 
-    sealing = options.pop("seal")
+    sealing, model = options.pop("seal"), options.pop("model")
     with terminal.progress(Path(notebook).name) as progress:
         record = run_notebook(notebook, parameters, progress=progress, checked=partial(_warn, terminal), **options)
     metrics = ", ".join(f"{name} {value:.6g}" for name, value in record.metrics.items()) or "none recorded"
@@ -142,12 +149,25 @@ def _run(terminal: Terminal, notebook: str, parameters: dict[str, Any], options:
         ("notebook", shown_path(options["output"] or record.output_notebook)),
         ("next", following),
     ]
+    told = record.to_dict()
+    if model:
+        version = _registered(record, model)
+        told |= {"model": version.name, "version": version.version}
+        lines[-1:] = [("model", f"{version.name} version {version.version}"), ("next", f"n2p serve {shlex.quote(version.name)}@{version.version}")]
     if not sealing:
-        return Result(record.to_dict(), lines)
+        return Result(told, lines)
     sealed = _sealed(terminal, record)
     if isinstance(sealed, N2PError):
-        return Result(record.to_dict() | {"seal": None, "seal_error": sealed.to_dict()}, [*lines[:-1], ("sealed", f"no: {sealed.what}")], sealed.exit_code)
-    return Result(record.to_dict() | {"seal": sealed.to_dict()}, [*lines[:-1], ("sealed", sealed.told), lines[-1]])
+        return Result(told | {"seal": None, "seal_error": sealed.to_dict()}, [*lines[:-1], ("sealed", f"no: {sealed.what}")], sealed.exit_code)
+    return Result(told | {"seal": sealed.to_dict()}, [*lines[:-1], ("sealed", sealed.told), lines[-1]])
+
+
+def _registered(record: "RunRecord", name: str) -> "ModelVersion":
+    "The version of a finished run's bundle; raises `InputError` if it made none."
+    from notebook_to_prod.project import open_store
+    from notebook_to_prod.release.registry import Registry
+
+    return Registry(open_store()).register(record, name)
 
 
 def _sealed(terminal: Terminal, record: "RunRecord") -> "Seal | N2PError":
@@ -172,6 +192,8 @@ def _sweep(terminal: Terminal, notebook: str, sets: list[dict[str, Any]], severa
 
     if options.pop("seal"):
         raise click.UsageError("--seal is for one run; n2p bundle seal RUN seals the one that is chosen")
+    if options.pop("model"):
+        raise click.UsageError("--register is for one run; n2p register RUN takes the one that is chosen")
     if options.pop("output"):
         raise click.UsageError("--output is for one run; the notebooks of a grid are in the folders of its runs")
     store = open_store()
