@@ -136,16 +136,25 @@ TABLES = (
         "tool.n2p",
         "The project itself.",
         rows=(
-            ("require_seal", "true", "Whether a promotion asks for a sealed bundle: installed in an empty environment, and its golden rows predicted there"),
+            (
+                "require_seal",
+                "true",
+                "Whether a promotion asks for a sealed bundle: installed in an empty environment, and its golden rows predicted there",
+            ),
             ("trusted", "[]", "Libraries whose objects a model may hold besides those that models are made of"),
         ),
     ),
     Table(
         "tool.n2p.check",
-        "What `n2p check` says of which code. The same three keys below `[tool.n2p.check.notebooks.\"PATTERN\"]` are for single notebooks.",
+        'What `n2p check` says of which code. The same three keys below `[tool.n2p.check.notebooks."PATTERN"]` are for single notebooks.',
         "train.check.config:CheckConfig",
     ),
-    Table("tool.n2p.gates", "The policy that `n2p gate` asks. `n2p gate --show-policy` prints yours, with every default.", "package.gates.policy:Policy", without=("folder", "quality", "data", "robustness", "fairness", "explain", "serving")),
+    Table(
+        "tool.n2p.gates",
+        "The policy that `n2p gate` asks. `n2p gate --show-policy` prints yours, with every default.",
+        "package.gates.policy:Policy",
+        without=("folder", "quality", "data", "robustness", "fairness", "explain", "serving"),
+    ),
     *(
         Table(f"tool.n2p.gates.{part}", "", f"package.gates.policy:{part.capitalize()}Policy")
         for part in ("quality", "data", "robustness", "fairness", "explain", "serving")
@@ -162,8 +171,12 @@ TABLES = (
         rows=(
             ("owners.MODEL", "nobody", 'Who owns a model; `"*"` is every model'),
             ("teams.NAME", "", "The people of a team"),
-            ("roles.ROLE", "everybody", "Who may: `register`, `promote`, `approve`, `override`, `archive` and so on; a wrong name lists the right ones"),
-            ("alerts.KIND", "nobody", "Who is told of what; `\"*\"` is everything"),
+            (
+                "roles.ROLE",
+                "everybody",
+                "Who may: `register`, `promote`, `approve`, `override`, `archive` and so on; a wrong name lists the right ones",
+            ),
+            ("alerts.KIND", "nobody", 'Who is told of what; `"*"` is everything'),
             ("tokens.USER", "", "The digest that `n2p token new USER` prints"),
         ),
     ),
@@ -172,27 +185,52 @@ TABLES = (
         "A store of its own, chosen by `--env NAME` or `N2P_ENV`.",
         rows=(
             ("home", "needed", "The folder of the store"),
-            ("tracking_uri", "SQLite in home", "MLflow's tracking server or database; may name variables, as `$N2P_PASSWORD`"),
+            (
+                "tracking_uri",
+                "SQLite in home",
+                "MLflow's tracking server or database; may name variables, as `$N2P_PASSWORD`",
+            ),
             ("registry_uri", "tracking_uri", "Another one for the registry"),
             ("alias", "NAME", "What the live version is called there"),
         ),
     ),
     Table("[tool.n2p.webhooks]", "An address that is told of events.", "release.webhook:Webhook"),
     Table("tool.n2p.card", "Texts for the model card that no record holds.", rows=()),
-    Table("tool.n2p.score.TEST", "What was done by hand, for the ML Test Score.", rows=(("by", "needed", "Who did it"), ("evidence", "needed", "A file that shows it"))),
-    Table("tool.n2p.features", "See [features online and offline](../guides/features.md).", rows=(
-        ("definitions", "[]", "Notebooks or modules that define features"),
-        ("store", "SQLite in the store", "The address of the online store: SQLite, PostgreSQL or Redis"),
-        ("sources.NAME", "", "A path, or a table with `source`, `query` or `table`"),
-    )),
-    Table("tool.n2p.serve.security", "Who may ask. Without keys a service answers its own machine only.", "serve.access.known:AccessSettings", renamed=(("issuer", "jwt"),)),
-    Table("tool.n2p.serve.security.keys.NAME", "A caller; `n2p apikey new NAME` prints the line.", rows=(
-        ("digest", "needed", "Or a list of two, while a key is replaced"),
-        ("scopes", '["predict"]', "What it may do"),
-        ("expires", "never", "A moment, without quotes"),
-        ("rate", "that of security", 'As `"100/second"`'),
-    )),
-    Table("tool.n2p.serve.security.jwt", "Tokens of an OpenID Connect issuer; needs the extra `[auth]`.", "serve.access.issuer:Issuer"),
+    Table(
+        "tool.n2p.score.TEST",
+        "What was done by hand, for the ML Test Score.",
+        rows=(("by", "needed", "Who did it"), ("evidence", "needed", "A file that shows it")),
+    ),
+    Table(
+        "tool.n2p.features",
+        "See [features online and offline](../guides/features.md).",
+        rows=(
+            ("definitions", "[]", "Notebooks or modules that define features"),
+            ("store", "SQLite in the store", "The address of the online store: SQLite, PostgreSQL or Redis"),
+            ("sources.NAME", "", "A path, or a table with `source`, `query` or `table`"),
+        ),
+    ),
+    Table(
+        "tool.n2p.serve.security",
+        "Who may ask. Without keys a service answers its own machine only.",
+        "serve.access.known:AccessSettings",
+        renamed=(("issuer", "jwt"),),
+    ),
+    Table(
+        "tool.n2p.serve.security.keys.NAME",
+        "A caller; `n2p apikey new NAME` prints the line.",
+        rows=(
+            ("digest", "needed", "Or a list of two, while a key is replaced"),
+            ("scopes", '["predict"]', "What it may do"),
+            ("expires", "never", "A moment, without quotes"),
+            ("rate", "that of security", 'As `"100/second"`'),
+        ),
+    ),
+    Table(
+        "tool.n2p.serve.security.jwt",
+        "Tokens of an OpenID Connect issuer; needs the extra `[auth]`.",
+        "serve.access.issuer:Issuer",
+    ),
     Table("tool.n2p.serve.tls", "", "serve.access.tls:Tls"),
     Table("tool.n2p.serve.limits", "What a process takes on.", "serve.steady.limits:Limits"),
     Table("tool.n2p.serve.fallback", "What answers when the model cannot.", "serve.steady.fallback:Fallback"),
@@ -204,38 +242,97 @@ TABLES = (
     Table("tool.n2p.serve.dashboard", "", "serve.observe.dashboard:DashboardSettings"),
     Table("tool.n2p.serve.logging", "", "serve.observe.journal:LoggingSettings"),
     Table("tool.n2p.serve.traces", "Needs the extra `[otel]`.", "serve.observe.traces:TracesSettings"),
-    Table("tool.n2p.serve.rollout", "How a service follows its model, and how a rollout is judged.", "serve.rollout.follow:RolloutSettings"),
+    Table(
+        "tool.n2p.serve.rollout",
+        "How a service follows its model, and how a rollout is judged.",
+        "serve.rollout.follow:RolloutSettings",
+    ),
     Table("tool.n2p.watch", "When drift or a drop is worth telling.", "watch.rules:Rules"),
     Table("tool.n2p.watch.estimate", "Quality without labels, for `n2p diagnose`.", "watch.estimated:EstimateRules"),
-    Table("tool.n2p.watch.detectors", "Changes in a stream of errors; needs the extra `[stream]`.", "watch.detectors:StreamRules"),
+    Table(
+        "tool.n2p.watch.detectors",
+        "Changes in a stream of errors; needs the extra `[stream]`.",
+        "watch.detectors:StreamRules",
+    ),
     Table("tool.n2p.watch.health", "The service, from its `/metrics`.", "watch.health:HealthRules"),
-    Table("tool.n2p.kpis.NAME", "Numbers of the business. `NAME = \"kpis.ipynb:revenue\"` is short for `of`.", rows=(
-        ("of", "needed", "`PATH.ipynb:FUNCTION` of an exported cell, or `module:FUNCTION`"),
-        ("min", "none", "The least it may be"),
-        ("max", "none", "The most it may be"),
-        ("minimum", "1", "Rows of a window, below which it is not asked"),
-    )),
-    Table("[tool.n2p.rules]", "When somebody is told of what. Without any, five rules of the package hold.", "watch.alerts:Rule"),
+    Table(
+        "tool.n2p.kpis.NAME",
+        'Numbers of the business. `NAME = "kpis.ipynb:revenue"` is short for `of`.',
+        rows=(
+            ("of", "needed", "`PATH.ipynb:FUNCTION` of an exported cell, or `module:FUNCTION`"),
+            ("min", "none", "The least it may be"),
+            ("max", "none", "The most it may be"),
+            ("minimum", "1", "Rows of a window, below which it is not asked"),
+        ),
+    ),
+    Table(
+        "[tool.n2p.rules]",
+        "When somebody is told of what. Without any, five rules of the package hold.",
+        "watch.alerts:Rule",
+    ),
     Table("tool.n2p.channels.NAME", "How they are told.", "watch.channels:Channel", without=("name",)),
-    Table("tool.n2p.retrain.NAME", "How the model NAME is retrained.", "watch.retrain_settings:RetrainSettings", without=("name", "options", "is_function"), renamed=(("when", "if"),)),
+    Table(
+        "tool.n2p.retrain.NAME",
+        "How the model NAME is retrained.",
+        "watch.retrain_settings:RetrainSettings",
+        without=("name", "options", "is_function"),
+        renamed=(("when", "if"),),
+    ),
     Table("tool.n2p.retrain.NAME.canary", 'Or `canary = "none"`.', "watch.retrain_settings:CanarySettings"),
 )
 MEANINGS = {  # Of keys whose class says it elsewhere
     "retrain.NAME": {
-        "notebook": "The training notebook", "parameters": "Other parameters of the run", "ingest": "Where rows come from: `log`, `MODULE:FUNCTION` of the project, a path or a database",
-        "label": "The column of what was true", "time": "The column of the moment", "grain": "The step by which the newest rows are cut", "features": "Views of features to join",
-        "stale": "Age of the live model from which on it is stale", "every": "For the trigger `schedule`", "new_labels": "For the trigger `new-data`", "minimum_labels": "Labelled rows, below which nothing is done",
-        "cooldown": "Between two retrainings", "budget": "Retrainings in `per`", "per": "See `budget`", "canary": "See below", "owner": "Who is told",
+        "notebook": "The training notebook",
+        "parameters": "Other parameters of the run",
+        "ingest": "Where rows come from: `log`, `MODULE:FUNCTION` of the project, a path or a database",
+        "label": "The column of what was true",
+        "time": "The column of the moment",
+        "grain": "The step by which the newest rows are cut",
+        "features": "Views of features to join",
+        "stale": "Age of the live model from which on it is stale",
+        "every": "For the trigger `schedule`",
+        "new_labels": "For the trigger `new-data`",
+        "minimum_labels": "Labelled rows, below which nothing is done",
+        "cooldown": "Between two retrainings",
+        "budget": "Retrainings in `per`",
+        "per": "See `budget`",
+        "canary": "See below",
+        "owner": "Who is told",
     },
     "*": {
-        "seed": "Of everything that is drawn", "rows": "Most rows that are looked at", "shap_rows": "Rows that SHAP explains", "confidence": "Of every interval",
-        "p99_ms": "Milliseconds within which 99 of 100 requests are answered", "memory_mb": "Of a serving process", "cold_start_s": "Seconds until a process answers", "bundle_mb": "Size of the bundle",
-        "approvals": "How many different people have to approve", "expires": 'How long an approval counts, as `"14 days"`',
-        "p50_seconds": "Within which half of the requests are answered", "p95_seconds": "Within which 95 of 100 are", "p99_seconds": "Within which 99 of 100 are", "loop_delay_seconds": "How late the event loop may be",
-        "name": "What it is called", "below": "The limit that a value must not fall below", "url": "Where to; may name a variable, as `$SLACK_URL`", "sender": "From whom mail comes", "to": "To whom", "user": "Of the mail server",
+        "seed": "Of everything that is drawn",
+        "rows": "Most rows that are looked at",
+        "shap_rows": "Rows that SHAP explains",
+        "confidence": "Of every interval",
+        "p99_ms": "Milliseconds within which 99 of 100 requests are answered",
+        "memory_mb": "Of a serving process",
+        "cold_start_s": "Seconds until a process answers",
+        "bundle_mb": "Size of the bundle",
+        "approvals": "How many different people have to approve",
+        "expires": 'How long an approval counts, as `"14 days"`',
+        "p50_seconds": "Within which half of the requests are answered",
+        "p95_seconds": "Within which 95 of 100 are",
+        "p99_seconds": "Within which 99 of 100 are",
+        "loop_delay_seconds": "How late the event loop may be",
+        "name": "What it is called",
+        "below": "The limit that a value must not fall below",
+        "url": "Where to; may name a variable, as `$SLACK_URL`",
+        "sender": "From whom mail comes",
+        "to": "To whom",
+        "user": "Of the mail server",
     },
-    "check": {"ignore": "Codes that are not reported", "error": "Codes that are errors", "warn": "Codes that are warnings"},
-    "serve.security.jwt": {"issuer": "Who signs", "audience": "For whom a token has to be", "algorithms": "What is accepted", "scopes_claim": "The claim that names scopes", "scope_prefix": "What a scope of ours begins with there"},
+    "check": {
+        "ignore": "Codes that are not reported",
+        "error": "Codes that are errors",
+        "warn": "Codes that are warnings",
+    },
+    "serve.security.jwt": {
+        "issuer": "Who signs",
+        "audience": "For whom a token has to be",
+        "algorithms": "What is accepted",
+        "scopes_claim": "The claim that names scopes",
+        "scope_prefix": "What a scope of ours begins with there",
+    },
 }
 
 
@@ -256,12 +353,16 @@ def settings_page() -> str:
 def _table(table: Table) -> list[str]:
     short = table.name.removeprefix("tool.n2p").lstrip(".").strip("[]").removeprefix("tool.n2p.")
     heading = f"`[{table.name}]`"
-    anchor = re.sub(r"[^a-z]+", "-", (short or "project").lower()).strip("-").removesuffix("-name").removesuffix("-test")
+    anchor = (
+        re.sub(r"[^a-z]+", "-", (short or "project").lower()).strip("-").removesuffix("-name").removesuffix("-test")
+    )
     lines = [f"## {heading} {{ #{anchor} }}\n"]
     lines += [f"{table.told}\n"] if table.told else []
     rows = table.rows or tuple(_fields(table, MEANINGS["*"] | MEANINGS.get(short, {})) if table.home else _card())
     lines += ["| key | default | meaning |", "|---|---|---|"]
-    lines += [f"| `{key}` | {_default(default)} | {_escaped(told).replace(chr(10), ' ')} |" for key, default, told in rows]
+    lines += [
+        f"| `{key}` | {_default(default)} | {_escaped(told).replace(chr(10), ' ')} |" for key, default, told in rows
+    ]
     return [*lines, ""]
 
 
@@ -281,7 +382,11 @@ def _fields(table: Table, meanings: dict[str, str]) -> Iterator[tuple[str, str, 
     told = docments(kind)
     for each in dataclasses.fields(kind):
         if each.name not in table.without:
-            yield dict(table.renamed).get(each.name, each.name), _written(each), told.get(each.name) or meanings.get(each.name, "")
+            yield (
+                dict(table.renamed).get(each.name, each.name),
+                _written(each),
+                told.get(each.name) or meanings.get(each.name, ""),
+            )
 
 
 def _written(field: dataclasses.Field[Any]) -> str:
@@ -296,7 +401,11 @@ def _written(field: dataclasses.Field[Any]) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | frozenset | list):
-        return "[" + ", ".join(f'"{each}"' if isinstance(each, str) else f"{each}" for each in sorted(value, key=str)) + "]"
+        return (
+            "["
+            + ", ".join(f'"{each}"' if isinstance(each, str) else f"{each}" for each in sorted(value, key=str))
+            + "]"
+        )
     if isinstance(value, dict) or value == {}:
         return "{}"
     return f'"{value}"' if isinstance(value, str) or not isinstance(value, int | float) else f"{value}"
@@ -378,7 +487,9 @@ def errors_page() -> str:
     for name in errors.__all__:
         kind = getattr(errors, name)
         told = (kind.__doc__ or "").strip()
-        lines.append(f"| `{name}` | {kind.exit_code} | `{kind.__base__.__name__}` | {_escaped(told)} | {REMEDIES[name]} |")
+        lines.append(
+            f"| `{name}` | {kind.exit_code} | `{kind.__base__.__name__}` | {_escaped(told)} | {REMEDIES[name]} |"
+        )
     lines += [
         "\n## Rules of n2p check { #rules }\n",
         "A code never changes its meaning. `# n2p: allow N2P301` in a line lets one pass there; `[tool.n2p.check]` for a",
@@ -426,7 +537,9 @@ def record_table() -> str:
     rows = []
     for kind, prefix in ((RunRecord, ""), (RunSpec, "spec.")):
         told = docments(kind)
-        rows += [f"| `{prefix}{each.name}` | {_escaped(told.get(each.name) or '')} |" for each in dataclasses.fields(kind)]
+        rows += [
+            f"| `{prefix}{each.name}` | {_escaped(told.get(each.name) or '')} |" for each in dataclasses.fields(kind)
+        ]
     return "\n".join(["| key | meaning |", "|---|---|", *rows])
 
 
@@ -440,4 +553,6 @@ def write_reference(folder: Path) -> None:
         (folder / name).write_text(page(), encoding="utf-8")
     formats = folder / "formats.md"
     if formats.exists():
-        formats.write_text(formats.read_text(encoding="utf-8").replace("RECORD_TABLE", record_table()), encoding="utf-8")
+        formats.write_text(
+            formats.read_text(encoding="utf-8").replace("RECORD_TABLE", record_table()), encoding="utf-8"
+        )

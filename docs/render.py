@@ -133,7 +133,9 @@ def _ordered(folder: Path) -> list[str]:
     names = sorted(page.name for page in folder.glob("*.md"))
     index = folder / "index.md"
     text = index.read_text(encoding="utf-8") if index.exists() else ""
-    return sorted(names, key=lambda name: (name != "index.md", text.find(f"({name}") if f"({name}" in text else len(text), name))
+    return sorted(
+        names, key=lambda name: (name != "index.md", text.find(f"({name}") if f"({name}" in text else len(text), name)
+    )
 
 
 def _notebooks() -> list[Path]:
