@@ -184,6 +184,10 @@ CASES = {
     "n2p audit checkpoint": Case(before=("n2p keys new team",)),
     "n2p serve": Case(swaps=(("8000", "{port}"),)),
     "n2p export-service": Case(swaps=(("service", "service --no-hashes"),)),
+    "n2p rollout abort": Case(before=("n2p rollout start flights 2",)),
+    "n2p rollout advance": Case(before=("n2p rollout start flights 2 --steps 1,2,100",)),
+    "n2p rollout start": Case(before=("n2p rollout abort flights",)),
+    "n2p archive": Case(before=("n2p rollout abort flights", "n2p promote flights 2")),
     "n2p rollout watch": Case(swaps=(('--every "30 s"', "--once"),), codes=(0, 1)),
     "n2p watch": Case(codes=(0, 1)),
     "n2p diagnose": Case(swaps=(("8000", "{port}"),), codes=(0, 1), slow=True),
@@ -196,7 +200,7 @@ CASES = {
     "n2p demo": Case(swaps=(("/tmp/flights", "demo"),), slow=True),
 }
 # What undoes or forbids something comes when nobody needs it any more.
-LATE = ("n2p keys trust", "n2p keys list", "n2p keys distrust", "n2p approve", "n2p archive")
+LATE = ("n2p keys trust", "n2p keys list", "n2p keys distrust", "n2p archive", "n2p approve")
 SETTINGS_OF_EXAMPLES = """
 [tool.n2p.features]
 definitions = ["features.ipynb"]
@@ -244,7 +248,9 @@ def prepare_examples(project: Project) -> None:
         snippet.code for snippet in snippets.read_page(DOCS / "guides/adopt.md", DOCS) if "cell" in snippet.options
     )
     project.notebook("exploration.ipynb", {"all": raw})
-    (folder / "incidents.csv").write_text("model,start,end\nflights,2026-07-01,2026-07-02\n")
+    (folder / "incidents.csv").write_text(
+        "model,began,ended\nflights,2026-07-01T00:00:00+00:00,2026-07-02T00:00:00+00:00\n"
+    )
 
 
 class Examples:
@@ -401,7 +407,7 @@ def test_site_leads_nowhere_else_and_nowhere_that_there_is_not(tmp_path: Path) -
             ROOT / name, checkout
         )
     variables = os.environ | {"N2P_DOCS_NOTEBOOKS": "0", "NO_MKDOCS_2_WARNING": "1"}
-    for command in ([sys.executable, "docs/render.py", "pages"], [SCRIPTS / "mkdocs", "build", "--quiet"]):
+    for command in ([sys.executable, "docs/render.py", "pages"], [SCRIPTS / "mkdocs", "build"]):
         done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, timeout=LIMIT)
         assert done.returncode == 0, done.stderr
     told = [line for line in done.stderr.splitlines() if "WARNING" in line and "built/" not in line]
