@@ -102,7 +102,7 @@ def write_pages() -> None:
         shutil.copy(ROOT / guide, PAGES / guide)
     for path in DOCS.rglob("*"):
         page = PAGES / path.relative_to(DOCS)
-        if path.suffix in (".md", ".css", ".svg", ".png"):
+        if path.suffix in (".md", ".css", ".js", ".svg", ".png"):
             page.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, page)
     write_reference(PAGES / "reference")
