@@ -127,7 +127,7 @@ def test_a_reader_goes_from_csv_to_rollback(hour: Path) -> None:
 
 GUIDES = sorted(page for page in PAGES if page.parent != DOCS)
 # Together they are minutes of processor time: `pytest -m 'slow or not slow' tests/test_docs.py`, which a job of its own runs.
-SHORT = {"data", "many-rows", "reproducible", "gates", "compilation", "store", "features"}
+SHORT = {"data", "gates", "compilation", "formats"}
 
 
 def guides() -> list[object]:
