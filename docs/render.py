@@ -57,6 +57,7 @@ def published(path: Path, write_link: LinkWriter) -> nbformat.NotebookNode:
             cell.source = RELATIVE_LINK.sub(lambda link: _relink(link, path.parent, write_link), cell.source)
         if cell.cell_type == "code":
             cell.source = DIRECTIVES.sub("", cell.source).strip("\n")
+            cell.outputs = [output for output in cell.outputs if not _is_record(output)]
             for output in cell.outputs:
                 _clean_output(output)
         if cell.source or cell.get("outputs"):
@@ -167,6 +168,12 @@ def _page_link(path: Path) -> LinkWriter:
         return f"[{text}]({re.sub(r'[.](ipynb|md)$', '.html', to)}{anchor})"
 
     return write
+
+
+def _is_record(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a scrap, which is for programs."""
+    kinds = output.get("data", {})
+    return bool(kinds) and all(kind.startswith("application/scrapbook") for kind in kinds)
 
 
 def _clean_output(output: nbformat.NotebookNode) -> None:
