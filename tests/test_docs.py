@@ -191,6 +191,7 @@ CASES = {
     "n2p rollout watch": Case(swaps=(('--every "30 s"', "--once"),), codes=(0, 1)),
     "n2p watch": Case(codes=(0, 1)),
     "n2p diagnose": Case(swaps=(("8000", "{port}"),), codes=(0, 1), slow=True),
+    "n2p alerts backtest": Case(before=("n2p watch flights@2 --window 300 --alert",)),
     "n2p alerts hear": Case(
         swaps=(("1f0c9a2b", "{silence}"),),
         before=('n2p alerts silence --model fares --for "1 hour" --reason "a test"',),
