@@ -23,6 +23,13 @@ class Docments(griffe.Extension):
             before = func.docstring.value if func.docstring else ""
             func.docstring = griffe.Docstring("\n".join([before, "", *added]), parent=func, parser="google")
 
+    def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        """Document the fields of a dataclass by the comments beside them."""
+        for name, text in _comments(cls.path).items():
+            field = cls.members.get(name)
+            if text and isinstance(field, griffe.Attribute) and field.docstring is None:
+                field.docstring = griffe.Docstring(text, parent=field)
+
 
 def _comments(path: str) -> dict[str, str]:
     """The comments of the function at a dotted path, by parameter; none where there is no such function."""
