@@ -62,9 +62,9 @@ class Page:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    def wait(self, expression: str) -> Any:
+    def wait(self, expression: str, patience: float = PATIENCE) -> Any:
         """What an expression says once it says something true."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while time.monotonic() < end:
             with contextlib.suppress(AssertionError):  # while one page goes and another comes
                 if found := self.ask(expression):

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Page, chromium
 from notebooks import Project, make_project
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Page
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="not installed: chromium (apt-get install chromium)")
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-LACKING = [name for name in ("playwright", "jupyterlab") if importlib.util.find_spec(name) is None]
-LACKING += [] if CHROMIUM else ["chromium (apt-get install chromium)"]
-pytestmark = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
-
-PATIENCE = 180_000  # Milliseconds; only keeps a page that hangs from blocking the suite
+PATIENCE = 180  # Seconds; only keeps a page that hangs from blocking the suite
 
 CELLS = {
     "load": "%load_ext notebook_to_prod\nimport notebook_to_prod as n2p",
@@ -62,6 +54,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, str
         f"--port={port}",
         "--IdentityProvider.token=",
         "--LabApp.news_url=None",
+        "--LabApp.expose_app_in_browser=True",
     ]
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={project.folder}"],
@@ -86,50 +79,41 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Project, str
     server.wait(30)
 
 
-def run_all(page: Page) -> None:
-    """Choose Run All Cells, again if the menu was opened before the notebook was ready."""
-    for _ in range(10):
-        page.locator(".jp-Notebook .jp-CodeCell .cm-content").first.click()
-        page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-        item = page.locator(".lm-Menu-item:not(.lm-mod-disabled) .lm-Menu-itemLabel:text-is('Run All Cells')")
-        with contextlib.suppress(Exception):
-            item.click(timeout=5_000)
-            page.wait_for_selector(".jp-InputPrompt:text-matches('\\\\[(\\\\*|1)\\\\]')", timeout=15_000)
-            return
-        page.keyboard.press("Escape")
-    pytest.fail("JupyterLab does not run the notebook")
-
-
 @pytest.fixture(scope="module")
 def page(lab: tuple[Project, str]) -> Iterator[Page]:
     """The notebook, all of whose cells have been run."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": 1200, "height": 2600})
-        shown.set_default_timeout(PATIENCE)
-        shown.goto(f"{lab[1]}/lab/tree/train.ipynb")
-        shown.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        shown.wait_for_selector(".jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=idle]")
-        run_all(shown)
-        shown.wait_for_selector(".jp-OutputArea-output:has-text('nowhere.csv')")
-        shown.wait_for_timeout(500)
+    with chromium(1200, 2600) as tab:
+        shown = tab()
+        shown.open(f"{lab[1]}/lab/tree/train.ipynb")
+        shown.wait("!!document.querySelector('.jp-Notebook .jp-CodeCell')", PATIENCE)
+        shown.wait(
+            "!!document.querySelector('.jp-NotebookPanel .jp-Notebook-ExecutionIndicator[data-status=idle]')", PATIENCE
+        )
+        for _ in range(PATIENCE):  # until the notebook is the one that commands are about
+            shown.ask("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+            time.sleep(1)
+            if shown.ask("/\\[[*1]\\]/.test(document.querySelector('.jp-Notebook').innerText)"):
+                break
+        shown.wait("document.querySelector('.jp-Notebook').innerText.includes('remedy: ')", PATIENCE)
         if place := os.environ.get("N2P_TEST_SCREENSHOT"):
-            shown.screenshot(path=place)
+            shown.picture(Path(place))
         yield shown
-        browser.close()
+
+
+def below(number: int) -> str:
+    """What stands below the code cell of a number, from 0, in JavaScript."""
+    return f"document.querySelectorAll('.jp-Notebook .jp-CodeCell')[{number}].querySelector('.jp-Cell-outputArea')"
 
 
 def output(page: Page, number: int) -> str:
-    """The text below the code cell of a number, from 0."""
-    return page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-Cell-outputArea").inner_text()
+    """Its text."""
+    return page.ask(f"{below(number)}.innerText")
 
 
 def tables(page: Page, number: int) -> list[list[str]]:
-    """The rows of the tables below a code cell."""
-    rows = page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-Cell-outputArea tr").all()
-    return [[cell.strip() for cell in row.locator("th, td").all_inner_texts()] for row in rows]
+    """The rows of its tables."""
+    cells = "Array.from(row.querySelectorAll('th, td'), cell => cell.innerText.trim())"
+    return page.ask(f"Array.from({below(number)}.querySelectorAll('tr'), row => {cells})")
 
 
 def test_the_parameters_are_a_table_and_no_markup(page: Page) -> None:
@@ -163,12 +147,12 @@ def test_an_error_points_to_the_cell_in_a_few_lines(page: Page) -> None:
 
 def test_the_notebook_can_be_run_from_the_file_that_jupyterlab_saves(page: Page, lab: tuple[Project, str]) -> None:
     project, _ = lab
-    page.keyboard.press("Control+s")
+    page.ask("Array.from(window.jupyterapp.shell.widgets('main')).find(shown => shown.context).context.save()")
     for _ in range(100):
         saved = json.loads((project.folder / "train.ipynb").read_text("utf-8"))
         if saved["cells"][1]["outputs"]:
             break
-        page.wait_for_timeout(100)
+        time.sleep(0.1)
     del saved["cells"][-1]
     (project.folder / "saved.ipynb").write_text(json.dumps(saved), "utf-8")  # JupyterLab may still write the other
     done = project.run("saved.ipynb", "-p", "seed", "5")
