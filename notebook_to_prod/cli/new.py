@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def new(terminal: Terminal, name: str, template: str, target: str, data: Path | None, time: str, into: Path | None, templates: Path | None, no_lock: bool, no_git: bool) -> Result:
     """Make a project that runs at once.
 
-    A notebook with parameters and its data, tests, a workflow of GitHub Actions with gates, hooks that keep notebooks clean, a lock,
+    A notebook with parameters and its data, tests, a workflow of GitHub Actions with gates, a hook that checks notebooks, a lock,
     and a repository with a first commit. Its README has what comes next; n2p upgrade brings it up to date later.
 
     Example: n2p new churn --template classification

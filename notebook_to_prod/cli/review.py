@@ -90,10 +90,12 @@ def _found(terminal: Terminal, store: "Store", name: str, options: dict[str, Any
     record = find_origin(store, opened.digest)[1]
     live, told = (None, options["against"]) if options["against"] else find_champion(store, record)
     rival = find_bundle(store, options["against"]).bundle if options["against"] else Registry(store).bundle(live) if live else None
-    if rival is not None and rival.digest == opened.digest:
+    same = rival is not None and rival.digest == opened.digest
+    if same:
         rival, told = None, f"{told}, which is this model"
     try:
-        report = find_report(store, opened.digest, policy, rival.digest if rival else "") or judge(terminal, store, opened, rival.digest[7:] if rival else None, policy, ())
+        known = find_report(store, opened.digest, policy, opened.digest) if same else None  # n2p gate --against has asked that
+        report = known or find_report(store, opened.digest, policy, rival.digest if rival else "") or judge(terminal, store, opened, rival.digest[7:] if rival else None, policy, ())
     except InputError as error:  # the policy names what the model has not, or the store has lost its tables
         return _with_notebooks(Review(name, failure=error, record=record, champion=told, base=base), options["notebooks"])
     comparison = compare_models(store, rival, opened, (told, "this change")) if rival else None

@@ -11,7 +11,6 @@ import os
 import platform
 import shlex
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -24,7 +23,8 @@ from ..project import Store, project_settings
 from .findings import FIX, OK, WARN, Check, Finding, Told, examined
 from .installation import installation_checks
 from .merge import has_marks
-from .new import DRIVERS, RECORD, git, read_record
+from .new import RECORD, git, read_record
+from ..train.git_setup import git_status
 
 # %% auto #0
 __all__ = ['check_settings', 'check_template', 'check_notebooks', 'check_lock', 'check_git', 'check_leftovers', 'check_log',
@@ -142,7 +142,7 @@ def _notebooks(project: Path) -> list[Path]:
 
 
 def check_notebooks(project: Path) -> Iterator[Finding]:
-    "Whether the notebooks of the project pass the checks and hold no outputs."
+    "Whether the notebooks of the project pass the checks, and no outputs reach a commit."
     from notebook_to_prod.train.check.verdict import check_notebook
 
     paths, with_outputs, wrong = _notebooks(project), [], 0
@@ -160,11 +160,22 @@ def check_notebooks(project: Path) -> Iterator[Finding]:
         cells = json.loads(path.read_text(encoding="utf-8")).get("cells", [])
         if any(each.get("outputs") or each.get("execution_count") for each in cells):
             with_outputs.append(shown)
-    if with_outputs:
+    strips = _strips(project) if with_outputs else None
+    if with_outputs and not strips:
         shown = " ".join(with_outputs[:5])
-        yield Finding(WARN, f"{len(with_outputs)} of {len(paths)} notebooks hold outputs", f"jupyter nbconvert --clear-output --inplace {shown}")
-    if not wrong and not with_outputs:
-        yield Finding(OK, f"{len(paths)} notebooks pass the checks and hold no outputs")
+        remedy = f"jupyter nbconvert --clear-output --inplace {shown}" if strips is None else "n2p git install"
+        yield Finding(WARN, f"{len(with_outputs)} of {len(paths)} notebooks hold outputs", remedy)
+    elif not wrong:
+        yield Finding(OK, f"{len(paths)} notebooks pass the checks and {'hold no outputs' if not with_outputs else 'their outputs are not committed'}")
+
+
+def _strips(project: Path) -> bool | None:
+    "Whether git leaves outputs out of commits; None outside of a repository."
+    try:
+        setup = git_status(project)
+    except N2PError:
+        return None
+    return setup.strips and setup.installed
 
 # %% ../../nbs/scaffold/06_checkup.ipynb #lock
 def check_lock(project: Path) -> Iterator[Finding]:
@@ -218,31 +229,17 @@ def check_git(project: Path) -> Iterator[Finding]:
     except StoreError as error:
         yield Finding(WARN, "the project is in no repository" if "not a git repository" in error.what else error.what, "git init && git add -A && git commit -m 'Start'")
         return
-    attributes = git(project, "check-attr", "merge", "diff", "--", "nbs/train.ipynb").splitlines()
-    named = {line.split(": ")[1]: line.split(": ")[2] for line in attributes}
-    wrong = False
-    for kind, driver in named.items():
-        key = f"{kind}.{driver}.{'driver' if kind == 'merge' else 'command'}"
-        if driver in ("unspecified", "unset", "set"):
-            wrong = True
-            yield Finding(WARN, f"git has no program to {kind} notebooks", f"echo '*.ipynb {kind}=jupyternotebook' >> .gitattributes")
-        elif not _configured(project, key):
-            wrong = True
-            how = f"git config {key} {shlex.quote(DRIVERS[key])}" if key in DRIVERS else f"git config {key} PROGRAM"
-            yield Finding(FIX, f".gitattributes names the {kind} driver '{driver}', which this clone does not have", how)
+    setup = git_status(project)
+    wrong = not setup.installed
+    if not setup.attributes:
+        yield Finding(WARN, "git compares and merges notebooks by lines of JSON, not by cells", "n2p git install")
+    elif setup.missing:
+        yield Finding(FIX, f".gitattributes names the programs of n2p, which this clone does not have: {', '.join(setup.missing)}", "n2p git install")
     if (project / ".n2p").exists() and git(project, "ls-files", "--", ".n2p"):
         wrong = True
         yield Finding(FIX, "files of the store .n2p are in version control", "git rm -r -q --cached .n2p && echo '.n2p/' >> .gitignore")
     if not wrong:
-        yield Finding(OK, "notebooks are compared and merged by cells")
-
-
-def _configured(project: Path, key: str) -> bool:
-    try:
-        program = git(project, "config", key).split(" ")[0]
-    except StoreError:
-        return False
-    return shutil.which(program) is not None or shutil.which(program, path=str(Path(sys.executable).parent)) is not None
+        yield Finding(OK, f"notebooks are compared and merged by cells, and committed {'without' if setup.strips else 'with'} outputs")
 
 # %% ../../nbs/scaffold/06_checkup.ipynb #store
 def _alive(process: int) -> bool:

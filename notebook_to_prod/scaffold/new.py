@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, InputError, N2PError, StoreError
 from ..project import atomic_folder, did_you_mean, digest_bytes, remove_orphans, store_errors, write_json
+from ..train.git_setup import git_install
 from .template import Answers, Template, find_template, next_commands, render
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['RECORD', 'DRIVERS', 'check_project_name', 'read_table', 'example_request', 'Record', 'entry_of', 'read_record', 'git',
+__all__ = ['RECORD', 'check_project_name', 'read_table', 'example_request', 'Record', 'entry_of', 'read_record', 'git',
            'start_repository', 'NewProject', 'new_project']
 
 # %% ../../nbs/scaffold/01_new.ipynb #name
@@ -148,9 +149,6 @@ def read_record(project: Path) -> Record:
         raise InputError(f"the record of the template cannot be read: {error}", where=str(path), remedy=f"restore {RECORD} from version control") from error
 
 # %% ../../nbs/scaffold/01_new.ipynb #git
-DRIVERS = {"diff.jupyternotebook.command": "nbdev-diff-driver", "merge.jupyternotebook.name": "notebooks by cells", "merge.jupyternotebook.driver": "nbdev-merge %O %A %B %P"}
-
-
 def git(folder: Path, *arguments: str) -> str:
     "What git prints; raises `StoreError` with its reason if it fails or waits for an answer."
     here = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")}
@@ -171,11 +169,10 @@ def start_repository(folder: Path, name: str) -> str:
         return f"not touched: the folder is in the repository {git(folder, 'rev-parse', '--show-toplevel')}"
     try:
         git(folder, "init", "-q", "-b", "main")
-        for key, value in DRIVERS.items():
-            git(folder, "config", key, value)
+        git_install(folder)
         git(folder, "add", "-A")
         git(folder, "commit", "-q", "-m", f"Start {name} with n2p new")
-    except StoreError as error:
+    except N2PError as error:
         return f"a repository without a commit: {error.what}"
     return "a repository with a first commit"
 

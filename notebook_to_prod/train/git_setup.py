@@ -5,6 +5,7 @@
 # %% ../../nbs/train/26_git_setup.ipynb #imports
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -35,7 +36,8 @@ def _settings(python: str = sys.executable) -> dict[str, str]:
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=60)
+        here = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")}
+        return subprocess.run(["git", *arguments], cwd=folder, env=here, capture_output=True, text=True, timeout=60)
     except FileNotFoundError as error:
         raise DependencyError("git is not installed", where=str(folder), remedy="install git") from error
 
@@ -71,7 +73,7 @@ class GitSetup:
 def git_status(folder: Path) -> GitSetup:
     "What the clone around a folder knows; raises `InputError` outside of one."
     root = working_tree(folder)
-    done = _git(root, "check-attr", "diff", "merge", "filter", "--", "any.ipynb")
+    done = _git(folder, "check-attr", "diff", "merge", "filter", "--", "any.ipynb")
     attributes = dict(line.rpartition(": ")[::2] for line in done.stdout.splitlines())
     has = {name: attributes.get(f"any.ipynb: {name}") == "n2p" for name in ("diff", "merge", "filter")}
     found = {name: value for name in _settings() if (value := _git(root, "config", "--local", "--get", name).stdout.strip())}
@@ -103,7 +105,10 @@ def git_uninstall(folder: Path) -> GitSetup:
 def _write(root: Path, line: str) -> None:
     path = root / ".gitattributes"
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    kept = [each for each in before.splitlines() if each.split("#")[0].strip() not in (ATTRIBUTES, ATTRIBUTES + FILTER)]
+    ours = [text for each in before.splitlines() if (text := each.split("#")[0].strip()) in (ATTRIBUTES, ATTRIBUTES + FILTER)]
+    if ours == ([line] if line else []):  # it stays where it is
+        return
+    kept = [each for each in before.splitlines() if each.split("#")[0].strip() not in ours]
     lines = [*kept, *([line] if line else [])]
     after = "\n".join(lines) + "\n" if lines else ""
     if after != before and (after or path.is_file()):
