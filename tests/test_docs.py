@@ -170,7 +170,7 @@ class Case:
 NO_NETWORK = (0, 3)  # Done, or said that the package index does not answer
 CASES = {
     "n2p adopt": Case(slow=True),
-    "n2p run": Case(swaps=(("200", "5"),)),
+    "n2p run": Case(swaps=(("200", "5"),), slow=True),
     "n2p reproduce": Case(swaps=((" --fresh-env", ""),), slow=True),
     "n2p why": Case(swaps=((" --attribute", ""),)),
     "n2p lock": Case(codes=NO_NETWORK, slow=True),
