@@ -416,6 +416,7 @@ def _variables() -> list[str]:
         ("N2P_HOME", "The folder of the store, instead of `.n2p`"),
         ("N2P_ENV", "The environment, as `--env`"),
         ("N2P_TOKEN", "Who you are, where the operating system does not tell"),
+        ("N2P_UI_TOKEN", "What `n2p ui` asks of everybody beyond this machine"),
         ("N2P_THREADS", "Threads of native libraries"),
         ("N2P_REQUIRE_SEAL, N2P_REQUIRE_GATE", "`0` asks for none"),
         ("N2P_TRUSTED", "Libraries, as `trusted`"),

@@ -25,7 +25,8 @@ NOTEBOOKS = ROOT / "nbs"
 PAGES = ROOT / "_docs"
 IMAGES = "docs/images"
 SCREENSHOTS = "ui-*.png"  # Among them: taken by hand, and shown by links
-STAGES = ["train", "package", "release", "serve", "watch", "jupyter", "ui", "cli", "examples"]
+STAGES = ["train", "package", "release", "serve", "watch", "scaffold", "jupyter", "ui", "cli", "examples"]
+TITLES = {"ui": "UI", "cli": "CLI"}  # Where a capital letter does not do
 # What a code host shows best comes first.
 PREFERRED = ["text/markdown", "image/png", "image/svg+xml", "text/html", "text/plain"]
 GUIDES = ["CONTRIBUTING.md", "CHANGELOG.md"]
@@ -126,7 +127,7 @@ def on_config(config: Any) -> Any:
     built: list[Any] = [f"{BUILT}/{path.as_posix()}" for path in pages if len(path.parts) == 1]
     for stage in STAGES:
         if of_stage := [f"{BUILT}/{path.as_posix()}" for path in pages if path.parts[0] == stage]:
-            built.append({stage.capitalize(): of_stage})
+            built.append({TITLES.get(stage, stage.capitalize()): of_stage})
     nav.append({"How it is built": [*built, *GUIDES]})
     config["nav"] = nav
     return config

