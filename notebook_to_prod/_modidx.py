@@ -595,6 +595,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._allowed': ( 'package/bundle.html#_allowed',
                                                                                                'notebook_to_prod/package/bundle.py'),
+                                                 'notebook_to_prod.package.bundle._apart': ( 'package/bundle.html#_apart',
+                                                                                             'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._damaged': ( 'package/bundle.html#_damaged',
                                                                                                'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._hex': ( 'package/bundle.html#_hex',

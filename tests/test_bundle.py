@@ -55,6 +55,7 @@ from notebook_to_prod.package.lock import distributions_of, read_lock
 from notebook_to_prod.package.schema import Schema, infer_schema
 from notebook_to_prod.package.session import start
 from notebook_to_prod.serve.app import create_app
+from notebook_to_prod.serve.batch import Model
 from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.train.closure import imported_names, local_files, local_folders
 
@@ -1089,16 +1090,22 @@ def test_a_service_whose_late_pipeline_is_broken_answers_and_is_not_ready(
     contents = {name: (whole.path / name).read_bytes() for name in whole.files}
     changed = write_bundle(tmp_path / "changed", contents | {"model.pkl": pickle.dumps([1, 2])})
     predictor = load_predictor(changed.path, late=True)
+    said: list[str] = []
     with TestClient(create_app(predictor)) as client:
         deadline = time.monotonic() + 20
-        while predictor.source.error is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert client.get("/ready").status_code == 503 and client.get("/ready").json()["status"] == "broken"
+        while said[-1:] != ["broken"] and time.monotonic() < deadline:
+            answer = client.get("/ready")
+            assert answer.status_code == 503
+            said.append(answer.json()["status"])
+        assert set(said) <= {"loading", "broken"} and said[-1] == "broken"
         assert client.get("/v2/health/ready").status_code == 503
-        assert (
-            client.post("/predict", json=whole.golden["rows"][0]).json()["predictions"]
-            == whole.golden["predictions"][:1]
-        )
+        asked = client.post("/predict", json=whole.golden["rows"][0]).json()
+        assert asked["predictions"] == pytest.approx(whole.golden["predictions"][:1])
+        refused = Model(predictor)
+        predictor.scorer.plan = None  # as if it refused the row
+        rows = refused.decode(json.dumps(whole.golden["rows"][0]).encode())
+        assert [refused.score_alone(rows).status for _ in range(3)] == [503] * 3
+        assert len(traceback.extract_tb(predictor.source.error.__traceback__)) < 12
     assert "cannot be loaded, the service is not ready" in caplog.text
 
 

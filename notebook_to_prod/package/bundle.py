@@ -16,10 +16,10 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from ..display import Badge, Displayed, Shown, pairs
@@ -313,9 +313,17 @@ def _offer_code(bundle: Bundle) -> None:
         sys.meta_path.insert(0, _CodeFinder(bundle))
 
 
+_modules = RLock()  # What this process has loaded is one thread's to change at a time
+
+
 @contextlib.contextmanager
 def kept_apart(bundle: Bundle) -> Iterator[None]:
     "Forget at the end the modules that a bundle brings, and have back those that it hides meanwhile."
+    with _modules:
+        yield from _apart(bundle)
+
+
+def _apart(bundle: Bundle) -> Iterator[None]:
     own = {name.split("/")[1].removesuffix(".py") for name in bundle.files if name.startswith("code/")}
     set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in own}
     finders = list(sys.meta_path)
@@ -456,7 +464,6 @@ class LatePipeline:
     trusted: Sequence[str] = ()  # Libraries to trust besides those of `trusted_libraries`
     error: N2PError | None = None  # What loading raised
     _found: Any = None
-    _lock: Lock = field(default_factory=Lock, repr=False)
 
     def __post_init__(self) -> None:
         _offer_code(self.bundle)
@@ -473,9 +480,9 @@ class LatePipeline:
 
     def __call__(self) -> Any:
         "The pipeline; raises what `load_pipeline` and `replay_golden` raise."
-        with self._lock:
+        with _modules:
             if self.error is not None:
-                raise self.error
+                raise self.error.with_traceback(None)  # or it would keep the frames of everyone who asked
             if self._found is None:
                 try:
                     pipeline = load_pipeline(self.bundle, self.trusted)

@@ -215,8 +215,8 @@ def _load(pipeline: LatePipeline) -> None:
 def _state(service: Service) -> str:
     "What `/ready` says."
     source = service.model.predictor.source
-    broken = isinstance(source, LatePipeline) and source.error is not None
-    return "stopping" if service.draining else "broken" if broken else "ready"
+    late = isinstance(source, LatePipeline) and not source.is_loaded
+    return "stopping" if service.draining else "ready" if not late else "loading" if source.error is None else "broken"
 
 
 def _build(service: Service) -> Application:
@@ -251,7 +251,7 @@ def _build(service: Service) -> Application:
     def health() -> Status:
         return Status(status="ok", **service.model.predictor.identity)
 
-    @app.get("/ready", operation_id="ready", summary="Whether the model is loaded, verified and replayed", responses={503: {"model": Status, "description": "The process is about to stop, or the pipeline behind its plan cannot be loaded"}})
+    @app.get("/ready", operation_id="ready", summary="Whether the model is loaded, verified and replayed", responses={503: {"model": Status, "description": "The process is about to stop, or the pipeline behind its plan is not loaded"}})
     def ready(response: Response) -> Status:
         status = _state(service)
         response.status_code = 200 if status == "ready" else 503

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import BundleError, DataError, DependencyError
 from ..package.bundle import Prediction, unusable_row
 from ..package.compile.plan import Plan
 from .decode import Decoder
@@ -128,6 +128,9 @@ class Model:
                 return self.predictor.score_rows(rows)
         except DataError as error:
             return _not_finite(error.where)
+        except (BundleError, DependencyError) as error:  # the pipeline behind the plan cannot be loaded
+            self._tell(error)
+            return refusal(503, "unavailable", [], "The model is not available for this input")
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises
             self._tell(error)
             return refusal(422, "refused", ["body"], "The model cannot score this input")
