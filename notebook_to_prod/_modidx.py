@@ -3383,6 +3383,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'notebook_to_prod/release/approvals.py'),
                                                     'notebook_to_prod.release.approvals.count_approvals': ( 'release/approvals.html#count_approvals',
                                                                                                             'notebook_to_prod/release/approvals.py'),
+                                                    'notebook_to_prod.release.approvals.rejected_requests': ( 'release/approvals.html#rejected_requests',
+                                                                                                              'notebook_to_prod/release/approvals.py'),
                                                     'notebook_to_prod.release.approvals.standing_approvals': ( 'release/approvals.html#standing_approvals',
                                                                                                                'notebook_to_prod/release/approvals.py'),
                                                     'notebook_to_prod.release.approvals.standing_request': ( 'release/approvals.html#standing_request',

@@ -430,9 +430,15 @@ def test_an_approver_rejects_a_request_with_a_reason(trained: Project, registry:
     done = trained.n2p("approve", "unwanted@1", "--reject", "--reason", "the slices of bob are missing", **token)
     assert done.code == 0 and done.stdout.startswith("rejected"), done
     found = registry.approvals("unwanted", 1)
-    assert found.given == ("bob",) and found.requested is None
+    assert found.given == () and found.requested is None
+    team.be("dan")
+    with pytest.raises(VerdictError, match="0 of 2"):
+        registry.promote("unwanted", 1)
+    assert dict(registry.approvals("unwanted", 1).apart)["sue"] == "registered it"
+    registry.withdraw("unwanted", 1)
     assert "there was no request" in trained.n2p("approve", "unwanted@1", "--reject", "--reason", "x", **token).stdout
-    assert registry.history("unwanted")[-1].reason == "the slices of bob are missing"
+    (refused,) = (event for event in registry.history("unwanted") if event.action == "reject")
+    assert refused.reason == "the slices of bob are missing"
     assert verify_audit(registry).damage == []
 
 

@@ -71,7 +71,7 @@ def completed(project: Project, shell: str, words: str, last: str) -> set[str]:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_commands_options_and_names(known: Project, shell: str) -> None:
-    assert completed(known, shell, "n2p", "re") == {"reproduce", "register", "retire", "retrain"}
+    assert completed(known, shell, "n2p", "re") == {"reproduce", "register", "retire", "retrain", "review"}
     assert {"--certfile"} == completed(known, shell, "n2p serve", "--ce")
     assert completed(known, shell, "n2p bundle", "ve") == {"verify"}
     assert completed(known, shell, "n2p serve", "fl") == {"flats", "flights", "flights@production", "flights@7"}

@@ -320,7 +320,7 @@ class Examples:
             self.look_up()
             line = line.format_map(defaultdict(lambda: "not-there", self.names))
         if name == "n2p serve":
-            self.serve(line, "url", "/ready")
+            self.serve(line, "url", "/health")
         elif name == "n2p ui":
             self.serve(line, "entrance")
         elif name == "n2p approve":

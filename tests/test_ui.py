@@ -28,6 +28,7 @@ from notebook_to_prod.release.rollout import read_rollout, start_rollout
 from notebook_to_prod.ui.app import make_app
 from notebook_to_prod.ui.desk import Desk, looked_store
 from notebook_to_prod.ui.door import Door, own_token
+from notebook_to_prod.ui.rendered import harmless
 from notebook_to_prod.watch.alert_book import raise_signals
 from notebook_to_prod.watch.alerts import DEFAULT_RULES, Signal
 
@@ -211,6 +212,11 @@ def test_an_output_notebook_can_do_nothing(copied: Project) -> None:
     policy = page.headers["content-security-policy"]
     assert policy.startswith("sandbox;") and "default-src 'none'" in policy and "script" not in policy
     assert "<script" not in page.text and "<b>kept</b>" in page.text
+
+
+def test_the_text_of_scripts_and_styles_is_not_shown() -> None:
+    said = harmless("<style>#T_1 td { color: red }</style><p>kept</p><script src=x>alert(1)</script >")
+    assert said == "<p>kept</p>"
 
 
 # Who may

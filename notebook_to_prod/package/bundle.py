@@ -427,11 +427,7 @@ def replay_golden(bundle: Bundle, pipeline: Any) -> float:
     Labels must be equal and numbers within 1e-6 of the larger of 1 and the expected, since another processor may round differently; raises `BundleError`.
     """
     golden = bundle.golden
-    try:
-        got = predict(pipeline, to_table(bundle.schema, golden["rows"]))
-    except Exception as error:  # whatever a pipeline raises
-        what = f"the model cannot predict the rows that it did at export: {type(error).__name__}: {error}"
-        raise BundleError(what, where=str(bundle.path / "golden.json"), remedy="install the versions in the bundle's requirements.lock") from error
+    got = predict(pipeline, to_table(bundle.schema, golden["rows"]))
     pairs = ((golden["predictions"], got.predictions), (golden["probabilities"], got.probabilities))
     try:
         return max(largest_difference(expected, actual) for expected, actual in pairs)
@@ -490,6 +486,10 @@ class LatePipeline:
                 except N2PError as error:
                     self.error = error
                     raise
+                except Exception as error:  # whatever a pipeline raises
+                    what = f"the model cannot predict the rows that it did at export: {type(error).__name__}: {error}"
+                    self.error = BundleError(what, where=str(self.bundle.path), remedy="install the versions in the bundle's requirements.lock")
+                    raise self.error from error
                 self._found = pipeline
             return self._found
 

@@ -16,18 +16,20 @@ from .stages import StageRules, approvers_of
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['standing_approvals', 'standing_request', 'Approvals', 'count_approvals']
+__all__ = ['standing_approvals', 'standing_request', 'rejected_requests', 'Approvals', 'count_approvals']
 
 # %% ../../nbs/release/06_approvals.ipynb #standing
 def standing_approvals(events: Sequence[Event], version: int, stage: str | None = None) -> list[Event]:
-    "The last approval by each person for each stage, or for one, that was not withdrawn; for whichever bundle, and however long ago."
+    "The last approval by each person for each stage, or for one, that was not withdrawn, nor came before a rejection; for whichever bundle, and however long ago."
     found: dict[tuple[str | None, str], Event] = {}
     for event in events:
         if event.action == "rollback" and event.previous == version:
             found = {key: each for key, each in found.items() if key[0] != event.alias}
         elif event.version == version and event.action == "approve":
             found[event.stage, event.user] = event
-        elif event.version == version and event.action in ("revoke", "reject"):
+        elif event.version == version and event.action == "reject":
+            found = {key: each for key, each in found.items() if key[0] != event.stage}
+        elif event.version == version and event.action == "revoke":
             found.pop((event.stage, event.user), None)
     return [each for each in found.values() if stage in (None, each.stage)]
 
@@ -41,6 +43,19 @@ def standing_request(events: Sequence[Event], version: int, stage: str) -> Event
             found = None
         elif event.action == "request" and event.version == version and event.stage == stage:
             found = found or event
+    return found
+
+
+def rejected_requests(events: Sequence[Event], version: int, stage: str) -> list[Event]:
+    "The requests for a version that were rejected: who made them may not grant what they asked for."
+    found, asked = [], []
+    for event in events:
+        if event.version == version and event.stage == stage:
+            if event.action == "request":
+                asked.append(event)
+            elif event.action in ("withdraw", "reject"):
+                found += asked if event.action == "reject" else []
+                asked = []
     return found
 
 # %% ../../nbs/release/06_approvals.ipynb #count
@@ -109,6 +124,7 @@ def count_approvals(
     "Count the approvals of a version for a stage."
     approvers, request = approvers_of(rules, people, name), standing_request(events, version, rules.stage)
     apart = {mover: "promotes it"} if mover else {}
+    apart |= {each.user: "asked for it, and was refused" for each in rejected_requests(events, version, rules.stage)}
     apart |= {request.user: "asked for it"} if request else {}
     apart |= {each.user: "registered it" for each in events if each.action == "register" and each.version == version}
     today, ends = datetime.fromisoformat(moment or now()), []

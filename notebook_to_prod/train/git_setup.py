@@ -24,13 +24,14 @@ FILTER = " filter=n2p"
 
 
 def _settings(python: str = sys.executable) -> dict[str, str]:
-    program = f"{shlex.quote(Path(python).as_posix())} -m notebook_to_prod git"
+    program = f"{shlex.quote(Path(python).as_posix())} -P -m notebook_to_prod git"
     return {
         "diff.n2p.textconv": f"{program} textconv",
         "merge.n2p.name": "notebooks cell by cell",
         "merge.n2p.driver": f"{program} merge %O %A %B %P",
         "filter.n2p.clean": f"{program} clean",
         "filter.n2p.smudge": "cat",
+        "filter.n2p.required": "true",  # or what cannot be cleaned is committed with its outputs
     }
 
 

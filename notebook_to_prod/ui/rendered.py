@@ -45,7 +45,7 @@ def harmless(markup: str) -> str:
     return str(cleaner.clean(_SILENT.sub("", markup)))
 
 
-_SILENT = re.compile(r"<(script|style).*?</\s*>", re.DOTALL | re.IGNORECASE)  # Whose text is nothing to read; what is left of it is cut down like all
+_SILENT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)  # Whose text is nothing to read; what is left of it is cut down like all
 
 # %% ../../nbs/ui/03_rendered.ipynb #render
 def render_notebook(

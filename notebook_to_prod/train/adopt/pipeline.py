@@ -102,7 +102,14 @@ def _check(joined: Joined, chosen: Chosen, test: str, pipeline: str) -> list[str
         parts = ending[-1] if ending else ""
     if not parts:
         raise LookupError("the notebook judges it on no rows that are still there at its end, so the joined pipeline cannot be compared with it")
-    return ["import numpy as np", "", f"np.testing.assert_array_equal({pipeline}.predict({test}), {chosen.variable}.predict({parts}))"]
+    return [
+        "import numpy as np",
+        "",
+        f"np.testing.assert_array_equal({pipeline}.predict({test}), {chosen.variable}.predict({parts}))",
+        'for scores in ("predict_proba", "decision_function"):  # labels may agree where what they follow from does not',
+        f"    if hasattr({chosen.variable}, scores):",
+        f"        np.testing.assert_allclose(getattr({pipeline}, scores)({test}), getattr({chosen.variable}, scores)({parts}), rtol=1e-9, atol=1e-12)",
+    ]
 
 
 def exported(
