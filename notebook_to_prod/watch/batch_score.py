@@ -172,7 +172,7 @@ def choose_engine(
     return min(times, key=times.__getitem__)
 
 
-_WORTH_LOADING = 4.0  # Seconds of work by the plan below which the pipeline is not even loaded: that takes two
+_WORTH_LOADING = 20.0  # Seconds of work by the plan below which the pipeline is not even tried: to load and time it takes four
 _WORTH_COMPILING = 300_000  # Rows
 
 
