@@ -2805,6 +2805,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'notebook_to_prod/package/keys.py'),
                                                'notebook_to_prod.package.keys._trusted_path': ( 'package/keys.html#_trusted_path',
                                                                                                 'notebook_to_prod/package/keys.py'),
+                                               'notebook_to_prod.package.keys._unlocked': ( 'package/keys.html#_unlocked',
+                                                                                            'notebook_to_prod/package/keys.py'),
                                                'notebook_to_prod.package.keys._write': ( 'package/keys.html#_write',
                                                                                          'notebook_to_prod/package/keys.py'),
                                                'notebook_to_prod.package.keys.add_signature': ( 'package/keys.html#add_signature',

@@ -171,12 +171,16 @@ def store_errors(path: Path) -> Iterator[None]:
         raise StoreError(f"the file system refuses: {reason}", where=os.fsdecode(error.filename or path), remedy=remedy) from error
 
 # %% ../nbs/01_project.ipynb #atomic-write
-def write_atomic(path: Path, content: str | bytes) -> Path:
+def write_atomic(
+    path: Path,
+    content: str | bytes,
+    by_way_of: Path | None = None,  # Folder on the same disk that holds the temporary file; that of `path` by default
+) -> Path:
     "Write `content` to `path` so that it is there whole or not at all; returns `path`, raises `StoreError`."
     data = content.encode() if isinstance(content, str) else content
     with store_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=temporary_prefix(path), suffix=".tmp", dir=by_way_of or path.parent)
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:

@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -1265,6 +1266,31 @@ def test_only_bundles_that_a_trusted_key_has_signed_are_served(
     assert load_predictor(bundle.path, bundle.digest).bundle.digest == bundle.digest
     monkeypatch.setenv("N2P_TRUSTED_KEYS", theirs)
     assert load_predictor(bundle.path, bundle.digest).bundle.digest == bundle.digest
+
+
+def test_a_bundle_that_is_being_signed_is_whole_for_all_who_look(
+    tmp_path: Path, bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N2P_KEYS", str(tmp_path / "keys"))
+    original = bundles["regression"]
+    bundle = write_bundle(tmp_path / "bundles", {name: (original.path / name).read_bytes() for name in original.files})
+    names = [f"key{number}" for number in range(8)]
+    public = {keys.new_key(name) for name in names}
+
+    def sign(name: str) -> None:
+        for _ in range(25):
+            keys.add_signature(bundle.path, keys.sign(bundle.digest, name))
+
+    with ThreadPoolExecutor(len(names)) as executor:
+        signing = [executor.submit(sign, name) for name in names]
+        looked = 0
+        while not all(each.done() for each in signing) or looked < 10:
+            open_bundle(bundle.path, bundle.digest)
+            looked += 1
+        for each in signing:
+            each.result()
+    assert {each.key for each in keys.read_signatures(bundle.path)} == public, "none of them overwrites another's"
+    assert not bundle.path.stat().st_mode & 0o222 and list(bundle.path.parent.iterdir()) == [bundle.path]
 
 
 # What a bundle says of its model

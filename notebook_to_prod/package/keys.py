@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import BundleError, DependencyError, InputError, NotFoundError
-from ..project import Store, store_errors, write_json
+from ..project import Store, store_errors, write_atomic, write_json
 
 # %% auto #0
 __all__ = ['SIGNATURES', 'keys_folder', 'new_key', 'public_key', 'Signature', 'sign', 'read_signatures', 'add_signature',
@@ -115,17 +117,33 @@ def read_signatures(folder: Path) -> list[Signature]:
 
 def add_signature(folder: Path, signature: Signature) -> None:
     "Put a signature beside the manifest in a bundle's folder; one by the same key is replaced."
-    _write(folder, [*(each for each in read_signatures(folder) if each.key != signature.key), signature])
+    with _unlocked(folder):
+        _write(folder, [*(each for each in read_signatures(folder) if each.key != signature.key), signature])
 
 
 def _write(folder: Path, signatures: Iterable[Signature]) -> None:
+    text = json.dumps([asdict(each) for each in signatures], indent=2) + "\n"
+    write_atomic(folder / SIGNATURES, text, by_way_of=folder.parent)  # who verifies the bundle meanwhile must find nothing else in it
+
+
+@contextlib.contextmanager
+def _unlocked(folder: Path) -> Iterator[None]:
+    "Hold a bundle's folder so that it can be written, and by nobody else."
     with store_errors(folder):
-        mode = folder.stat().st_mode
-        folder.chmod(mode | 0o200)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a network's disk that locks no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        with store_errors(folder):
+            mode = folder.stat().st_mode
+            folder.chmod(mode | 0o200)
         try:
-            write_json(folder / SIGNATURES, [asdict(each) for each in signatures])
+            yield
         finally:
-            folder.chmod(mode)
+            with store_errors(folder):
+                folder.chmod(mode)
+    finally:
+        os.close(handle)
 
 
 def found_signatures(folder: Path) -> list[Signature]:
@@ -144,7 +162,10 @@ def restore_signatures(
     "Put signatures that are known of a bundle, and that its folder lacks, beside the manifest; raises `StoreError` if the disk refuses."
     there = found_signatures(folder)
     lacking = {each.key: each for each in known if each not in there and is_valid(digest, each)}
-    if lacking:
+    if not lacking:
+        return
+    with _unlocked(folder):
+        there = found_signatures(folder)  # as they are now that nobody else writes
         _write(folder, [*(each for each in there if each.key not in lacking), *lacking.values()])
 
 
