@@ -196,7 +196,7 @@ def test_threads_share_the_functions() -> None:
 def test_a_forest_too_large_for_masks_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trees, "MOST_BYTES", 10)
     plan = by_functions(fitted("forest"), masks=True)
-    assert plan.forests[0].masks() is None
+    assert plan.forests[0].masked() is None
     rows = [*rows_of(columns_of(plan.schema, FLIGHTS))][:8]
     assert plan.answer_rows(rows) == by_steps(plan, rows)
 

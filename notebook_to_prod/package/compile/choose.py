@@ -83,7 +83,7 @@ def _fastest(ways: Mapping[Any, Callable[[], Any]], rounds: int = 4) -> Any:
 
 
 def _are_masks_faster(plan: Plan, rows: Sequence[Sequence[Any]]) -> bool:
-    if plan.derived(False).alone is None or not any([forest.masks() for forest in plan.forests]):
+    if plan.derived(False).alone is None or not any([forest.masked() for forest in plan.forests]):
         return False
     return _fastest({masks: partial(plan.alone, rows, plan.derived(masks)) for masks in (False, True)})
 

@@ -36,13 +36,14 @@ class Masks:
         self._words = len(self._open) // _WORD
         self._first = np.arange(self._words) * _WORD if self._words == len(roots) else None  # If a word is enough for each tree
         self._trees = len(roots)
-        self._table = np.empty((0, self._words), dtype=np.uint64)
-        self._starts: dict[tuple[Any, ...], int] = {}
+        self.tree_of_word = np.repeat(np.arange(self._trees), _words(feature, roots))
+        self.table = np.empty((0, self._words), dtype=np.uint64)
+        self._places: dict[tuple[Any, ...], range] = {}  # In the table
         self._edges: dict[int, np.ndarray] | None = None
 
     def leaves(self, gaps: np.ndarray) -> np.ndarray:
         "The leaf of each tree, (rows, trees), from the places of each row's masks in the table, (rows, masks)."
-        rows, words = len(gaps), np.bitwise_and.reduce(self._table.take(gaps, axis=0), axis=1)
+        rows, words = len(gaps), self.words(gaps)
         if self._first is not None:
             return self._leaf.take(np.frexp(words.astype(np.float64))[1] + self._first)  # the place of the only bit
         flat = words.reshape(-1)
@@ -56,7 +57,7 @@ class Masks:
 
     def leaves_of_one(self, gaps: list[int]) -> np.ndarray:
         "As `leaves`, for one row."
-        words = np.bitwise_and.reduce(self._table.take(gaps, axis=0), axis=0)
+        words = np.bitwise_and.reduce(self.table.take(gaps, axis=0), axis=0)
         if self._first is not None:
             return self._leaf.take(np.frexp(words.astype(np.float64))[1] + self._first)[None]
         at = words.nonzero()[0]
@@ -64,6 +65,22 @@ class Masks:
         at *= _WORD
         at += places
         return self._leaf.take(at)[None]
+
+    def some_gaps(self, rows: int) -> np.ndarray:
+        "The masks of rows that anybody may send, (rows, masks): one of each column, or block of columns, that has been asked for."
+        random = np.random.default_rng(7)
+        return np.stack([random.integers(each.start, each.stop, rows) for each in self._places.values()], axis=1)
+
+    def words(self, gaps: np.ndarray) -> np.ndarray:
+        "What the masks of each row leave open: (rows, words)."
+        return np.bitwise_and.reduce(self.table.take(gaps, axis=0), axis=1)
+
+    def by_bit(self, values: np.ndarray, places: np.ndarray) -> np.ndarray:
+        "The values of leaves, (leaves, outputs), by word and by the place that is wanted for each of its 64 bits: (64 × words, outputs)."
+        found = np.zeros((len(self._open), values.shape[1]))
+        bits = np.flatnonzero(self._open)
+        found[bits // _WORD * _WORD + places[bits % _WORD]] = values[self._leaf[bits + 1]]
+        return found
 
     def edges(self, column: int) -> np.ndarray:
         "The thresholds of a column, in order."
@@ -84,10 +101,11 @@ class Masks:
         return self._placed((start, ones.off.tobytes(), ones.on.tobytes()), lambda: self._block(start, ones, used)) if used else None
 
     def _placed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> int:
-        if key not in self._starts:
-            self._starts[key] = len(self._table)
-            self._table = np.concatenate([self._table, make()])
-        return self._starts[key]
+        if key not in self._places:
+            made = make()
+            self._places[key] = range(len(self.table), len(self.table) + len(made))
+            self.table = np.concatenate([self.table, made])
+        return self._places[key].start
 
     def _gaps(self, column: int) -> np.ndarray:
         "A gap leaves a leaf open if it is behind every threshold that the leaf lies right of, and before every one that it lies left of."

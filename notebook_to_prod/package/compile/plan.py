@@ -280,6 +280,10 @@ class Plan:
             forest.use(forest.engine, COMPILED)
         return any(forest.engine_many == COMPILED for forest in self.forests)
 
+    def compile_masks(self) -> bool:
+        "Let machine code put together the masks of a few rows, if masks find the leaves, numba is there, and the bits are the same; whether it does. Takes seconds, the first time; others may be answering."
+        return any([forest.compile_masks() for forest in self.forests])
+
     @property
     def takes_coded(self) -> bool:
         "Whether columns of texts and categories may be `Coded`: every step that is given cells knows them."

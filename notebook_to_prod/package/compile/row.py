@@ -160,6 +160,10 @@ class RowCode:
         self.quiet = False
         return self.let(f"{self.keep(step)}({', '.join(names)})")
 
+    def call_with_numbers(self, function: Callable[..., Any], value: RowNumbers) -> str:
+        "What a function makes of numbers that are scalars, one by one, as an expression."
+        return f"{self.keep(function)}({', '.join(part.name for part in value.parts if isinstance(part, Scalar))})"
+
     def filled(self, value: RowNumbers) -> str:
         "The name of an array of one row with the numbers in it."
         name, flat = self.array(value)

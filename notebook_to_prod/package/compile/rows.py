@@ -70,7 +70,9 @@ def _called_with(code: RowCode, value: Any) -> RowObject:
         return RowObject(f"[{', '.join(f'[{name}]' for name in value.names)}]")
     if isinstance(value, RowLeaves):
         return RowObject(f"{code.keep(np.array)}([[{', '.join(value.names)}]])")
-    return RowObject(code.filled(value)) if isinstance(value, RowNumbers) else value
+    if not isinstance(value, RowNumbers):
+        return value
+    return RowObject(code.filled(value) if value.then is None else code.let(code.call_with_numbers(value.then.of_one, value)))
 
 
 def _plain(array: np.ndarray) -> list[Any]:
@@ -79,13 +81,13 @@ def _plain(array: np.ndarray) -> list[Any]:
 
 def _listed(code: RowCode, value: Any) -> str:
     "The numbers of an end as a list."
-    if isinstance(value, RowNumbers):
+    if isinstance(value, RowNumbers) and value.then is None:
         return f"[{', '.join(value.names)}]" if value.names else f"{code.filled(value)}[0].tolist()"
     return f"{code.keep(_plain)}({_called_with(code, value).name})"
 
 # %% ../../../nbs/package/compile/14b_rows.ipynb #front
 def _front(steps: Program, ends: Mapping[str, int], parameters: Sequence[str], masks: bool) -> tuple[Any, tuple[int, ...], tuple[Todo, ...]]:
-    as_ever: set[int] = set(ends.values())
+    as_ever: set[int] = set()
     while True:
         code, held = RowCode(alone=False, masks=masks), {0: RowCells(tuple(parameters))}
         rest, wanted = [], {}
@@ -94,6 +96,9 @@ def _front(steps: Program, ends: Mapping[str, int], parameters: Sequence[str], m
             inputs, before = several or (first,), len(code.lines)
             values = [held.get(each) for each in inputs]
             made = None if register in as_ever or None in values else step.row(code, *values)
+            if register in ends.values():
+                made = made if isinstance(made, RowNumbers) and made.then is not None else None  # the steps know the type of an end
+                wanted.update({} if made is None else {register: made})
             if made is None:
                 del code.lines[before:]
                 rest.append(todo)

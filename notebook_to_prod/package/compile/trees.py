@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
+from .masked import MaskedLeaves
 from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
 from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, are_numbers, scalars
@@ -59,7 +60,7 @@ class Forest(Step):
         self._session: Any = None
         self._walked: Any = None
         self._lists: Any = None
-        self._masks: Masks | None = None
+        self._masked: MaskedLeaves | None = None
         many = "onnxruntime" if has_onnxruntime() else "numpy"
         self.use("loop" if self.comparisons <= _FEW_COMPARISONS else many, many)
 
@@ -91,15 +92,20 @@ class Forest(Step):
         "The leaf that each node is, counted over all trees; 0 for one that is none."
         return np.maximum(self._leaf, 0)
 
-    def masks(self) -> Masks | None:
-        "Masks of the leaves, made when they are first wanted; None if they would be too large."
-        if self._masks is None and (self.feature >= 0).any() and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
-            self._masks = Masks(self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
-        return self._masks
+    def masked(self) -> MaskedLeaves | None:
+        "Its leaves by masks, which are made when they are first wanted; None if they would be too large."
+        if self._masked is None and (self.feature >= 0).any() and bytes_of_masks(self.feature, self.threshold, self.roots) <= MOST_BYTES:
+            self._masked = MaskedLeaves(Masks(self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots))
+        return self._masked
 
     def forget_masks(self) -> None:
         "Give their memory back."
-        self._masks = None
+        self._masked = None
+
+    def compile_masks(self) -> bool:
+        "Have machine code put together the masks that functions of rows use; whether it does."
+        made = [each.compile() for each in [*self._masked.sums.values()]] if self._masked is not None else []
+        return any(made)
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
         return self._one(matrix) if len(matrix) == 1 else self._many(matrix)
@@ -162,12 +168,9 @@ class Forest(Step):
     def row(self, code: RowCode, value: Any) -> RowLeaves | RowObject | RowNumbers | None:
         if not are_numbers(value, self.threshold.dtype.name):
             return None
-        masks = self.masks() if code.masks else None
-        if masks is not None:
-            gaps = self._masked(code, value, masks)
-            if not code.alone:
-                return RowNumbers(tuple(map(Scalar, gaps)), "int64", then=masks.leaves)
-            return RowObject(code.let(f"{code.keep(masks.leaves_of_one)}([{', '.join(gaps)}])"))
+        masked = self.masked() if code.masks else None
+        if masked is not None:
+            return RowNumbers(tuple(map(Scalar, self._gaps(code, value, masked.masks))), "int64", then=masked)
         if not code.alone:
             return None
         if self.engine != "loop":
@@ -178,7 +181,7 @@ class Forest(Step):
         code.lines.append(f"{', '.join(names)}, = {code.keep(self._walk)}({flat})")
         return RowLeaves(tuple(names))
 
-    def _masked(self, code: RowCode, value: RowNumbers, masks: Masks) -> list[str]:
+    def _gaps(self, code: RowCode, value: RowNumbers, masks: Masks) -> list[str]:
         "Where the mask of each column, or block of columns, that a tree reads stands in the table."
         found = []
         for column, part in value.placed():
@@ -261,9 +264,16 @@ class LeafSum(Step):
         return np.add.reduce(added if base is None else np.concatenate([base[None], added]), axis=0)
 
     def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        if not code.alone or self.values.dtype != np.float64 or self.base.dtype != np.float64:
+        if self.values.dtype != np.float64 or self.base.dtype != np.float64:
             return None
         outputs = len(self.base)
+        if isinstance(value, RowNumbers) and isinstance(value.then, MaskedLeaves):
+            worth = value.then.worth(self)
+            if not code.alone:
+                return replace(value, then=worth)
+            return code.taken(code.call_with_numbers(worth.of_one, value), outputs) if outputs <= FEW_OUTPUTS else None
+        if not code.alone:
+            return None
         if isinstance(value, RowObject) and outputs <= FEW_OUTPUTS:
             total = code.taken(f"{code.keep(self.sums_of_one)}({value.name}[0])[None]", outputs)
             return total if self.divisor is None else scalars(*(code.let(f"{name} / {code.number(float(self.divisor))}") for name in total.names or ()))

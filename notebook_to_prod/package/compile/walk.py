@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['BLOCK', 'has_numba', 'compiled_walk', 'compiled_sum']
+__all__ = ['BLOCK', 'BIT', 'has_numba', 'compiled_walk', 'compiled_sum', 'compiled_masked_sum']
 
 # %% ../../../nbs/package/compile/06c_walk.ipynb #walk
 BLOCK = 64  # Rows that walk at the same time: they, and the nodes of a tree, stay in the cache
@@ -74,6 +74,31 @@ def _sum(rows: Any, column: Any, threshold: Any, children: Any, missing_left: An
                     sums[start + row, tree % outputs] += values[nodes[row], 0]
 
 
+BIT = 0x03F79D71B4CB0A89  # De Bruijn's: a power of two times this has the exponent's own number in its upper six bits
+
+
+def _masked_sum(table: Any, gaps: Any, values: Any, tree_of_word: Any, multiplier: Any, sums: Any) -> None:
+    words, masks = table.shape[1], gaps.shape[1]
+    outputs, added = sums.shape[1], values.shape[1]
+    left = np.empty(words, np.uint64)
+    for row in range(len(gaps)):
+        first = gaps[row, 0]
+        for word in range(words):
+            left[word] = table[first, word]
+        for mask in range(1, masks):
+            place = gaps[row, mask]
+            for word in range(words):
+                left[word] &= table[place, word]
+        for word in range(words):
+            if left[word] != 0:
+                leaf = 64 * word + ((left[word] * multiplier) >> np.uint64(58))
+                if added == outputs:
+                    for output in range(outputs):
+                        sums[row, output] += values[leaf, output]
+                else:
+                    sums[row, tree_of_word[word] % outputs] += values[leaf, 0]
+
+
 @cache
 def _compiled(function: Callable[..., None]) -> Callable[..., None]:
     import numba
@@ -92,3 +117,8 @@ def compiled_walk() -> Callable[..., None]:
 def compiled_sum() -> Callable[..., None]:
     "The walk that adds, tree by tree, the values of the leaves to what `sums` holds, as machine code; needs numba."
     return _compiled(_sum)
+
+
+def compiled_masked_sum() -> Callable[..., None]:
+    "The *and* of masks, and the sum of what the leaves are worth that it leaves open, as machine code; needs numba."
+    return _compiled(_masked_sum)
