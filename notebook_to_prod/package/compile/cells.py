@@ -17,7 +17,7 @@ from .row import Ones, RowCells, RowCode, RowNumbers, Scalar, are_numbers
 from .step import Builder, Cells, FiniteCells, Numbers, Refused, Step, not_compiled, transformer
 
 # %% auto #0
-__all__ = ['is_missing', 'code_table', 'look_up', 'Split', 'as_cells', 'Fill', 'fill_cells', 'OneHot', 'Recode']
+__all__ = ['is_missing', 'code_table', 'look_up', 'Split', 'as_cells', 'Fill', 'fill_cells', 'OneHot', 'Block', 'Recode']
 
 # %% ../../../nbs/package/compile/01_cells.ipynb #missing
 def is_missing(value: Any) -> bool:
@@ -176,25 +176,43 @@ class OneHot(Step):
             matrix.reshape(-1)[ones] = 1
         return matrix
 
-    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
-        if not isinstance(value, RowCells) or self.dtype not in ("float64", "float32"):
-            return None
+    def blocks(self) -> list[Block] | None:
+        "The columns of ones that each column of cells has, side by side; None if they are not."
         taken = [[place for place in (*table.values(), unknown) if place >= 0] for table, unknown in zip(self.tables, self.unknown, strict=True)]
         ends = [0]
         for places in taken:
             ends.append(max([ends[-1], *(place + 1 for place in places)]))
         ends[-1] = self.width
-        parts = []
+        found = []
         for start, end, position, table, unknown, places in zip(ends, ends[1:], self.columns, self.tables, self.unknown, taken, strict=False):
             if min(places, default=start) < start or max(places, default=-1) >= self.width:
                 return None
             moved = {key: place - start if place >= 0 else place for key, place in table.items()}
-            other = unknown - start if unknown >= 0 else unknown
-            place = code.let(_looked_up(code, value.names[position], moved, code.number(int(other)), int(moved.get(None, other))))
-            if unknown == -2:
+            found.append(Block(position, start, end - start, moved, unknown - start if unknown >= 0 else unknown))
+        return found
+
+    def row(self, code: RowCode, value: Any) -> RowNumbers | None:
+        blocks = self.blocks() if isinstance(value, RowCells) and self.dtype in ("float64", "float32") else None
+        if blocks is None:
+            return None
+        parts = []
+        for each in blocks:
+            place = code.let(_looked_up(code, value.names[each.position], each.table, code.number(int(each.unknown)), int(each.table.get(None, each.unknown))))
+            if each.unknown == -2:
                 code.unless(f"{place} != -2")
-            parts.append(Ones(place, np.zeros(end - start, self.dtype), np.ones(end - start, self.dtype)))
+            parts.append(Ones(place, np.zeros(each.width, self.dtype), np.ones(each.width, self.dtype)))
         return RowNumbers(tuple(parts), self.dtype)
+
+
+@dataclass(frozen=True)
+class Block:
+    "The columns of ones of one column of cells."
+
+    position: int  # Of the column of cells
+    start: int  # The first column of ones
+    width: int
+    table: dict[Any, int]  # Place among them by category; -1 is none
+    unknown: int  # Place of what the table does not have; -1 is none, -2 an error
 
 
 def _looked_up(code: RowCode, name: str, table: dict[Any, Any], unknown: str, missing: Any) -> str:

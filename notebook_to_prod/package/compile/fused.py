@@ -5,6 +5,7 @@
 # %% ../../../nbs/package/compile/14c_fused.ipynb #imports
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from .cells import OneHot, look_up
+from .cells import Block, OneHot, look_up
 from .coded import Coded
 from .ends import Beside, Beyond, Exponential, Expit, Largest, Logistic, Shares, Softmax
 from .linear import Linear
+from .masked import MaskedSum
+from .masks import Masks
+from .row import Ones
 from .rows import Program
-from .step import Finite
-from .trees import COMPILED, Forest, LeafSum
+from .step import Finite, Refused
+from .trees import COMPILED, Double, Forest, LeafSum, Single
 
 # %% auto #0
 __all__ = ['Unsure', 'FusedLinear', 'FusedForest', 'fuse']
@@ -83,22 +87,116 @@ def _closest(scores: np.ndarray) -> float:
     return float((largest[:, 1] - largest[:, 0]).min())
 
 # %% ../../../nbs/package/compile/14c_fused.ipynb #forest
-@dataclass(eq=False)
+_TRIED = 256  # Rows by which the two ways are measured, at least
+
+
 class FusedForest:
     "Rows to the sums of their leaves' values."
 
-    forest: Forest
-    leaves: LeafSum
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        forest: Forest,
+        leaves: LeafSum,
+        chain: Sequence[Any] = (),  # What the matrix goes through before the forest reads it, number by number
+        beside: Beside | None = None,  # What puts the inputs side by side; None if there is one input
+        encoders: Sequence[OneHot | None] = (None,),  # What would make each input a matrix; None if it is one
+    ):
+        self.forest, self.leaves, self._chain, self._beside, self._encoders = forest, leaves, chain, beside, encoders
         self._values: np.ndarray | None = None  # By node
+        self._sums: MaskedSum | None = None
+        self._by_masks: bool | None = None  # Whether masks are the faster way; None until that has been measured
 
-    def __call__(self, matrix: np.ndarray) -> np.ndarray:  # (rows, outputs)
+    def __call__(self, *inputs: Any) -> np.ndarray:  # (rows, outputs)
+        if not self.forest.is_compiled or self._by_masks is False:
+            return self._by_steps(inputs)
+        if self._by_masks is None:
+            return self._measured(inputs)
+        try:
+            return self._masked(inputs)
+        except (Unsure, Refused):
+            return self._by_steps(inputs)
+
+    def _by_steps(self, inputs: Sequence[Any]) -> np.ndarray:
+        matrices = [each if encoder is None else encoder(each) for encoder, each in zip(self._encoders, inputs, strict=True)]
+        matrix = matrices[0] if self._beside is None else self._beside(*matrices)
+        for step in self._chain:
+            matrix = step(matrix)
         if self.forest.engine_many != COMPILED:
             return self.leaves(self.forest(matrix))
         if self._values is None:
             self._values = self.leaves.by_node(self.forest)
         return self.leaves.walked(self.forest, matrix, self._values)
+
+    def _measured(self, inputs: Sequence[Any]) -> np.ndarray:
+        "Answer, and know which way is the faster one if there are rows enough."
+        start = time.thread_time()
+        found = self._by_steps(inputs)
+        taken = time.thread_time() - start
+        if len(found) >= _TRIED:
+            try:
+                same = np.array_equal(self._masked(inputs), found, equal_nan=True)  # and all that has to be made is made
+                start = time.thread_time()
+                self._masked(inputs)
+                self._by_masks = same and time.thread_time() - start < taken
+            except Refused:
+                self._by_masks = False
+            except Unsure:
+                pass  # a batch that begins so may go on otherwise
+        return found
+
+    def _masked(self, inputs: Sequence[Any]) -> np.ndarray:
+        gaps, start = [], 0
+        for encoder, value in zip(self._encoders, inputs, strict=True):
+            blocks = None if encoder is None else encoder.blocks()
+            if blocks is None:
+                matrix = value if encoder is None else encoder(value)
+                gaps += self._gaps_of_numbers(matrix, start)
+                start += matrix.shape[1]
+            else:
+                gaps += self._gaps_of_cells(blocks, value, start)
+                start += encoder.width  # type: ignore[union-attr]
+        return self._summed(np.stack(gaps, axis=1))
+
+    def _summed(self, gaps: np.ndarray) -> np.ndarray:
+        if self._sums is None:
+            masked = self.forest.masked()
+            sums = masked.worth(self.leaves) if masked else None
+            if sums is None or not sums.compile():
+                raise Refused("there is no machine code for masks", remedy="go through the steps")
+            self._sums = sums
+        return self._sums(gaps)
+
+    def _gaps_of_numbers(self, matrix: Any, start: int) -> list[np.ndarray]:
+        if not isinstance(matrix, np.ndarray):
+            raise Refused("a sparse matrix", remedy="go through the steps")
+        for step in self._chain:
+            matrix = step(matrix)
+        masks, found = self._masks(), []
+        for place in range(matrix.shape[1]):
+            edges = masks.edges(start + place)
+            if len(edges):
+                values = matrix[:, place]
+                gaps = edges.searchsorted(values)
+                gaps[np.isnan(values)] = len(edges) + 1
+                found.append(gaps + masks.column(start + place))
+        return found
+
+    def _gaps_of_cells(self, blocks: Sequence[Block], columns: Sequence[Any], start: int) -> list[np.ndarray]:
+        masks, found, dtype = self._masks(), [], self.forest.threshold.dtype
+        for block in blocks:
+            first = masks.block(start + block.start, Ones("", np.zeros(block.width, dtype), np.ones(block.width, dtype)))
+            places = np.asarray(look_up(columns[block.position], block.table, block.unknown), dtype=np.intp)
+            if block.unknown == -2 and (places == -2).any():
+                raise Unsure
+            if first is not None:
+                found.append(places + (first + 1))
+        return found
+
+    def _masks(self) -> Masks:
+        masked = self.forest.masked()
+        if masked is None:
+            raise Refused("the masks would be too large", remedy="go through the steps")
+        return masked.masks
 
 # %% ../../../nbs/package/compile/14c_fused.ipynb #find
 _SMOOTH = (Logistic, Softmax, Expit, Shares, Exponential)
@@ -124,8 +222,26 @@ def fuse(
     for register, (step, inputs) in [*makers.items()]:
         forest = makers.get(inputs[0], (None, ()))
         if isinstance(step, LeafSum) and isinstance(forest[0], Forest) and uses[inputs[0]] == 1 and step.values.dtype == step.base.dtype == np.float64:
-            makers[register] = FusedForest(forest[0], step), forest[1]
+            makers[register] = _fused_forest(makers, forest[0], step, forest[1][0], uses)
     return _needed(makers, wanted)
+
+
+def _fused_forest(makers: Mapping[int, tuple[Any, tuple[int, ...]]], forest: Forest, leaves: LeafSum, register: int, uses: Mapping[int, int]) -> tuple[FusedForest, tuple[int, ...]]:
+    "What makes the sums of a forest that reads a register, and what it takes for that."
+    chain: list[Any] = []
+    while uses[register] == 1 and register in makers and isinstance(makers[register][0], Finite | Single | Double):
+        chain.insert(0, makers[register][0])
+        register = makers[register][1][0]
+    if register not in makers or uses[register] != 1:
+        return FusedForest(forest, leaves, chain), (register,)
+    if isinstance(makers[register][0], OneHot):
+        return FusedForest(forest, leaves, chain, None, [makers[register][0]]), makers[register][1]
+    if not isinstance(makers[register][0], Beside):
+        return FusedForest(forest, leaves, chain), (register,)
+    beside, parts = makers[register]
+    encoders = [made if uses[each] == 1 and isinstance(made := makers[each][0], OneHot) else None for each in parts]
+    sources = (each if encoder is None else makers[each][1][0] for each, encoder in zip(parts, encoders, strict=True))
+    return FusedForest(forest, leaves, chain, beside, encoders), tuple(sources)
 
 
 def _parts(makers: Mapping[int, tuple[Any, tuple[int, ...]]], register: int, uses: Mapping[int, int]) -> tuple[int, ...]:

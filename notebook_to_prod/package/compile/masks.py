@@ -38,7 +38,7 @@ class Masks:
         self._trees = len(roots)
         self.tree_of_word = np.repeat(np.arange(self._trees), _words(feature, roots))
         self.table = np.empty((0, self._words), dtype=np.uint64)
-        self._places: dict[tuple[Any, ...], range] = {}  # In the table
+        self._places: dict[tuple[Any, ...], tuple[int, range]] = {}  # Columns, and their places in the table
         self._edges: dict[int, np.ndarray] | None = None
 
     def leaves(self, gaps: np.ndarray) -> np.ndarray:
@@ -68,8 +68,12 @@ class Masks:
 
     def some_gaps(self, rows: int) -> np.ndarray:
         "The masks of rows that anybody may send, (rows, masks): one of each column, or block of columns, that has been asked for."
-        random = np.random.default_rng(7)
-        return np.stack([random.integers(each.start, each.stop, rows) for each in self._places.values()], axis=1)
+        random, found, covered = np.random.default_rng(7), [], set()
+        for (first, *_), (columns, places) in self._places.items():
+            if covered.isdisjoint(range(first, first + columns)):  # or it is a column that has been asked for in another way
+                covered.update(range(first, first + columns))
+                found.append(random.integers(places.start, places.stop, rows))
+        return np.stack(found, axis=1)
 
     def words(self, gaps: np.ndarray) -> np.ndarray:
         "What the masks of each row leave open: (rows, words)."
@@ -93,19 +97,20 @@ class Masks:
 
     def column(self, column: int) -> int:
         "Where the table has the masks of the gaps before, between and behind a column's thresholds, and then of a missing value."
-        return self._placed((column,), lambda: self._gaps(column))
+        return self._placed((column,), 1, lambda: self._gaps(column))
 
     def block(self, start: int, ones: Ones) -> int | None:
         "Where the table has the masks of a block of columns: of none that is on, then of each that is; None if no tree reads it."
         used = [place for place in range(len(ones.off)) if len(self.edges(start + place))]
-        return self._placed((start, ones.off.tobytes(), ones.on.tobytes()), lambda: self._block(start, ones, used)) if used else None
+        return self._placed((start, ones.off.tobytes(), ones.on.tobytes()), len(ones.off), lambda: self._block(start, ones, used)) if used else None
 
-    def _placed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> int:
+    def _placed(self, key: tuple[Any, ...], columns: int, make: Callable[[], np.ndarray]) -> int:
         if key not in self._places:
             made = make()
-            self._places[key] = range(len(self.table), len(self.table) + len(made))
+            places = range(len(self.table), len(self.table) + len(made))
             self.table = np.concatenate([self.table, made])
-        return self._places[key].start
+            self._places[key] = columns, places
+        return self._places[key][1].start
 
     def _gaps(self, column: int) -> np.ndarray:
         "A gap leaves a leaf open if it is behind every threshold that the leaf lies right of, and before every one that it lies left of."

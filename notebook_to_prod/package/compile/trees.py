@@ -61,6 +61,7 @@ class Forest(Step):
         self._walked: Any = None
         self._lists: Any = None
         self._masked: MaskedLeaves | None = None
+        self.is_compiled = False  # Whether machine code may be called for some rows at once
         many = "onnxruntime" if has_onnxruntime() else "numpy"
         self.use("loop" if self.comparisons <= _FEW_COMPARISONS else many, many)
 
@@ -85,6 +86,7 @@ class Forest(Step):
             named = (self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
             self._lists = tuple(each.tolist() for each in named)
         self.engine, self.engine_many = engines
+        self.is_compiled = self.is_compiled or COMPILED in engines
         self._one, self._many = (getattr(self, f"_{name}") for name in engines)  # last: other threads may be answering
 
     @property
@@ -105,6 +107,7 @@ class Forest(Step):
     def compile_masks(self) -> bool:
         "Have machine code put together the masks that functions of rows use; whether it does."
         made = [each.compile() for each in [*self._masked.sums.values()]] if self._masked is not None else []
+        self.is_compiled = self.is_compiled or any(made)
         return any(made)
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
