@@ -253,7 +253,7 @@ def test_a_plan_that_was_never_proved_by_rows_answers_by_steps() -> None:
 # Many rows walk through the trees by machine code
 
 
-@pytest.mark.skipif(not has_numba(), reason="the extra [batch] is not installed")
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
 @pytest.mark.parametrize(
     "name", [name for name in MODELS if name.split(",")[0].split()[0] in ("forest", "tree", "boosting", "histograms")]
 )
@@ -269,3 +269,40 @@ def test_compiled_walks_add_what_the_steps_do(name: str) -> None:
         assert (before is None) == (after is None)
         if before is not None:
             assert np.array_equal(before, after)
+
+
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+@pytest.mark.parametrize(
+    "name", [name for name in MODELS if name.split(",")[0].split()[0] in ("forest", "boosting", "histograms")]
+)
+def test_masks_by_machine_code_answer_as_the_steps_do(name: str) -> None:
+    plan = compile_pipeline(fitted(name), FLIGHTS)
+    columns = columns_of(plan.schema, FLIGHTS)
+    rows = [*rows_of(columns)]
+    plan.derive(masks=True)
+    before = [plan.alone(rows), plan.front(rows), plan.answer(columns)]
+    assert plan.compile_masks() or name == "histograms of categories"  # whose sets of categories have no row form
+    after = [plan.alone(rows), plan.front(rows), plan.answer(columns)]
+    assert before[0] == after[0]
+    for some, others in zip(before[1:], after[1:], strict=True):
+        for one, other in zip(some or (), others or (), strict=True):
+            assert (one is None) == (other is None) and (one is None or np.array_equal(one, other))
+
+
+@pytest.mark.skipif(not has_numba(), reason="numba is not installed")
+def test_machine_code_that_says_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from notebook_to_prod.package.compile import masked
+
+    plan = compile_pipeline(fitted("forest"), FLIGHTS)
+    columns = columns_of(plan.schema, FLIGHTS)
+    plan.derive(masks=True)
+    right = plan.answer(columns)
+
+    def wrong(*arrays: Any) -> None:
+        arrays[-1][:] = 7.0
+
+    monkeypatch.setattr(masked, "compiled_masked_sum", lambda: wrong)
+    assert not plan.compile_masks()
+    assert all(np.array_equal(one, other) for one, other in zip(right, plan.answer(columns), strict=True))
+    assert plan.compile_walks()
+    assert all(np.array_equal(one, other) for one, other in zip(right, plan.answer(columns), strict=True))

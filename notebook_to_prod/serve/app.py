@@ -33,6 +33,7 @@ from .protocols.inference import INFER, described_model, described_server, infer
 from .protocols.invocations import INVOCATIONS, invocations_document, invocations_wires
 from .predictor import Predictor
 from .request import ROW_LIMIT, request_type, row_model
+from .rollout.follow import polite
 from .service import Handler, Receive, Scope, Send, Service, Steps
 from .protocols.tables import JSON, predict_wires, spoken_kinds
 
@@ -194,22 +195,25 @@ def create_app(
     service = service or Service(Model(predictor))
     service.previous = Model(previous) if previous else service.previous
     configure(service, settings or {})
-    if isinstance(predictor.source, LatePipeline):
-        service.start.append(partial(_load_meanwhile, predictor.source))
+    service.start.append(partial(_prepare_meanwhile, predictor))
     made = _build(service)
     _follow_document(made)
     return made
 
 
-def _load_meanwhile(pipeline: LatePipeline) -> None:
-    Thread(target=_load, args=(pipeline,), name="n2p-pipeline", daemon=True).start()
+def _prepare_meanwhile(predictor: Predictor) -> None:
+    Thread(target=_prepare, args=(predictor,), name="n2p-pipeline", daemon=True).start()
 
 
-def _load(pipeline: LatePipeline) -> None:
-    try:
-        pipeline()
-    except N2PError as error:
-        logging.getLogger("notebook_to_prod.serve").error("the pipeline behind the plan cannot be loaded, the service is not ready: %s", error)
+def _prepare(predictor: Predictor) -> None:
+    "What a service that answers already does not wait for: the pipeline behind the plan, and machine code for a forest."
+    with polite():
+        try:
+            predictor.pipeline  # noqa: B018 - loaded if it has not been
+        except N2PError as error:
+            logging.getLogger("notebook_to_prod.serve").error("the pipeline behind the plan cannot be loaded, the service is not ready: %s", error)
+        if predictor.scorer.plan is not None:
+            predictor.scorer.plan.compile_masks()
 
 
 def _state(service: Service) -> str:

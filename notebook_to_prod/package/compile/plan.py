@@ -275,7 +275,7 @@ class Plan:
         return [step for step, _ in self.steps if isinstance(step, Forest)]
 
     def compile_walks(self) -> bool:
-        "Let many rows walk through the trees by machine code; whether there are trees and the extra `[batch]`."
+        "Let many rows walk through the trees by machine code; whether there are trees, and numba."
         for forest in self.forests:
             forest.use(forest.engine, COMPILED)
         return any(forest.engine_many == COMPILED for forest in self.forests)

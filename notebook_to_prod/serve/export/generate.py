@@ -16,6 +16,7 @@ import notebook_to_prod
 from ...errors import InputError
 from ...package.bundle import Bundle
 from ...package.compile.onnx import has_onnxruntime
+from ...package.compile.walk import has_numba
 from ...package.keys import read_signatures
 from ...package.lock import hash_lock, lock_text, read_lock
 from ...package.schema import Column
@@ -98,13 +99,15 @@ def service_lock(
     fast = [name for name in _FAST_REQUIREMENTS if importlib.util.find_spec(name) is not None]
     if predictor.scorer.plan is not None and predictor.scorer.plan.forests and has_onnxruntime():
         fast.append("onnxruntime")
+    if predictor.scorer.plan is not None and predictor.scorer.plan.masks and has_numba():
+        fast.append("numba")
     pins = requirement_closure([*_RUNTIME_REQUIREMENTS, *signed, *tokens, *fast]) | read_lock(bundle.lock)
     text = lock_text(pins).replace("# The versions that the model was trained with, and what they need.\n", "")
     header = f"# The service of {predictor.name} version {predictor.version}: the model's versions and the server's.\n"
     return header + (hash_lock(text, bundle.metadata["python"]) if hashes else text)
 
 # %% ../../../nbs/serve/export/01_generate.ipynb #context
-_LIBRARIES_MIB, _LISTED = 384, 12
+_LIBRARIES_MIB, _MACHINE_CODE_MIB, _LISTED = 384, 128, 12
 _TYPES = {"integer": "int", "number": "float", "boolean": "bool", "datetime": "str"}
 
 
@@ -142,7 +145,7 @@ def _remark(column: Column) -> str:
 def _memory(bundle: Bundle) -> int:
     "MiB that a pod asks for."
     model = sum(entry["size"] for entry in bundle.files.values()) / 2**20
-    return 64 * math.ceil((_LIBRARIES_MIB + 4 * model) / 64)
+    return 64 * math.ceil((_LIBRARIES_MIB + _MACHINE_CODE_MIB * has_numba() + 4 * model) / 64)
 
 
 def _admin_port(folder: Path) -> int | None:

@@ -32,7 +32,7 @@ from .shadow import Shadow
 from .tally import Tally, total
 
 # %% auto #0
-__all__ = ['RolloutSettings', 'Source', 'load_target', 'file_source', 'ready_model', 'warm', 'Follower', 'read_reports',
+__all__ = ['RolloutSettings', 'Source', 'load_target', 'file_source', 'polite', 'ready_model', 'warm', 'Follower', 'read_reports',
            'sum_reports', 'add_rollout']
 
 # %% ../../../nbs/serve/rollout/03_follow.ipynb #settings
@@ -143,7 +143,8 @@ _TURN = 0.0005  # Seconds that a thread may keep the interpreter while a model i
 
 
 @contextlib.contextmanager
-def _polite() -> Iterator[None]:
+def polite() -> Iterator[None]:
+    "Let other threads, that of the requests among them, have the interpreter more often."
     before = sys.getswitchinterval()
     sys.setswitchinterval(min(before, _TURN))
     try:
@@ -154,9 +155,11 @@ def _polite() -> Iterator[None]:
 
 def ready_model(target: Target, load: Callable[[Target], Predictor] = load_target) -> Model:
     "Load, verify and warm a version; raises whatever is wrong with it."
-    with _polite():
+    with polite():
         model = Model(load(target))
         warm(model)
+        if model.predictor.scorer.plan is not None:
+            model.predictor.scorer.plan.compile_masks()
     return model
 
 
