@@ -6,11 +6,9 @@
 __all__ = ['Adjustment', 'Answer', 'answer_model', 'Accepted', 'Explanation', 'Status', 'Application', 'create_app']
 
 # %% ../../nbs/serve/07_app.ipynb #imports
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from threading import Thread
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI, Request, Response
@@ -20,7 +18,6 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field, create_model
 
-from ..errors import N2PError
 from ..package.bundle import LatePipeline
 from ..package.schema import Schema
 from .access.guard import REFUSED, Access, describe_access
@@ -31,9 +28,8 @@ from .protocols.explain import explain_wires
 from .log.feedback import label_model, labels_type, take_labels
 from .protocols.inference import INFER, described_model, described_server, infer_document, infer_wires, is_here
 from .protocols.invocations import INVOCATIONS, invocations_document, invocations_wires
-from .predictor import Predictor
+from .predictor import Predictor, prepare_meanwhile
 from .request import ROW_LIMIT, request_type, row_model
-from .rollout.follow import polite
 from .service import Handler, Receive, Scope, Send, Service, Steps
 from .protocols.tables import JSON, predict_wires, spoken_kinds
 
@@ -195,25 +191,10 @@ def create_app(
     service = service or Service(Model(predictor))
     service.previous = Model(previous) if previous else service.previous
     configure(service, settings or {})
-    service.start.append(partial(_prepare_meanwhile, predictor))
+    service.start.append(partial(prepare_meanwhile, predictor))
     made = _build(service)
     _follow_document(made)
     return made
-
-
-def _prepare_meanwhile(predictor: Predictor) -> None:
-    Thread(target=_prepare, args=(predictor,), name="n2p-pipeline", daemon=True).start()
-
-
-def _prepare(predictor: Predictor) -> None:
-    "What a service that answers already does not wait for: the pipeline behind the plan, and machine code for a forest."
-    with polite():
-        try:
-            predictor.pipeline  # noqa: B018 - loaded if it has not been
-        except N2PError as error:
-            logging.getLogger("notebook_to_prod.serve").error("the pipeline behind the plan cannot be loaded, the service is not ready: %s", error)
-        if predictor.scorer.plan is not None:
-            predictor.scorer.plan.compile_masks()
 
 
 def _state(service: Service) -> str:

@@ -5,17 +5,21 @@
 # %% ../../nbs/serve/02_predictor.ipynb #imports
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..display import Displayed, Shown, pairs
-from ..errors import DataError
+from ..errors import DataError, N2PError
 from ..package.bundle import Bundle, LatePipeline, Prediction, at_hand, open_bundle, unusable_row
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from ..package.explain.origins import NotExplained
 
 # %% auto #0
-__all__ = ['Predictor', 'load_predictor']
+__all__ = ['Predictor', 'load_predictor', 'polite', 'prepare_meanwhile']
 
 # %% ../../nbs/serve/02_predictor.ipynb #predictor
 @dataclass(frozen=True)
@@ -166,3 +170,42 @@ def load_predictor(
     if scorer.plan is None:
         source()
     return Predictor(bundle, source, scorer, name, version, dict(metrics or {}))
+
+# %% ../../nbs/serve/02_predictor.ipynb #meanwhile
+_TURN = 0.0005  # Seconds that a thread may keep the interpreter while a model is made ready
+_turns, _before = Lock(), [0, 0.0]  # How many make one ready, and the seconds that were before
+
+
+@contextlib.contextmanager
+def polite() -> Iterator[None]:
+    "Let other threads, that of the requests among them, have the interpreter more often."
+    with _turns:
+        if not _before[0]:
+            _before[1] = sys.getswitchinterval()
+            sys.setswitchinterval(min(_before[1], _TURN))
+        _before[0] += 1
+    try:
+        yield
+    finally:
+        with _turns:
+            _before[0] -= 1
+            if not _before[0]:
+                sys.setswitchinterval(_before[1])
+
+
+def prepare_meanwhile(predictor: Predictor) -> None:
+    "Have a thread load the pipeline behind the plan, if it has not been, and make machine code for a forest, if numba is there; what is wrong is logged."
+    plan = predictor.scorer.plan
+    is_late = isinstance(predictor.source, LatePipeline) and not predictor.source.is_loaded
+    if is_late or (plan is not None and plan.masks):
+        Thread(target=_prepare, args=(predictor,), name="n2p-prepare", daemon=True).start()
+
+
+def _prepare(predictor: Predictor) -> None:
+    with polite():
+        try:
+            predictor.pipeline  # noqa: B018 - loaded if it has not been
+        except N2PError as error:
+            logging.getLogger("notebook_to_prod.serve").error("the pipeline behind the plan cannot be loaded, the service is not ready: %s", error)
+        if predictor.scorer.plan is not None:
+            predictor.scorer.plan.compile_masks()

@@ -11,11 +11,10 @@ import logging
 import os
 import platform
 import secrets
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ...errors import InputError, N2PError
 from ...package.bundle import kept_apart, open_bundle
 from ...project import unknown_setting, write_atomic
 from ..batch import Model
-from ..predictor import Predictor, load_predictor
+from ..predictor import Predictor, load_predictor, polite, prepare_meanwhile
 from ..request import Refusal
 from .router import Key, Layout, Router, State, Target, column_key, header_key, put_in_force, schema_changes
 from ..service import Call, Service
@@ -32,7 +31,7 @@ from .shadow import Shadow
 from .tally import Tally, total
 
 # %% auto #0
-__all__ = ['RolloutSettings', 'Source', 'load_target', 'file_source', 'polite', 'ready_model', 'warm', 'Follower', 'read_reports',
+__all__ = ['RolloutSettings', 'Source', 'load_target', 'file_source', 'ready_model', 'warm', 'Follower', 'read_reports',
            'sum_reports', 'add_rollout']
 
 # %% ../../../nbs/serve/rollout/03_follow.ipynb #settings
@@ -139,27 +138,12 @@ def _resolve_paths(content: Any, folder: Path) -> None:
             _resolve_paths(each, folder)
 
 # %% ../../../nbs/serve/rollout/03_follow.ipynb #ready
-_TURN = 0.0005  # Seconds that a thread may keep the interpreter while a model is loaded
-
-
-@contextlib.contextmanager
-def polite() -> Iterator[None]:
-    "Let other threads, that of the requests among them, have the interpreter more often."
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, _TURN))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
 def ready_model(target: Target, load: Callable[[Target], Predictor] = load_target) -> Model:
     "Load, verify and warm a version; raises whatever is wrong with it."
     with polite():
         model = Model(load(target))
         warm(model)
-        if model.predictor.scorer.plan is not None:
-            model.predictor.scorer.plan.compile_masks()
+    prepare_meanwhile(model.predictor)
     return model
 
 
