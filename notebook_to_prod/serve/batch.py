@@ -21,7 +21,7 @@ from ..errors import BundleError, DataError, DependencyError
 from ..package.bundle import Prediction, unusable_row
 from ..package.compile.plan import Plan
 from .decode import Decoder
-from .predictor import Predictor
+from .predictor import Predictor, compile_meanwhile
 from .request import ROW_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
@@ -84,6 +84,9 @@ def where_raised(error: BaseException) -> str:
     return "because of ".join(told).rstrip()
 
 
+_WORTH_COMPILING = 10_000  # Rows, after which those to come are worth machine code
+
+
 class Model:
     "A predictor as a service uses it: reads bodies, scores rows, writes answers. Its methods belong to the event loop, except `score_alone`."
 
@@ -94,6 +97,7 @@ class Model:
         golden, names = predictor.bundle.golden["rows"], predictor.bundle.schema.names
         self.at_once = rows_at_once(predictor.scorer.plan, [tuple(row[name] for name in names) for row in golden])
         self._plan = predictor.scorer.plan
+        self._until_compiled = _WORTH_COMPILING if self._plan is not None and self._plan.masks else -1  # Rows
         self._classes = predictor.classes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Waiting] = []
@@ -177,6 +181,10 @@ class Model:
     def _by_plan(self, rows: list[Row]) -> tuple[Prediction, bool]:
         "What the plan says, and whether all of it is finite."
         said = Prediction(*self._plan.answer_rows(rows))
+        if self._until_compiled >= 0:
+            self._until_compiled -= len(rows)
+            if self._until_compiled < 0:
+                compile_meanwhile(self._plan)
         return said, unusable_row(said, self._classes) is None
 
     def _score_elsewhere(self, rows: list[Row], tell: Tell) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from ..display import Displayed, Shown, pairs
 from ..errors import DataError, N2PError
 from ..package.bundle import Bundle, LatePipeline, Prediction, at_hand, open_bundle, unusable_row
+from ..package.compile.plan import Plan
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
 from ..package.policy import Adjusted, Policies, imputed_values
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ..package.explain.origins import NotExplained
 
 # %% auto #0
-__all__ = ['Predictor', 'load_predictor', 'polite', 'prepare_meanwhile']
+__all__ = ['Predictor', 'load_predictor', 'polite', 'prepare_meanwhile', 'compile_meanwhile']
 
 # %% ../../nbs/serve/02_predictor.ipynb #predictor
 @dataclass(frozen=True)
@@ -194,11 +195,14 @@ def polite() -> Iterator[None]:
 
 
 def prepare_meanwhile(predictor: Predictor) -> None:
-    "Have a thread load the pipeline behind the plan, if it has not been, and make machine code for a forest, if numba is there; what is wrong is logged."
-    plan = predictor.scorer.plan
-    is_late = isinstance(predictor.source, LatePipeline) and not predictor.source.is_loaded
-    if is_late or (plan is not None and plan.masks):
+    "Have a thread load the pipeline behind the plan, if it has not been; what is wrong is logged."
+    if isinstance(predictor.source, LatePipeline) and not predictor.source.is_loaded:
         Thread(target=_prepare, args=(predictor,), name="n2p-prepare", daemon=True).start()
+
+
+def compile_meanwhile(plan: Plan) -> None:
+    "Have a thread make machine code for the forests of a plan, if numba is there."
+    Thread(target=_compile, args=(plan,), name="n2p-compile", daemon=True).start()
 
 
 def _prepare(predictor: Predictor) -> None:
@@ -207,5 +211,8 @@ def _prepare(predictor: Predictor) -> None:
             predictor.pipeline  # noqa: B018 - loaded if it has not been
         except N2PError as error:
             logging.getLogger("notebook_to_prod.serve").error("the pipeline behind the plan cannot be loaded, the service is not ready: %s", error)
-        if predictor.scorer.plan is not None:
-            predictor.scorer.plan.compile_masks()
+
+
+def _compile(plan: Plan) -> None:
+    with polite():
+        plan.compile_masks()

@@ -23,7 +23,7 @@ from ...errors import InputError, N2PError
 from ...package.bundle import kept_apart, open_bundle
 from ...project import unknown_setting, write_atomic
 from ..batch import Model
-from ..predictor import Predictor, load_predictor, polite, prepare_meanwhile
+from ..predictor import Predictor, load_predictor, polite
 from ..request import Refusal
 from .router import Key, Layout, Router, State, Target, column_key, header_key, put_in_force, schema_changes
 from ..service import Call, Service
@@ -143,7 +143,6 @@ def ready_model(target: Target, load: Callable[[Target], Predictor] = load_targe
     with polite():
         model = Model(load(target))
         warm(model)
-    prepare_meanwhile(model.predictor)
     return model
 
 
