@@ -177,14 +177,17 @@ def drifted(job: tuple[str, int]) -> dict[str, Any]:
     return history(10_000 + job[1], job[0])
 
 
-def detect(histories: int, each: int, processes: int) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+def detect(
+    histories: int, each: int, processes: int, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
     """What became of stable histories, and of drifted ones by kind."""
-    jobs = [(kind, number) for kind in KINDS for number in range(each)]
+    jobs = [(kind, seed + number) for kind in KINDS for number in range(each)]
+    seeds = range(seed, seed + histories)
     if processes == 1:
-        calm, moved = [*map(stable, range(histories))], [*map(drifted, jobs)]
+        calm, moved = [*map(stable, seeds)], [*map(drifted, jobs)]
     else:
         with ProcessPoolExecutor(processes) as pool:
-            calm = [*pool.map(stable, range(histories), chunksize=4)]
+            calm = [*pool.map(stable, seeds, chunksize=4)]
             moved = [*pool.map(drifted, jobs, chunksize=4)]
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for (kind, _), found in zip(jobs, moved, strict=True):
@@ -197,8 +200,9 @@ def main() -> int:
     parser.add_argument("--stable", type=int, default=200)
     parser.add_argument("--drifts", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0, help="of the first history; the others follow")
     chosen = parser.parse_args()
-    calm, moved = detect(chosen.stable, chosen.drifts, chosen.processes)
+    calm, moved = detect(chosen.stable, chosen.drifts, chosen.processes, chosen.seed)
     alarmed = [each for each in calm if each["alarms"]]
     rows = []
     for kind, found in moved.items():
