@@ -9,12 +9,21 @@ from typing import Any
 
 import nbformat
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from notebooks import Project, code, make_notebook
 
-from notebook_to_prod.train.notebook_diff import cell_keys, moved_keys
-from notebook_to_prod.train.notebook_merge import cleaned, merge_notebooks, merge_order, read_raw, written_like
+from notebook_to_prod.train.notebook_diff import cell_keys, lasting, moved_keys
+from notebook_to_prod.train.notebook_merge import (
+    CONFLICT,
+    as_text,
+    cleaned,
+    merge_notebooks,
+    merge_order,
+    merge_sources,
+    read_raw,
+    written_like,
+)
 
 CELLS = {
     "parameters": "rate = 1",
@@ -247,6 +256,175 @@ def test_a_branch_that_did_nothing_gives_way(base: dict[str, str], other: dict[s
         merged = merge_notebooks(raw(base), raw(ours), raw(theirs))
         assert not merged.conflicts
         assert {cell["id"]: cell["source"] for cell in merged.raw["cells"]} == other
+
+
+# Any notebooks: what a cell may have, and three versions of it
+
+METADATA = st.fixed_dictionaries(
+    {},
+    optional={
+        "tags": st.lists(st.sampled_from(["parameters", "slow", "n2p"]), unique=True, max_size=2),
+        "slideshow": st.dictionaries(
+            st.sampled_from(["slide_type", "notes"]), st.sampled_from([1, True, "skip"]), max_size=2
+        ),
+        "jupyter": st.just({"source_hidden": True}),
+        "vscode": st.just({"languageId": "sql"}),
+        "execution": st.sampled_from([{"iopub": "1"}, {"iopub": "2"}]),
+    },
+)
+TEXTS = st.sampled_from(["", "x = 1", "x = 2", "a\nb\nc\nd", "A\nb\nc\nd", "a\nb\nc\nD", "a\x00b", "\ud800"])
+FILES = st.dictionaries(
+    st.sampled_from(["a.png", "b.png"]), st.sampled_from([{"image/png": "AA"}, {"image/png": "BB"}]), max_size=2
+)
+
+
+@st.composite
+def any_cell(draw: st.DrawFn, name: str) -> dict[str, Any]:
+    kind = draw(st.sampled_from(["code", "markdown", "raw"]))
+    made: dict[str, Any] = {"cell_type": kind, "id": name, "metadata": draw(METADATA), "source": draw(TEXTS)}
+    if kind == "code":
+        count = draw(st.sampled_from([None, 1, 2]))
+        made |= {"outputs": [], "execution_count": count}
+    elif files := draw(FILES):
+        made["attachments"] = files
+    return made
+
+
+@st.composite
+def any_notebook(draw: st.DrawFn, ids: bool = True) -> dict[str, Any]:
+    names = draw(st.lists(st.sampled_from("abcd"), unique=True, max_size=4))
+    cells = [draw(any_cell(name)) for name in names]
+    if not ids:
+        for cell in cells:
+            del cell["id"]
+    metadata = draw(st.fixed_dictionaries({}, optional={"title": st.sampled_from(["A", "B"])}))
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5 if ids else 4}
+
+
+def lasting_of(raw: dict[str, Any]) -> list[str]:
+    """What lasts of each cell, as text, for 1 is not true."""
+    names = ("id", "cell_type", "source", "attachments")
+    kept = [[cell.get(name) for name in names] + [lasting(cell["metadata"])] for cell in raw["cells"]]
+    return sorted(json.dumps(each, sort_keys=True) for each in kept)
+
+
+def assert_valid(raw: dict[str, Any]) -> None:
+    text = json.loads(json.dumps(raw).replace("\\ud800", "?"))  # which no file in UTF-8 can have
+    nbformat.validate(text)
+
+
+@given(any_notebook(), any_notebook())
+def test_merging_with_a_side_that_did_nothing_gives_the_other(base: dict[str, Any], other: dict[str, Any]) -> None:
+    for ours, theirs in ((base, other), (other, base)):
+        merged = merge_notebooks(base, ours, theirs)
+        assert not merged.conflicts
+        assert lasting_of(merged.raw) == lasting_of(other)
+        assert merged.raw["metadata"] == other["metadata"]
+        assert_valid(merged.raw)
+
+
+@given(any_notebook(), any_notebook())
+def test_what_both_changed_alike_is_no_contradiction(base: dict[str, Any], both: dict[str, Any]) -> None:
+    merged = merge_notebooks(base, both, both)
+    assert not merged.conflicts
+    assert lasting_of(merged.raw) == lasting_of(both)
+
+
+@settings(max_examples=30)  # each asks git about some cells
+@given(any_notebook(), any_notebook(), any_notebook(), st.booleans())
+def test_a_merge_is_a_valid_notebook_and_contradictions_are_marked(
+    base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any], ids: bool
+) -> None:
+    if not ids:
+        for each in (base, ours):
+            each["nbformat_minor"] = 4
+            for cell in each["cells"]:
+                del cell["id"]
+    merged = merge_notebooks(base, ours, theirs)
+    assert_valid(merged.raw)
+    marked = [cell for cell in merged.raw["cells"] if CONFLICT in cell["metadata"].get("tags", ())]
+    assert bool(merged.conflicts) == bool(marked)
+
+
+@settings(max_examples=50)
+@given(any_cell("a"), any_cell("a"), any_cell("a"))
+def test_what_only_one_side_changed_of_a_cell_is_in_the_result(
+    base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    def whole(cell: dict[str, Any]) -> dict[str, Any]:
+        return {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+    (made,) = merge_notebooks(whole(base), whole(ours), whole(theirs)).raw["cells"]
+    sides = [(each, other) for each, other in ((ours, theirs), (theirs, ours))]
+    for one, other in sides:
+        if other["cell_type"] == base["cell_type"]:
+            assert made["cell_type"] == one["cell_type"]
+        if other["source"] == base["source"]:
+            assert made["source"] == one["source"]
+        for name in {*one["metadata"], *base["metadata"]} - {"tags", "slideshow"}:
+            if json.dumps(other["metadata"].get(name)) == json.dumps(base["metadata"].get(name)):
+                assert made["metadata"].get(name) == one["metadata"].get(name)
+        files = [each.get("attachments", {}) for each in (made, one, other, base)]
+        for name in {*files[1], *files[3]} if made["cell_type"] != "code" else ():
+            if files[2].get(name) == files[3].get(name):
+                assert files[0].get(name) == files[1].get(name)
+
+
+def test_a_text_that_git_cannot_merge_keeps_both_sides() -> None:
+    for text in ("a\x00b", "\ud800"):
+        merged, contradict = merge_sources(f"{text} ours", text, f"{text} theirs")
+        assert contradict
+        assert f"{text} ours" in merged
+        assert f"{text} theirs" in merged
+
+
+def test_a_tag_of_one_keeps_what_the_other_deletes() -> None:
+    tagged = code("1", "a") | {"metadata": {"tags": ["slow"]}}
+    merged = merge_notebooks(raw({"a": "1"}), raw({}), raw({}) | {"cells": [tagged]})
+    assert [cell["id"] for cell in merged.raw["cells"]] == ["a"]
+    assert "deleted it, the other changed it" in merged.conflicts[0]
+    merged = merge_notebooks(raw({"a": "1"}), raw({}), raw({}) | {"cells": [code("1", "a") | {"execution_count": 9}]})
+    assert not merged.raw["cells"], "that it was executed is no change"
+
+
+def test_attached_files_are_told_of_and_kept(project: Project) -> None:
+    def picture(content: str) -> dict[str, Any]:
+        cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "![](attachment:a.png)"}
+        cells = [cell | {"attachments": {"a.png": {"image/png": content}}}]
+        return {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+
+    before, after = as_text(picture("AA")), as_text(picture("BB"))
+    assert before != after
+    assert "attachment a.png: image/png" in before
+    for name, content in (("before.ipynb", "AA"), ("after.ipynb", "BB")):
+        (project.folder / name).write_text(json.dumps(picture(content)))
+    done = project.n2p("diff", "before.ipynb", "after.ipynb", "--json")
+    assert done.code == 1
+    assert done.json["cells"][0]["kinds"] == ["attachments"]
+    assert done.json["cells"][0]["attachments"] == ["a.png"]
+
+
+@pytest.mark.parametrize("language", ["R", "julia", "python"])
+def test_the_filter_treats_notebooks_of_every_language_alike(language: str) -> None:
+    cell = code("1", "a") | {
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}],
+        "execution_count": 3,
+    }
+    kept = {"jupyter": {"source_hidden": True}, "collapsed": True, "vscode": {"languageId": "sql"}}
+    cell["metadata"] = kept | {"scrolled": True, "execution": {"iopub": "1"}}
+    made = {
+        "cells": [cell],
+        "metadata": {"kernelspec": {"name": "k", "language": language}, "vscode": {"interpreter": {"hash": "1"}}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    read = read_raw(json.dumps(made).encode())
+    assert read is not None
+    clean = cleaned(read)
+    assert clean["cells"][0]["outputs"] == []
+    assert clean["cells"][0]["execution_count"] is None
+    assert clean["cells"][0]["metadata"] == kept
+    assert clean["metadata"] == {"kernelspec": {"name": "k", "language": language}}
 
 
 def test_notebooks_without_ids_are_merged_by_place() -> None:

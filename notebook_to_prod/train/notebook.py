@@ -17,7 +17,8 @@ from ..errors import NotebookError, NotFoundError
 from ..project import digest_json
 
 # %% auto #0
-__all__ = ['directives', 'without_parameters_magic', 'Cell', 'Parameter', 'Notebook', 'parse_notebook', 'read_notebook']
+__all__ = ['directives', 'without_parameters_magic', 'Cell', 'Parameter', 'Notebook', 'parse_notebook', 'is_well_formed',
+           'read_notebook']
 
 # %% ../../nbs/train/01_notebook.ipynb #cell
 _DIRECTIVE = re.compile(r"^\s*#\s*\|\s*(\w+)(?:[ \t:]+(.*?))?\s*$")
@@ -137,7 +138,7 @@ def parse_notebook(raw: Any, path: Path) -> Notebook:
     if not isinstance(raw, dict) or not isinstance(raw.get("cells"), list):
         remedy = "save it in Jupyter once, which writes format 4" if isinstance(raw, dict) and "worksheets" in raw else None
         raise NotebookError("this is not a Jupyter notebook of format 4", where=str(path), remedy=remedy or "give an .ipynb file")
-    if not _is_well_formed(raw):
+    if not is_well_formed(raw):
         raise NotebookError("the notebook is malformed", where=str(path), remedy="open and save it in Jupyter, or restore it from git")
     metadata = raw.get("metadata", {})
     language = metadata.get("kernelspec", {}).get("language") or metadata.get("language_info", {}).get("name") or "python"
@@ -149,7 +150,7 @@ def parse_notebook(raw: Any, path: Path) -> Notebook:
     return Notebook(path, cells, raw)
 
 
-def _is_well_formed(raw: dict[str, Any]) -> bool:
+def is_well_formed(raw: dict[str, Any]) -> bool:
     "Whether what is read of a notebook has the types that its format says."
     metadata = raw.get("metadata", {})
     named = isinstance(metadata, dict) and all(isinstance(metadata.get(key, {}), dict) for key in ("kernelspec", "language_info"))
@@ -157,7 +158,7 @@ def _is_well_formed(raw: dict[str, Any]) -> bool:
 
 
 def _is_cell(cell: Any) -> bool:
-    if not isinstance(cell, dict) or not isinstance(cell.get("metadata", {}), dict):
+    if not isinstance(cell, dict) or not all(isinstance(cell.get(name) or {}, dict) for name in ("metadata", "attachments")):
         return False
     source = cell.get("source", "")
     lines = [source] if isinstance(source, str) else source

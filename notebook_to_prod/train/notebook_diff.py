@@ -103,12 +103,15 @@ def moved_keys(before: Sequence[str], after: Sequence[str]) -> set[str]:
     return {key for position, key in enumerate(common) if position not in set(chosen)}
 
 # %% ../../nbs/train/24_notebook_diff.ipynb #change
-_VOLATILE = {"execution", "papermill", "scrolled", "collapsed", "jupyter", "language_info", "widgets", "vscode", "ExecuteTime"}
+_VOLATILE = {"execution", "papermill", "scrolled", "language_info", "widgets", "ExecuteTime"}
 
 
 def lasting(metadata: dict[str, Any] | None) -> dict[str, Any]:
-    "Metadata without what an execution or an editor leaves."
-    return {name: value for name, value in (metadata or {}).items() if name not in _VOLATILE}
+    "Metadata without what an execution leaves, and without the interpreter of one editor on one machine; what a person has set, such as a cell that is folded away or its language, stays."
+    kept = {name: value for name, value in (metadata or {}).items() if name not in _VOLATILE}
+    if isinstance(kept.get("vscode"), dict):
+        kept["vscode"] = {name: value for name, value in kept["vscode"].items() if name != "interpreter"}
+    return {name: value for name, value in kept.items() if name != "vscode" or value}
 
 
 @dataclass(frozen=True)
@@ -116,11 +119,12 @@ class CellChange:
     "What happened to one cell."
 
     cell_id: str
-    kinds: tuple[str, ...]  # Of `added`, `deleted`, `changed`, `moved`, `metadata`, `outputs`
+    kinds: tuple[str, ...]  # Of `added`, `deleted`, `changed`, `moved`, `metadata`, `attachments`, `outputs`
     cell_type: str
     numbers: tuple[int | None, int | None]  # Among all cells from 1, before and after
     diff: tuple[str, ...] = ()  # Lines of a unified diff, without its head
     metadata: tuple[str, ...] = ()  # Names that changed
+    attachments: tuple[str, ...] = ()  # Names of files that changed
     outputs: str = ""
 
     @property
@@ -132,7 +136,8 @@ class CellChange:
     def title(self) -> str:
         "In one line."
         place = " → ".join(str(each) for each in dict.fromkeys(self.numbers) if each is not None)
-        about = [f"metadata {', '.join(self.metadata)}"] * bool(self.metadata) + [self.outputs] * bool(self.outputs)
+        about = [f"metadata {', '.join(self.metadata)}"] * bool(self.metadata)
+        about += [f"attachments {', '.join(self.attachments)}"] * bool(self.attachments) + [self.outputs] * bool(self.outputs)
         return f"{', '.join(self.kinds)} {self.cell_type} cell {place} '{self.cell_id}'" + (f" ({'; '.join(about)})" if about else "")
 
 
@@ -229,18 +234,21 @@ def _change(key: str, at: list[dict[str, int]], cells: tuple[Any, Any], moved: b
     sources = ["" if each is None else source_of(each) for each in (one, other)]
     kinds = ["deleted"] * (other is None) + ["added"] * (one is None) + ["moved"] * moved
     metadata: tuple[str, ...] = ()
+    attachments: tuple[str, ...] = ()
     outputs = ""
     if one is not None and other is not None:
         kinds += ["changed"] * (sources[0] != sources[1] or one["cell_type"] != other["cell_type"])
         metadata = _differing(lasting(one.get("metadata")), lasting(other.get("metadata")))
         kinds += ["metadata"] * bool(metadata)
+        attachments = _differing(one.get("attachments") or {}, other.get("attachments") or {})
+        kinds += ["attachments"] * bool(attachments)
         outputs = _outputs(one.get("outputs", []), other.get("outputs", []))
         kinds += ["outputs"] * bool(outputs)
     if not kinds:
         return None
     diff = [*difflib.unified_diff(*(source.splitlines() for source in sources), lineterm="", n=2)][2:]
     numbers = tuple(None if place is None else place + 1 for place in places)
-    return CellChange(key, tuple(kinds), (other or one)["cell_type"], numbers, tuple(diff), metadata, outputs)  # type: ignore[index, arg-type]
+    return CellChange(key, tuple(kinds), (other or one)["cell_type"], numbers, tuple(diff), metadata, attachments, outputs)  # type: ignore[index, arg-type]
 
 
 def _outputs(before: list[Any], after: list[Any]) -> str:

@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from ..errors import DependencyError, NotebookError
+from ..errors import DependencyError
 from ..project import write_atomic
-from .notebook import parse_notebook
+from .notebook import is_well_formed
 from .notebook_diff import cell_keys, lasting, moved_keys, source_of
 
 # %% auto #0
-__all__ = ['CONFLICT', 'cleaned', 'as_text', 'merge_sources', 'merge_order', 'Merge', 'merge_notebooks', 'read_raw',
-           'written_like', 'merge_files']
+__all__ = ['CONFLICT', 'cleaned', 'as_text', 'merge_sources', 'merge_values', 'merge_order', 'Merge', 'merge_notebooks',
+           'read_raw', 'written_like', 'merge_files']
 
 # %% ../../nbs/train/25_notebook_merge.ipynb #clean
 def cleaned(raw: dict[str, Any]) -> dict[str, Any]:
@@ -44,12 +47,24 @@ def as_text(raw: dict[str, Any]) -> str:
     for position, cell in enumerate(raw["cells"]):
         metadata = lasting(cell.get("metadata"))
         about = "".join(f" {name}={value!r}" for name, value in sorted(metadata.items()))
-        parts.append(f"# %% [{cell['cell_type']}] {cell.get('id', position)}{about}\n{source_of(cell)}")
+        files = [f"# attachment {name}: {_described(content)}\n" for name, content in sorted((cell.get("attachments") or {}).items())]
+        parts.append(f"# %% [{cell['cell_type']}] {cell.get('id', position)}{about}\n{''.join(files)}{source_of(cell)}")
     kernel = lasting(raw.get("metadata"))
     return "\n\n".join([*parts, f"# {kernel}" if kernel else ""]).rstrip() + "\n"
 
+
+def _described(content: Any) -> str:
+    "A file that is attached to a cell, by its types and a digest: its content is no text."
+    types = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+    return f"{types}, sha256 {hashlib.sha256(_canonical(content).encode()).hexdigest()[:12]}"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
 # %% ../../nbs/train/25_notebook_merge.ipynb #source
 CONFLICT = "conflict"  # The tag of a cell that has to be decided
+_MOST_CONFLICTS = 127  # That the exit code of `git merge-file` counts
 
 
 def merge_sources(ours: str, base: str, theirs: str) -> tuple[str, bool]:
@@ -61,12 +76,49 @@ def merge_sources(ours: str, base: str, theirs: str) -> tuple[str, bool]:
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("ours", "base", "theirs")]
         for path, text in zip(paths, (ours, base, theirs), strict=True):
-            path.write_bytes(f"{text}\n".encode())
+            path.write_bytes(f"{text}\n".encode("utf-8", "surrogatepass"))
         try:
             done = subprocess.run(["git", "merge-file", "-p", "-L", "ours", "-L", "base", "-L", "theirs", *paths], capture_output=True)
         except FileNotFoundError as error:
             raise DependencyError("git is not installed", where="merge of a cell", remedy="install git") from error
-    return done.stdout.decode().removesuffix("\n"), done.returncode != 0
+    if done.returncode > _MOST_CONFLICTS:  # what git takes for no text
+        return f"<<<<<<< ours\n{ours}\n=======\n{theirs}\n>>>>>>> theirs", True
+    return done.stdout.decode("utf-8", "surrogatepass").removesuffix("\n"), done.returncode != 0
+
+# %% ../../nbs/train/25_notebook_merge.ipynb #values
+_ABSENT: Any = object()
+
+
+def _same(one: Any, other: Any) -> bool:
+    "Whether two values of JSON are the same: 1 is not true, and not 1.0."
+    return one is other if _ABSENT in (one, other) else _canonical(one) == _canonical(other)
+
+
+def merge_values(base: Any, ours: Any, theirs: Any, name: str = "") -> tuple[Any, list[str]]:
+    "What two branches make of a value of JSON, and what contradicts, by name."
+    if _same(ours, theirs) or _same(theirs, base):
+        return ours, []
+    if _same(ours, base):
+        return theirs, []
+    if all(each is _ABSENT or isinstance(each, dict) for each in (ours, theirs)):
+        made, said = {}, []
+        sides = [each if isinstance(each, dict) else {} for each in (base, ours, theirs)]
+        for key in dict.fromkeys((*sides[1], *sides[2])):
+            value, contradictions = merge_values(*(each.get(key, _ABSENT) for each in sides), f"{name}.{key}".lstrip("."))
+            said += contradictions
+            if value is not _ABSENT:
+                made[key] = value
+        return made if made or _ABSENT not in (ours, theirs) else _ABSENT, said
+    if name == "tags" and isinstance(ours, list) and isinstance(theirs, list):
+        gone = [tag for tag in (base if isinstance(base, list) else ()) if tag not in ours or tag not in theirs]
+        both = [tag for place, tag in enumerate([*ours, *theirs]) if tag not in [*ours, *theirs][:place]]
+        return [tag for tag in both if tag not in gone], []
+    return theirs if ours is _ABSENT else ours, [f"{name or 'it'} is {_told(ours)} in ours and {_told(theirs)} in theirs"]
+
+
+def _told(value: Any) -> str:
+    text = "not there" if value is _ABSENT else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 # %% ../../nbs/train/25_notebook_merge.ipynb #order
 def merge_order(base: Sequence[str], ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[str], bool]:
@@ -99,20 +151,52 @@ def merge_notebooks(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str
     "Merge the JSON of three notebooks cell by cell; the result is a valid notebook whatever happened."
     keys, cells = _keyed(base, ours, theirs)
     order, moved = merge_order(*keys)
-    conflicts = ["both branches moved cells: the order is that of ours"] if moved else []
-    made = []
+    said = ["both branches moved cells: the order is that of ours"] if moved else []
+    metadata, contradictions = _metadata(base, ours, theirs)
+    said += [f"metadata of the notebook: {each}" for each in contradictions]
+    made, conflicts = [], [*said]
     for key in order:
-        cell, conflict = _cell(*(side.get(key) for side in cells))
-        conflicts += [f"cell '{key}': {conflict}"] if conflict else []
+        cell, contradictions = _cell(*(side.get(key) for side in cells))
+        conflicts += [f"cell '{key}': {each}" for each in contradictions]
         if cell is not None:
-            made.append(cell)
-    if moved:
-        note = {"cell_type": "markdown", "metadata": {"tags": [CONFLICT]}, "source": "**Conflict**: both branches moved cells. The order is that of ours; delete this cell when it is right."}
-        made.insert(0, note | ({"id": _free("conflict-order", made)} if all("id" in cell for cell in made) else {}))
-    raw = {name: value for name, value in ours.items() if name != "cells"}
-    raw["metadata"] = _values(*(each.get("metadata", {}) for each in (base, ours, theirs)))
-    raw["nbformat_minor"] = max(ours.get("nbformat_minor", 0), theirs.get("nbformat_minor", 0))
-    return Merge({"cells": made, **raw}, tuple(conflicts))
+            made.append(_marked(cell) if contradictions else cell)
+    if said:
+        note = f"**Conflict**: {'; '.join(said)}. Delete this cell when it is right."
+        made.insert(0, {"cell_type": "markdown", "id": "conflict", "metadata": {"tags": [CONFLICT]}, "source": note})
+    minor = max(ours.get("nbformat_minor", 0), theirs.get("nbformat_minor", 0))
+    raw = {name: value for name, value in ours.items() if name != "cells"} | {"metadata": metadata, "nbformat_minor": minor}
+    return Merge({"cells": _identified(made, minor), **raw}, tuple(conflicts))
+
+
+def _metadata(base: Any, ours: Any, theirs: Any) -> tuple[dict[str, Any], list[str]]:
+    "The metadata of a notebook or a cell; what an execution leaves is that of ours if both have it."
+    sides = [(each or {}).get("metadata", {}) for each in (base, ours, theirs)]
+    lasting_sides = [lasting(each) for each in sides]
+    made, said = merge_values(*lasting_sides, "")
+    left = [{name: value for name, value in each.items() if name not in kept} for each, kept in zip(sides, lasting_sides, strict=True)]
+    volatile, _ = merge_values(*left, "")
+    order = dict.fromkeys((*sides[1], *sides[2]))
+    both = volatile | made
+    return {name: both[name] for name in order if name in both}, said
+
+
+def _identified(cells: list[dict[str, Any]], minor: int) -> list[dict[str, Any]]:
+    "The cells with an id each that no other has, or with none in a format that knows none."
+    if minor < 5:
+        return [{name: value for name, value in each.items() if name != "id"} for each in cells]
+    taken: set[str] = set()
+    found = []
+    for position, cell in enumerate(cells):
+        name = cell.get("id")
+        if not isinstance(name, str) or not _ID(name):
+            name = hashlib.sha256(f"{position} {source_of(cell)}".encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        name = next(each for each in chain([name], (f"{name[:55]}-{number}" for number in count(2))) if each not in taken)
+        taken.add(name)
+        found.append(cell | {"id": name})
+    return found
+
+
+_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}").fullmatch  # That format 4.5 allows
 
 
 def _keyed(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[list[list[str]], list[dict[str, Any]]]:
@@ -128,61 +212,70 @@ def _keyed(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -
     return keys, [dict(zip(names, each["cells"], strict=True)) for names, each in zip(keys, (base, ours, theirs), strict=True)]
 
 
-def _free(name: str, cells: Sequence[dict[str, Any]]) -> str:
-    taken = {cell["id"] for cell in cells}
-    return next(each for each in (name, *(f"{name}-{number}" for number in range(2, 1000))) if each not in taken)
-
-
-def _cell(base: Any, ours: Any, theirs: Any) -> tuple[dict[str, Any] | None, str]:
+def _cell(base: Any, ours: Any, theirs: Any) -> tuple[dict[str, Any] | None, list[str]]:
     "The merged cell, None if it is deleted, and what contradicts."
     if ours is None or theirs is None:
         kept = theirs if ours is None else ours
         if base is None:
-            return kept, ""
-        if source_of(kept) == source_of(base) and kept["cell_type"] == base["cell_type"]:
-            return None, ""
-        return _marked(kept), f"{'ours' if ours is None else 'theirs'} deleted it, the other edited it"
-    sources = [source_of(each) if each else "" for each in (ours, base, theirs)]
-    text, conflict = merge_sources(*sources)
-    changed_type = base is not None and ours["cell_type"] == base["cell_type"] != theirs["cell_type"]
-    origin = next((each for each, source in ((ours, sources[0]), (theirs, sources[2])) if source == text), None)
-    made = copy.deepcopy(theirs if changed_type or (origin is theirs and origin is not None) else ours)
-    made["metadata"] = _values(*((each or {}).get("metadata", {}) for each in (base, ours, theirs)))
-    made["source"] = text.splitlines(keepends=True) if isinstance(made.get("source"), list) else text
-    if made["cell_type"] == "code" and origin is None:
-        made["outputs"], made["execution_count"] = [], None
-    return (_marked(made), "both edited the same lines") if conflict else (made, "")
+            return copy.deepcopy(kept), []
+        if _same(_content(kept), _content(base)):
+            return None, []
+        return copy.deepcopy(kept), [f"{'ours' if ours is None else 'theirs'} deleted it, the other changed it"]
+    text, contradict = merge_sources(*(source_of(each) if each else "" for each in (ours, base, theirs)))
+    said = ["both edited the same lines"] * contradict
+    made: dict[str, Any] = {}
+    for name in dict.fromkeys((*ours, *theirs)):
+        if name == "source":
+            made[name] = text.splitlines(keepends=True) if isinstance(ours.get(name), list) else text
+        elif name == "metadata":
+            made[name], contradictions = _metadata(base, ours, theirs)
+            said += [f"metadata {each}" for each in contradictions]
+        elif name == "id":
+            made[name] = ours.get(name, theirs.get(name))
+        elif name not in _OF_A_RUN:
+            value, contradictions = merge_values(*((each or {}).get(name, _ABSENT) for each in (base, ours, theirs)), name)
+            said += contradictions
+            made |= {} if value is _ABSENT else {name: value}
+    if made["cell_type"] != "code":
+        return made, said
+    if made.pop("attachments", None):
+        said.append("it has become code, to which no files can be attached: they are left out")
+    return made | _of_a_run(base, ours, theirs, text), said
+
+
+_OF_A_RUN = ("outputs", "execution_count")
+
+
+def _of_a_run(base: Any, ours: Any, theirs: Any, text: str) -> dict[str, Any]:
+    "The outputs of the branch whose code it is; if it is that of both, of the one that has executed it."
+    has = [each for each in (ours, theirs) if source_of(each) == text and each["cell_type"] == "code"]
+    runs = [{name: each.get(name) for name in _OF_A_RUN} for each in has]
+    if not runs:
+        return {"outputs": [], "execution_count": None}
+    before = {name: (base or {}).get(name) for name in _OF_A_RUN}
+    found = runs[-1] if _same(runs[0], before) else runs[0]
+    return {"outputs": found["outputs"] or [], "execution_count": found["execution_count"]}
+
+
+def _content(cell: dict[str, Any]) -> list[Any]:
+    "What of a cell lasts."
+    return [cell["cell_type"], source_of(cell), lasting(cell.get("metadata")), cell.get("attachments") or {}]
 
 
 def _marked(cell: dict[str, Any]) -> dict[str, Any]:
-    made = copy.deepcopy(cell)
-    tags = made.setdefault("metadata", {}).setdefault("tags", [])
-    made["metadata"]["tags"] = [*tags, CONFLICT] if CONFLICT not in tags else tags
-    return made
-
-
-def _values(base: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    "Each name as the branch that changed it has it; where both did, lists of tags are joined and ours wins otherwise."
-    made = {}
-    for name in dict.fromkeys((*ours, *theirs)):
-        old, mine, other = (each.get(name) for each in (base, ours, theirs))
-        value = other if mine == old else mine
-        if name == "tags" and mine != old and other != old:
-            gone = {tag for tag in old or () if tag not in (mine or ()) or tag not in (other or ())}
-            value = [tag for tag in dict.fromkeys((*(mine or ()), *(other or ()))) if tag not in gone]
-        if value is not None:
-            made[name] = value
-    return made
+    tags = cell.get("metadata", {}).get("tags", [])
+    metadata = {**cell.get("metadata", {}), "tags": [*tags, CONFLICT] if CONFLICT not in tags else tags}
+    return cell | {"metadata": metadata}
 
 # %% ../../nbs/train/25_notebook_merge.ipynb #files
 def read_raw(content: bytes) -> dict[str, Any] | None:
-    "The JSON of a notebook of format 4, or None if it is none."
+    "The JSON of a notebook of format 4, in whatever language, or None if it is none."
     try:
         raw = json.loads(content)
-        parse_notebook(raw, Path("notebook.ipynb"))
-    except (ValueError, RecursionError, NotebookError):
+    except (ValueError, RecursionError):
         return None
-    return raw
+    is_notebook = isinstance(raw, dict) and isinstance(raw.get("cells"), list) and is_well_formed(raw)
+    return raw if is_notebook and all("cell_type" in cell for cell in raw["cells"]) else None
 
 
 def written_like(before: bytes, raw: dict[str, Any]) -> bytes:
