@@ -177,12 +177,17 @@ class Project:
             return self.command("n2p", *arguments, cwd=cwd, **variables)
         return self.fork(*arguments, cwd=cwd, **variables)()
 
-    def papermill(self, *arguments: str | Path, **variables: str) -> Done:
+    def papermill(self, *arguments: str | Path, limit: float = LIMIT, **variables: str) -> Done:
         """Run `papermill` to its end, in such a process."""
-        return self.fork(*arguments, program="papermill", **variables)()
+        return self.fork(*arguments, program="papermill", limit=limit, **variables)()
 
     def fork(
-        self, *arguments: str | Path, program: str = "n2p", cwd: Path | None = None, **variables: str
+        self,
+        *arguments: str | Path,
+        program: str = "n2p",
+        cwd: Path | None = None,
+        limit: float = LIMIT,
+        **variables: str,
     ) -> Callable[[], Done]:
         """Start `n2p` in such a process, which is at work at once; what is returned waits for its end."""
         folder = tempfile.TemporaryDirectory()
@@ -194,11 +199,11 @@ class Project:
 
         def wait() -> Done:
             with folder:
-                process.join(LIMIT)
+                process.join(limit)
                 if process.is_alive():
                     process.kill()
                     process.join()
-                    pytest.fail(f"{program} {arguments} did not end within {LIMIT} s\n{outputs[1].read_text()}")
+                    pytest.fail(f"{program} {arguments} did not end within {limit} s\n{outputs[1].read_text()}")
                 return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
 
         return wait

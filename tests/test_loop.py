@@ -36,6 +36,7 @@ def test_a_retraining_is_promoted_and_a_bad_one_is_stopped(project: Project) -> 
     ran = project.papermill(
         *("--no-progress-bar", NOTEBOOK, "loop.ipynb", "-p", "folder", project.folder / "loop"),
         *("-p", "weeks", weeks, "-p", "bad_week", weeks, "-p", "n_trees", "20"),
+        limit=1800,
     )
     assert ran.code == 0, ran.stderr[-3000:]
     states = [json.loads(each.read_text()) for each in (project.folder / "loop/.n2p/retrain/flights").glob("*.json")]
