@@ -436,10 +436,43 @@ def test_an_approver_rejects_a_request_with_a_reason(trained: Project, registry:
         registry.promote("unwanted", 1)
     assert dict(registry.approvals("unwanted", 1).apart)["sue"] == "registered it"
     registry.withdraw("unwanted", 1)
-    assert "there was no request" in trained.n2p("approve", "unwanted@1", "--reject", "--reason", "x", **token).stdout
-    (refused,) = (event for event in registry.history("unwanted") if event.action == "reject")
-    assert refused.reason == "the slices of bob are missing"
+    again = trained.n2p("approve", "unwanted@1", "--reject", "--reason", "x", **token)
+    assert again.stdout.startswith("rejected"), again
+    again = trained.n2p("approve", "unwanted@1", "--reject", "--reason", "y", **token)
+    assert "it stands rejected already" in again.stdout
+    refused, unasked = (event for event in registry.history("unwanted") if event.action == "reject")
+    assert (refused.reason, unasked.reason) == ("the slices of bob are missing", "x")
     assert verify_audit(registry).damage == []
+
+
+def test_a_rejection_of_what_nobody_has_asked_for_stands_until_somebody_asks(
+    trained: Project, registry: Registry, team: Team
+) -> None:
+    team.rules(STAGE)
+    team.be("sue")
+    register(registry, "unasked")
+    for user in ("ann", "bob"):
+        team.be(user)
+        registry.approve("unasked", 1)
+    assert registry.approvals("unasked", 1).is_complete
+    event = registry.reject("unasked", 1, reason="the labels are of another year")
+    assert event is not None
+    assert event.action == "reject"
+    assert registry.approvals("unasked", 1).given == ()
+    team.be("ann")
+    with pytest.raises(AccessError, match="bob rejected it: the labels are of another year") as caught:
+        registry.approve("unasked", 1)
+    assert caught.value.remedy == "somebody has to ask for it anew: n2p promote unasked 1 --to production"
+    team.be("dan")
+    with pytest.raises(VerdictError, match="0 of 2"):
+        registry.promote("unasked", 1)
+    for user in ("ann", "bob"):
+        team.be(user)
+        registry.approve("unasked", 1)
+    team.be("dan")
+    assert registry.promote("unasked", 1).approvals not in (None, "not asked")
+    with pytest.raises(InputError, match="asks for no approvals"):
+        registry.reject("unasked", 1, to="canary", reason="not there either")
 
 
 def test_a_request_leaves_enough_who_may_approve_and_can_be_withdrawn(

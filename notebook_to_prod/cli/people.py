@@ -17,7 +17,7 @@ from .output import Result, Terminal, command
 @click.option("--reason", help="Why, for the history.")
 @click.option("--revoke", is_flag=True, help="Take your approval back.")
 @click.option("--withdraw", is_flag=True, help="Take back your request, which n2p promote made, so that you may approve.")
-@click.option("--reject", is_flag=True, help="Say no to somebody's request; needs a --reason.")
+@click.option("--reject", is_flag=True, help="Say no, which ends all requests and approvals until somebody asks anew; needs a --reason.")
 def approve(terminal: Terminal, version: str, stage: str | None, reason: str | None, revoke: bool, withdraw: bool, reject: bool) -> Result:
     """Approve of a version in a stage, or take it back.
 
@@ -34,14 +34,14 @@ def approve(terminal: Terminal, version: str, stage: str | None, reason: str | N
     if not number.isdecimal():
         raise InputError(f"'{version}' names an alias, which may move", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {name}")
     if revoke + withdraw + reject > 1:
-        raise InputError("an approval and a request are taken back, or a request rejected, one by one", where="--revoke, --withdraw, --reject", remedy="give one of the three")
+        raise InputError("an approval and a request are taken back, or a version rejected, one by one", where="--revoke, --withdraw, --reject", remedy="give one of the three")
     registry = Registry(open_store())
     stage = stage or registry.store.alias
     event = (registry.reject if reject else registry.withdraw if withdraw else registry.revoke if revoke else registry.approve)(name, int(number), stage, reason)
     found = registry.approvals(name, int(number), stage)
     done, already = ("revoked", "there was no approval of yours") if revoke else ("approved", "you had approved it already, which counts once")
     done, already = ("withdrawn", "there was no request") if withdraw else (done, already)
-    done, already = ("rejected", "there was no request") if reject else (done, already)
+    done, already = ("rejected", "it stands rejected already") if reject else (done, already)
     by = f" by {event.user}" if event else f": {already}"
     data = {"name": name, "version": int(number), "stage": stage, "changed": event is not None, "user": event and event.user, "identity": event and event.identity}
     lines = [(done if event else "unchanged", f"{name} version {number} for {stage}{by}"), ("bundle", found.bundle), ("approvals", found.told)]

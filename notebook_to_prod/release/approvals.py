@@ -16,16 +16,19 @@ from .stages import StageRules, approvers_of
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['standing_approvals', 'standing_request', 'rejected_requests', 'Approvals', 'count_approvals']
+__all__ = ['standing_approvals', 'standing_request', 'standing_rejection', 'rejected_requests', 'Approvals', 'count_approvals']
 
 # %% ../../nbs/release/06_approvals.ipynb #standing
 def standing_approvals(events: Sequence[Event], version: int, stage: str | None = None) -> list[Event]:
-    "The last approval by each person for each stage, or for one, that was not withdrawn, nor came before a rejection; for whichever bundle, and however long ago."
+    "The last approval by each person for each stage, or for one, that was not withdrawn, nor came before a rejection or while it stood; for whichever bundle, and however long ago."
     found: dict[tuple[str | None, str], Event] = {}
+    rejected: set[str | None] = set()  # Stages
     for event in events:
+        if event.version == version and event.action in ("reject", "request"):
+            (rejected.add if event.action == "reject" else rejected.discard)(event.stage)
         if event.action == "rollback" and event.previous == version:
             found = {key: each for key, each in found.items() if key[0] != event.alias}
-        elif event.version == version and event.action == "approve":
+        elif event.version == version and event.action == "approve" and event.stage not in rejected:
             found[event.stage, event.user] = event
         elif event.version == version and event.action == "reject":
             found = {key: each for key, each in found.items() if key[0] != event.stage}
@@ -43,6 +46,15 @@ def standing_request(events: Sequence[Event], version: int, stage: str) -> Event
             found = None
         elif event.action == "request" and event.version == version and event.stage == stage:
             found = found or event
+    return found
+
+
+def standing_rejection(events: Sequence[Event], version: int, stage: str) -> Event | None:
+    "Who said no to a version last, if nobody has asked for it since."
+    found = None
+    for event in events:
+        if event.version == version and event.stage == stage and event.action in ("reject", "request"):
+            found = event if event.action == "reject" else None
     return found
 
 

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from ..errors import AccessError, InputError
-from .approvals import Approvals, count_approvals, standing_approvals, standing_request
+from .approvals import Approvals, count_approvals, standing_approvals, standing_rejection, standing_request
 from .audit import Event
 from .change import make_change
 from .moves import _living, _ready, locked_events
-from .people import acting, identify, read_people
-from .stages import approvers_of, read_stages, require_enough, require_identity, rules_digest, settings_place, stage_rules
+from .people import Identity, People, acting, identify, read_people
+from .stages import StageRules, approvers_of, read_stages, require_enough, require_identity, rules_digest, settings_place, stage_rules
 from .versions import Versions
 from ..train.record import now
 
@@ -23,24 +23,34 @@ def approve(registry: Versions, name: str, version: int, stage: str, reason: str
     "Approve of a version in a stage; None if that person's approval holds already. Raises `AccessError` if they may not, `InputError` if the stage asks for no approvals or the version is archived."
     who, rules, people = acting("approve", name), stage_rules(stage), read_people()
     require_identity(who, rules)
-    if not rules.approvals:
-        asking = ", ".join(each.stage for each in read_stages().values() if each.approvals)
-        remedy = f"the stages that ask are {asking}" if asking else f"write approvals = 1 below [tool.n2p.stages.{stage}] in pyproject.toml"
-        raise InputError(f"{stage} asks for no approvals", where=settings_place(None, f"stages.{stage}"), remedy=remedy)
+    _require_asking(rules)
     require_enough(rules, people, name, settings_place(None, f"stages.{stage}"))
-    approvers = approvers_of(rules, people, name)
-    if approvers is not None and who.user not in approvers:
-        raise AccessError(f"{who} is not an approver of {stage} for '{name}'", where=settings_place(None, f"stages.{stage}"), remedy=f"ask {', '.join(approvers)}")
+    _require_approver(who, rules, people, name)
     registry.read(name, version)
     with _ready(registry, name):
-        target = _living(registry.read(name, version))
-        found = count_approvals(locked_events(registry, name), rules, people, name, version, target.bundle)
+        target, events = _living(registry.read(name, version)), locked_events(registry, name)
+        if no := standing_rejection(events, version, stage):
+            raise AccessError(f"{no.user} rejected it: {no.reason}", where=f"{name}@{version}", remedy=f"somebody has to ask for it anew: n2p promote {name} {version} --to {stage}")
+        found = count_approvals(events, rules, people, name, version, target.bundle)
         if why := dict(found.apart).get(who.user):
             raise AccessError(f"{who} {why}, so somebody else has to approve", where=f"{name}@{version}", remedy=f"ask {found.still}")
         if who.user in found.given:
             return None
         event = Event(now(), "approve", name, version, who.user, reason=reason, bundle=target.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
         return make_change(registry._client, registry.store, event)
+
+
+def _require_asking(rules: StageRules) -> None:
+    if not rules.approvals:
+        asking = ", ".join(each.stage for each in read_stages().values() if each.approvals)
+        remedy = f"the stages that ask are {asking}" if asking else f"write approvals = 1 below [tool.n2p.stages.{rules.stage}] in pyproject.toml"
+        raise InputError(f"{rules.stage} asks for no approvals", where=settings_place(None, f"stages.{rules.stage}"), remedy=remedy)
+
+
+def _require_approver(who: Identity, rules: StageRules, people: People, name: str) -> None:
+    approvers = approvers_of(rules, people, name)
+    if approvers is not None and who.user not in approvers:
+        raise AccessError(f"{who} is not an approver of {rules.stage} for '{name}'", where=settings_place(None, f"stages.{rules.stage}"), remedy=f"ask {', '.join(approvers)}")
 
 
 def revoke(registry: Versions, name: str, version: int, stage: str, reason: str | None = None) -> Event | None:
@@ -72,22 +82,22 @@ def withdraw(registry: Versions, name: str, version: int, stage: str, reason: st
 
 
 def reject(registry: Versions, name: str, version: int, stage: str, reason: str | None = None) -> Event | None:
-    "Say no to a request: it stands no more, nor does one's own approval; None if there is no request. Raises `AccessError` if they may not approve, `InputError` without a reason."
+    "Say no to a version in a stage, asked for or not: no request and no approval stands any more, and none counts until somebody asks anew. None if it stands rejected already. Raises `AccessError` if they may not approve, `InputError` without a reason or if the stage asks for no approvals."
     who, rules, people = acting("approve", name), stage_rules(stage), read_people()
     require_identity(who, rules)
     if not (reason or "").strip():
         raise InputError("a rejection needs a reason", where="--reason", remedy="say what has to be different")
-    approvers = approvers_of(rules, people, name)
-    if approvers is not None and who.user not in approvers:
-        raise AccessError(f"{who} is not an approver of {stage} for '{name}'", where=settings_place(None, f"stages.{stage}"), remedy=f"ask {', '.join(approvers)}")
+    _require_asking(rules)
+    _require_approver(who, rules, people, name)
     registry.read(name, version)
     with _ready(registry, name):
-        asked = standing_request(locked_events(registry, name), version, stage)
-        if asked is None:
+        target, events = _living(registry.read(name, version)), locked_events(registry, name)
+        if standing_rejection(events, version, stage):
             return None
-        if asked.user == who.user:
+        asked = standing_request(events, version, stage)
+        if asked is not None and asked.user == who.user:
             raise AccessError(f"{who} asked for it, and takes it back rather than rejects it", where=f"{name}@{version}", remedy=f"n2p approve {name}@{version} --to {stage} --withdraw")
-        event = Event(now(), "reject", name, version, who.user, reason=reason, bundle=asked.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
+        event = Event(now(), "reject", name, version, who.user, reason=reason, bundle=target.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
         return make_change(registry._client, registry.store, event)
 
 

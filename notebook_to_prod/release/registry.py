@@ -80,7 +80,7 @@ class Registry(Versions, Displayed):
 
     @announcing
     def reject(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
-        "Say no to a request for approvals, with a reason; returns the event, or None if there is none. Raises what `approve.reject` raises."
+        "Say no to a version in a stage, with a reason; returns the event, or None if it stands rejected already. Raises what `approve.reject` raises."
         return reject(self, check_name(name), version, self._alias(to), reason)
 
     def approvals(self, name: str, version: int, stage: str | None = None) -> Approvals:
