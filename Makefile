@@ -47,6 +47,8 @@ test: setup ## Run the notebooks, the linters and the tests
 	@$(RUN) ruff format --quiet --check $(wildcard tests benchmarks docs setup.py)
 	$(say) "lint-imports"
 	@$(RUN) lint-imports --no-logo
+	$(say) "mypy"
+	@$(RUN) mypy --no-error-summary
 	$(say) "pytest"
 	@$(RUN) pytest -q -n 2 --dist loadfile
 
@@ -86,5 +88,5 @@ $(BIN)/uv:
 	@$(MAKE) --no-print-directory setup
 
 clean: ## Remove what the tasks made, except .venv and the store .n2p
-	@rm -rf build dist site _docs .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	@rm -rf build dist site _docs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.schema import Schema, infer_schema
     from notebook_to_prod.package.session import Run, start
     from notebook_to_prod.release.announce import on_event
-    from notebook_to_prod.release.registry import ModelVersion, Registry
+    from notebook_to_prod.release.registry import Registry
+    from notebook_to_prod.release.versions import ModelVersion
     from notebook_to_prod.release.webhook import verify_webhook
     from notebook_to_prod.serve.local import Predictor
     from notebook_to_prod.serve.predictor import load_predictor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "package.bundle",
     "FeatureView": "package.features.definition",
-    "ModelVersion": "release.registry",
+    "ModelVersion": "release.versions",
     "Predictor": "serve.local",
     "Registry": "release.registry",
     "Run": "package.session",

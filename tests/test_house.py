@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from configparser import ConfigParser
@@ -224,6 +225,14 @@ def test_inside_a_stage_only_lower_numbers_are_imported() -> None:
 
 
 # What is built
+
+
+def test_what_users_import_is_checked_strictly() -> None:
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]
+    homes = {f"notebook_to_prod/{home.replace('.', '/')}.py" for home in notebook_to_prod._HOMES.values()}
+    assert checked["strict"]
+    assert homes <= {*checked["files"]}
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_wheel_and_sdist_build(checkout: Path, tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ class Bundle(Displayed):
     digest: str
     files: dict[str, dict[str, Any]]  # Size and digest by path
 
-    def _json(self, name: str) -> Any:
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+    def _json(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        return content
 
     @cached_property
     def schema(self) -> Schema:
@@ -125,7 +126,9 @@ class Bundle(Displayed):
 def _primary(evaluation: dict[str, Any] | None) -> dict[str, str]:
     "The metric that matters most, as a table shows it."
     name = evaluation["primary"] if evaluation else None
-    found = evaluation["metrics"].get(name, {}) if evaluation and name else {}
+    if not evaluation or not name:
+        return {}
+    found = evaluation["metrics"].get(name, {})
     if found.get("number") is None:
         return {}
     return {name: f"{shown_estimate(found)} on {evaluation['rows']} held-out rows"}
@@ -269,7 +272,7 @@ class _CodeLoader(importlib.abc.SourceLoader):
     def get_resource_reader(self, fullname: str) -> Any:
         from importlib.resources.readers import FileReader
 
-        return FileReader(self)
+        return FileReader(self)  # type: ignore[arg-type]  # it asks for no more than a name and a path
 
 
 @dataclass(frozen=True)

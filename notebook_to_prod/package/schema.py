@@ -183,11 +183,8 @@ class Schema(Displayed):
             raise BundleError(
                 f"schema format {content.get('format')} is unknown", where="schema.json", remedy="upgrade notebook_to_prod"
             )
-        columns = tuple(
-            Column(**{name: tuple(value) if isinstance(value, list) else value for name, value in column.items()})
-            for column in content["columns"]
-        )
-        return cls(content["container"], columns, content["dtype"], content["integer_names"], content["order"])
+        given: list[dict[str, Any]] = [{name: tuple(value) if isinstance(value, list) else value for name, value in column.items()} for column in content["columns"]]
+        return cls(content["container"], tuple(Column(**each) for each in given), content["dtype"], content["integer_names"], content["order"])
 
     def edit(self, name: str, /, **changes: Any) -> Schema:
         """A schema in which one column asks for something else: `minimum`, `maximum`, `bounded`, `nullable`, `categories`, `allow_unseen`, `policy`.
@@ -466,7 +463,8 @@ def columns_to_table(
             for position, values in enumerate(arrays):
                 stacked[:, position] = values
             return stacked
-        return np.asarray(np.column_stack(arrays), dtype=schema.dtype, order=schema.order)
+        order: Any = schema.order  # one of numpy's letters
+        return np.asarray(np.column_stack(arrays), dtype=schema.dtype, order=order)
     if schema.container == "dataframe":
         frame = pd.DataFrame(columns, index=pd.RangeIndex(count))
         if schema.order == "C":

@@ -128,7 +128,7 @@ def announcing(change: Callable[Concatenate[Subject, Arguments], Outcome]) -> Ca
     "Make a function, whose first argument has the store that it changes, tell of what it did."
 
     @functools.wraps(change)
-    def announce(subject: Subject, *arguments: Arguments.args, **options: Arguments.kwargs) -> Outcome:
+    def announce(subject: Subject, /, *arguments: Arguments.args, **options: Arguments.kwargs) -> Outcome:
         with announced(subject.store):
             return change(subject, *arguments, **options)
 

@@ -152,7 +152,7 @@ def count_approvals(
             ends += [end] if end else []
     may = None if approvers is None else tuple(each for each in approvers if each not in {*given, *apart})
     until = min(ends).isoformat() if ends else None
-    return Approvals(name, version, rules.stage, bundle, rules.approvals, tuple(given), tuple(void), may, tuple(apart.items()), until, request and request.user, tuple(elsewhere))
+    return Approvals(name, version, rules.stage, bundle, rules.approvals, tuple(given), tuple(void), may, tuple(apart.items()), until, request.user if request else None, tuple(elsewhere))
 
 
 def _why_not(event: Event, rules: StageRules, approvers: tuple[str, ...] | None, apart: dict[str, str], bundle: str) -> str | None:

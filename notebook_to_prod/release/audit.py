@@ -77,7 +77,7 @@ class Event:
     @property
     def why(self) -> str:
         "The reason, and of what came from another environment from where."
-        return "; ".join(filter(None, (self.reason, self.origin and self.origin.told)))
+        return "; ".join(filter(None, (self.reason, self.origin.told if self.origin else None)))
 
     def to_dict(self) -> dict[str, object]:
         "As the log keeps it."
@@ -299,7 +299,7 @@ def read_events(
 
 def record_event(store: Store, action: str, name: str, version: int, user: str | None = None, **details: Any) -> Event:
     "Append an event of now, by `user`, else by whom the operating system names."
-    known = {} if user else {"identity": "os"}
+    known: dict[str, Any] = {} if user else {"identity": "os"}
     return append_event(store, Event(now(), action, name, version, user or current_user(), store=store_id(store), **known, **details))
 
 # %% ../../nbs/release/00_audit.ipynb #verify

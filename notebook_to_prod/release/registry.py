@@ -118,7 +118,7 @@ class Registry(Versions, Displayed):
 
 
 @announcing
-def share_event(registry: Versions, action: str, name: str, version: int, **details: Any) -> Event:
+def share_event(registry: Versions, /, action: str, name: str, version: int, **details: Any) -> Event:
     "Keep an event of now that changes nothing, such as an override, in the log of this store and, if it is about a version, in MLflow; raises what `acting` raises."
     who = acting(action, name)
     details["identity"] = who.known_by

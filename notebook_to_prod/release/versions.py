@@ -113,8 +113,8 @@ def _signatures(tags: Mapping[str, str]) -> tuple[Signature, ...]:
 
 
 def _from_tags(name: str, version: int, source: str, tags: Mapping[str, str], aliases: tuple[str, ...]) -> ModelVersion:
-    told = (tags.get(tag, "") for tag in ("n2p.notebook", "n2p.commit", ARCHIVED, SEALED, DERIVED))
-    return ModelVersion(name, version, tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, source, *told, _signatures(tags))
+    notebook, commit, archived, sealed, derived = (tags.get(tag, "") for tag in ("n2p.notebook", "n2p.commit", ARCHIVED, SEALED, DERIVED))
+    return ModelVersion(name, version, tags.get("n2p.bundle", ""), tags.get("n2p.run_id", ""), aliases, source, notebook, commit, archived, sealed, derived, _signatures(tags))
 
 
 def _names_of(aliases: Mapping[str, int | str], version: int | str) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ class Versions:
                 aliases = self._client.get_registered_model(name).aliases if found else {}
             except MlflowException:
                 aliases = {}
-        versions = [_from_tags(name, int(each.version), each.source, each.tags, _names_of(aliases, each.version)) for each in found]
+        versions = [_from_tags(name, int(each.version), each.source or "", each.tags, _names_of(aliases, each.version)) for each in found]
         return sorted(versions, key=lambda each: each.version)
 
     def aliased(self, name: str, alias: str) -> int | None:

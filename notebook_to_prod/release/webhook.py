@@ -131,7 +131,8 @@ def _webhook(number: int, table: dict[str, Any]) -> Webhook:
     for kind in table.get("events", ()):
         if kind not in ACTIONS:
             raise _wrong(number, "events", f"there is no event '{kind}'", f"the events are {', '.join(ACTIONS)}")
-    return Webhook(**{key: tuple(value) if key in _LISTS else value for key, value in table.items()})
+    given: dict[str, Any] = {key: tuple(value) if key in _LISTS else value for key, value in table.items()}
+    return Webhook(**given)
 
 
 def _is_texts(value: Any) -> bool:

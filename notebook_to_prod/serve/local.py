@@ -53,7 +53,7 @@ class Predictor(Loaded):
             return to_rows(self.bundle.schema, rows)
         if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
             raise DataError(f"this is {type(rows).__name__}, not rows", where="rows", remedy="give a mapping of columns to values, a list of them, or a DataFrame")
-        return rows
+        return rows if isinstance(rows, Sequence) else [*rows]
 
     @property
     def stale(self) -> bool:

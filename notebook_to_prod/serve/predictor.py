@@ -73,7 +73,7 @@ class Predictor(Displayed):
 
         from notebook_to_prod.serve.request import row_model
 
-        return TypeAdapter(list[row_model(self.policies.asked)])  # type: ignore[misc]
+        return TypeAdapter(list[row_model(self.policies.asked)])  # type: ignore[misc, arg-type]  # of a type that is made at run time
 
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> Prediction:
         "Check rows against the schema and predict them, warning of what a policy changes; raises `DataError` naming the first wrong field and row."

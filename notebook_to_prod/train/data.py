@@ -65,7 +65,7 @@ class Dataset(Displayed):
 
 
 # %% ../../nbs/train/10_data.ipynb #formats
-FORMATS = {
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "csv": ("read_csv", {}),
     "tsv": ("read_csv", {"sep": "\t"}),
     "parquet": ("read_parquet", {}),

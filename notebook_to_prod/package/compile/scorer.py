@@ -66,8 +66,8 @@ class Scorer:
         return predict(self.pipeline, columns_to_table(self.bundle.schema, columns))
 
     def _is_plan_faster(self, rows: int) -> bool:
-        if isinstance(self.source, LatePipeline) and not self.source.is_loaded:
-            return True
+        if self.plan is None or (isinstance(self.source, LatePipeline) and not self.source.is_loaded):
+            return self.plan is not None
         size = min(10_000, 10 ** round(math.log10(rows)))
         with self._lock:
             if size not in self._plan_wins:
@@ -120,4 +120,5 @@ def _replay(bundle: Bundle, plan: Plan) -> None:
     largest_difference(golden["predictions"], [each.predictions[0] for each in alone])
     largest_difference(golden["probabilities"], together.probabilities)
     if golden["probabilities"] is not None:
-        largest_difference(golden["probabilities"], [(each.probabilities or [None])[0] for each in alone])
+        shares: list[Any] = [each.probabilities[0] if each.probabilities else None for each in alone]
+        largest_difference(golden["probabilities"], shares)

@@ -281,7 +281,7 @@ def features(
     "Make a function of DataFrames a `FeatureView`; raises `InputError` for a promise that cannot be kept."
 
     def decorate(function: Callable[..., Any]) -> FeatureView:
-        called = name or getattr(function, "__name__", "")
+        called = str(name or getattr(function, "__name__", ""))
         where = f"the view '{called}'"
         keys = (entity,) if isinstance(entity, str) else tuple(entity)
         if not _NAME.fullmatch(called):

@@ -240,7 +240,8 @@ class Redis:
     local = False
 
     def __init__(self, address: str):
-        self._address, self._client = address, None
+        self._address = address
+        self._client: Any = None
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[Any]:
