@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from notebook_to_prod.release.rollout import read_rollout, start_rollout
 from notebook_to_prod.ui.app import make_app
 from notebook_to_prod.ui.desk import Desk, looked_store
 from notebook_to_prod.ui.door import Door, own_token
+from notebook_to_prod.ui.entrance import entrance_file
 from notebook_to_prod.ui.rendered import harmless
 from notebook_to_prod.watch.alert_book import raise_signals
 from notebook_to_prod.watch.alerts import DEFAULT_RULES, Signal
@@ -37,6 +39,7 @@ SETTINGS = "[tool.n2p.tokens]\n" + "".join(f'{user} = "{digest}"\n' for user, (_
 SETTINGS += '[tool.n2p.stages.production]\napprovals = 1\napprovers = ["ann", "bob", "cat"]\n'
 NAME = "Flüge 2026_sehr-langer.Name"  # of letters that an address does not take as they are
 SECRET = "a-token-that-nobody-guesses"
+START = "what-this-start-alone-knows"
 HERE = "http://127.0.0.1:8790"
 PAGES = ("/", "/runs", "/compare", "/models", "/gates", "/lineage", "/rollouts", "/watch", "/approvals", "/audit")
 HOSTILE = "<script>parent.document.title = 'taken'; document.title = 'taken'</script><b>kept</b>"
@@ -81,17 +84,17 @@ def copied(released: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def visit(token: str | None = SECRET, **door: Any) -> TestClient:
     """A browser without scripts, in the project of the current folder."""
-    desk = Desk(looked_store(), Path.cwd(), Door(SECRET, **door))
+    desk = Desk(looked_store(), Path.cwd(), Door(SECRET, start=START, **door))
     client = TestClient(make_app(desk), HERE, follow_redirects=True)
     if token is not None:
-        client.get("/", params={"token": token})
+        client.post("/enter", data={"token": token}, headers={"origin": HERE})
     return client
 
 
 def send(client: TestClient, path: str, origin: str | None = HERE, **fields: str) -> httpx.Response:
     """Send a form as the page would."""
     headers = {} if origin is None else {"origin": origin}
-    return client.post(path, data={"key": Door(SECRET).form_key, **fields}, headers=headers)
+    return client.post(path, data={"key": Door(SECRET, start=START).form_key, **fields}, headers=headers)
 
 
 def bare(page: httpx.Response) -> str:
@@ -200,7 +203,8 @@ def test_a_run_leads_to_its_page_in_mlflow(copied: Project) -> None:
     assert "mlflow ui --backend-store-uri" in bare(visit().get(f"/runs/{run}"))
     desk = Desk(looked_store(), Path.cwd(), Door(SECRET), "http://127.0.0.1:5000/")
     client = TestClient(make_app(desk), HERE)
-    page = client.get(f"/runs/{run}", params={"token": SECRET})
+    client.get(f"/enter/{desk.door.tickets.issue()}")
+    page = client.get(f"/runs/{run}")
     assert re.search(rf'href="http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{tracked}"', page.text)
 
 
@@ -226,13 +230,65 @@ def test_who_has_no_token_sees_nothing(copied: Project) -> None:
     for client in (visit(None), visit("another-token-of-somebody")):
         for path in (*PAGES, "/mark", f"/runs/{copied.run_folders[0].name}/notebook"):
             page = client.get(path)
-            assert page.status_code == 401 and NAME not in page.text and copied.run_folders[0].name not in page.text
+            told = page.text.replace(f'value="{path}"', "")  # where the form leads back to
+            assert page.status_code == 401 and NAME not in told and copied.run_folders[0].name not in told
         assert send(client, "/approvals", action="approve", name=NAME, version="2").status_code == 401
+
+
+def test_an_address_never_lets_in_by_the_token_and_by_a_ticket_once(copied: Project) -> None:
+    client = visit(None)
+    assert client.get("/", params={"token": SECRET}).status_code == 401
+    door = Door(SECRET)
+    first, second = (TestClient(make_app(Desk(looked_store(), Path.cwd(), door)), HERE) for _ in range(2))
+    ticket = door.tickets.issue()
+    assert first.head(f"/enter/{ticket}").status_code == 401, "a look does not use it up"
+    entered = first.get(f"/enter/{ticket}")
+    assert entered.status_code == 200 and 'content="0; url=/"' in entered.text and first.get("/").status_code == 200
+    again = second.get(f"/enter/{ticket}")
+    assert again.status_code == 401 and "opens the page once" in bare(again) and second.get("/").status_code == 401
+    cookie = entered.headers["set-cookie"].casefold()
+    assert "httponly" in cookie and "samesite=strict" in cookie and SECRET not in cookie
+    assert "max-age" not in cookie and "expires" not in cookie, "it ends with the browser"
+
+
+def test_the_token_is_only_sent_in_a_form_of_the_page(copied: Project) -> None:
+    client = visit(None)
+    asked = {"token": SECRET, "to": "/models"}
+    for origin in ("https://evil.example", "null", None):
+        headers = {} if origin is None else {"origin": origin}
+        assert client.post("/enter", data=asked, headers=headers).status_code == 401
+    assert client.post("/enter", data={"token": "x" * 30_000}, headers={"origin": HERE}).status_code == 401
+    form = client.get(f"/models/{quote(NAME)}?q=%C3%BC").text
+    assert 'method="post" action="/enter"' in form and f'name="to" value="/models/{quote(NAME)}?q=%C3%BC"' in form
+    for to in ("//evil.example", "/\\evil.example", "/\t/evil.example", "https://evil.example"):
+        answer = client.post("/enter", data=asked | {"to": to}, headers={"origin": HERE}, follow_redirects=False)
+        assert answer.headers["location"] == "/", to
+    assert client.post("/enter", data=asked, headers={"origin": HERE}).url.path == "/models"
+
+
+def test_who_is_not_known_learns_nothing_of_the_project_from_what_is_wrong(copied: Project) -> None:
+    client = visit(None)
+    for path in ("/static/nothing/at/all", "/static/nothing", "/enter/a/b", "/nothing", "/enter/x"):
+        page = client.get(path)
+        assert page.status_code in (401, 404) and "project" not in page.text and "cat" not in page.text, path
+
+
+def test_what_a_start_gave_out_opens_no_later_one(copied: Project) -> None:
+    before = visit()
+    cookies = dict(before.cookies)
+    later = TestClient(make_app(Desk(looked_store(), Path.cwd(), Door(SECRET))), HERE, cookies=cookies)
+    assert before.get("/").status_code == 200 and later.get("/").status_code == 401
+    assert Door(SECRET).form_key != Door(SECRET).form_key
+
+
+def test_two_pages_on_two_ports_do_not_sign_each_other_out() -> None:
+    names = {Door(SECRET).cookie({"host": host}) for host in ("127.0.0.1:8790", "127.0.0.1:8791", "[::1]:8792", "")}
+    assert len(names) == 4
 
 
 def test_a_name_that_is_pointed_at_this_machine_is_refused(copied: Project) -> None:
     client = visit()
-    for host in ("evil.example", "127.0.0.1.evil.example:8790", "", "\x7f"):
+    for host in ("evil.example", "127.0.0.1.evil.example:8790", "", "\x7f", "[::1"):
         assert client.get("/", headers={"host": host}).status_code == 421
     for host in ("localhost:8790", "127.0.0.1:1", "[::1]:8790"):
         assert client.get("/static/ui.css", headers={"host": host}).status_code == 200
@@ -241,7 +297,7 @@ def test_a_name_that_is_pointed_at_this_machine_is_refused(copied: Project) -> N
 def test_a_form_of_another_page_changes_nothing(copied: Project) -> None:
     client, before = visit(), (copied.home / "audit.jsonl").read_bytes()
     approve = {"action": "approve", "name": NAME, "version": "2", "stage": "production"}
-    for origin in ("https://evil.example", "http://127.0.0.1:8000", "null", None):
+    for origin in ("https://evil.example", "http://127.0.0.1:8000", "null", "http://[::1", None):
         assert send(client, "/approvals", origin, **approve).status_code == 403, origin
     assert send(client, "/approvals", **approve | {"key": "guessed"}).status_code == 403
     assert send(client, "/approvals", **approve, reason="x" * 30_000).status_code == 422
@@ -340,7 +396,8 @@ def served(released: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
     started_in = ["env", "-C", str(project.folder), *command]
     with started(started_in, folder / "log", environment=project.environment(variables)) as (_, line):
         told = json.loads(line)
-        yield SimpleNamespace(project=project, url=told["url"].rstrip("/"), entrance=told["entrance"])
+        token = (folder / "config" / "n2p" / "ui.token").read_text()
+        yield SimpleNamespace(project=project, url=told["url"].rstrip("/"), entrance=told["entrance"], token=token)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +413,12 @@ def browser() -> Iterator[Callable[[], Page]]:
 def page(served: SimpleNamespace, browser: Callable[[], Page]) -> Iterator[Page]:
     """A tab that has entered; whatever a test does, the console stays silent."""
     made = browser()
-    made.open(served.entrance)
+    made.open(f"{served.url}/")
+    if made.ask("document.querySelector('[name=token]') !== null"):
+        made.ask(f"document.querySelector('[name=token]').value = {json.dumps(served.token)}")
+        made.ask("document.querySelector('button.primary').click()")
+        made.wait("document.querySelector('#page') !== null")
+    made.errors = [each for each in made.errors if "401" not in each]
     yield made
     assert made.errors == []
     made.send("Page.close")
@@ -418,6 +480,20 @@ def test_pages_can_be_read_by_everybody(served: SimpleNamespace, page: Page, sch
         assert page.ask(BASICS) == [], path
         assert page.ask("document.documentElement.scrollWidth <= innerWidth"), path
         page.errors = [each for each in page.errors if "404" not in each]  # of the page that there is not
+
+
+def test_a_file_lets_a_browser_in_without_the_ticket_on_its_command_line(
+    served: SimpleNamespace, browser: Callable[[], Page]
+) -> None:
+    made = browser()
+    made.send("Network.clearBrowserCookies")
+    with entrance_file(served.entrance) as path:
+        made.open(path.as_uri())
+        made.wait("location.pathname === '/' && document.querySelector('#page') !== null")
+    assert made.errors == [] and "enter" not in made.ask("location.href")
+    made.open(served.entrance)
+    assert "opens the page once" in made.ask("document.querySelector('[role=alert]').innerText")
+    made.send("Page.close")
 
 
 def test_keys_alone_search_choose_compare_and_leave(served: SimpleNamespace, page: Page) -> None:
@@ -521,6 +597,37 @@ def test_a_port_that_is_taken_is_told(served: SimpleNamespace) -> None:
     port = served.url.rpartition(":")[2]
     refused = served.project.n2p("ui", "--port", port, "--no-browser", "--json")
     assert refused.code == 3 and "another process" in refused.error["what"]
+
+
+def test_the_browser_is_started_with_a_file_that_only_its_owner_reads(released: Project, tmp_path: Path) -> None:
+    told, script = tmp_path / "told", tmp_path / "browser"
+    script.write_text(
+        f"""#!/bin/sh
+page=$(printf %s "$1" | sed s,^file://,,)
+{{ printf '%s\\n' "$1"; stat -c %a "$page" "$(dirname "$page")"; sed 's/.*url=\\([^"]*\\).*/\\1/' "$page"; }} > {told}.new
+mv {told}.new {told}
+"""
+    )
+    script.chmod(0o755)
+    variables = {"XDG_CONFIG_HOME": str(tmp_path), "DISPLAY": ":0", "BROWSER": f"{script} %s", "TMPDIR": str(tmp_path)}
+    process = released.start("n2p", "ui", "--port", "0", **variables)
+    try:
+        end = time.monotonic() + 60
+        while not told.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        seen, mode, folder, entrance = told.read_text().split()
+        token = (tmp_path / "n2p" / "ui.token").read_text()
+        assert (mode, folder) == ("600", "700") and seen.startswith("file://")
+        assert token not in seen and entrance.rpartition("/")[2] not in seen and token not in entrance
+        assert httpx.get(entrance).status_code == 200
+        page = Path(seen.removeprefix("file://"))
+        while page.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not page.exists(), "it is gone once the browser has come"
+    finally:
+        process.terminate()
+        shown, _ = process.communicate(timeout=30)
+    assert token not in shown
 
 
 def test_the_page_ends_with_its_command(released: Project, tmp_path: Path) -> None:

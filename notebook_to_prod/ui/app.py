@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import quote, urlencode
 
 import notebook_to_prod
 from ..errors import AccessError, InputError, N2PError, NotFoundError, UnavailableError, VerdictError
@@ -20,6 +20,7 @@ from ..release.stages import read_stages
 from ..train.record import RunRecord, find_run
 from .beside import beside
 from .desk import Desk
+from .entrance import ENTRANCE, add_entrance, ask_token, read_form
 from .released import ModelRow, attempt, audit_log, bundles_without_version, environments, neighbours, registered_bundles, report_rows, request_of, rollout_rows
 from .rendered import FRAME_POLICY, render_notebook
 from .runs import Query, find_runs
@@ -265,7 +266,6 @@ def change_rollout(desk: Desk, form: Mapping[str, str]) -> str:
     return f"{name}: {advance_rollout(desk.registry, name, reason, expected=found).told}"
 
 # %% ../../nbs/ui/08_app.ipynb #app
-_LONGEST = 20_000  # Bytes of a form
 _SHIPPED = {"ui.css": "text/css; charset=utf-8", "ui.js": "text/javascript; charset=utf-8"}
 
 
@@ -273,40 +273,39 @@ def make_app(desk: Desk) -> FastAPI:
     "The application that answers for a desk."
     from fastapi import FastAPI, Response
     from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+    from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
     app, pages, door = FastAPI(title="n2p ui", docs_url=None, redoc_url=None, openapi_url=None), Pages(desk), desk.door
+
+    def is_known(request: Request) -> bool:
+        return door.knows_session(request.cookies.get(door.cookie(request.headers), ""))
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
         path = request.url.path
         if why := door.refuse_host(request.headers):
             answer: Response = PlainTextResponse(f"{why}\n", 421)
-        elif request.method == "GET" and door.knows_token(request.query_params.get("token", "")):
-            kept = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
-            answer = RedirectResponse(f"{quote(path)}?{urlencode(kept)}" if kept else quote(path), 303)
-            answer.set_cookie(door.cookie, door.session, httponly=True, samesite="strict", max_age=30 * 86400)
-        elif not path.startswith("/static/") and not door.knows_session(request.cookies.get(door.cookie, "")):
-            tried = "token" in request.query_params
-            answer = PlainTextResponse("sign in\n", 401) if path == "/mark" else HTMLResponse(desk.templates.get_template("sign_in.html").render(tried=tried, theme=""), 401)
+        elif not path.startswith(("/static/", f"{ENTRANCE}/")) and path != ENTRANCE and not is_known(request):
+            to = f"{quote(path)}?{request.url.query}".rstrip("?") if request.method == "GET" else "/"
+            answer = PlainTextResponse("sign in\n", 401) if path == "/mark" else ask_token(desk, to)
         else:
             answer = await follow(request)
         answer.headers.update({key: value for key, value in {**_HEADERS, "content-security-policy": PAGE_POLICY}.items() if key not in answer.headers})
         return answer
 
     @app.exception_handler(N2PError)
-    async def told(request: Request, error: N2PError) -> Response:
-        return await run_in_threadpool(pages.problem, request, error)
+    async def told(request: Request, error: N2PError, status: int = 0) -> Response:
+        return await run_in_threadpool(pages.problem, request, error, status) if is_known(request) else PlainTextResponse("not found\n", 404)
 
     @app.exception_handler(404)
     async def unknown(request: Request, error: Exception) -> Response:
         gone = NotFoundError("there is no such page", where=request.url.path[:200], remedy="choose one of the menu")
-        return await run_in_threadpool(pages.problem, request, gone)
+        return await told(request, gone)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         found = N2PError(f"unexpected {type(error).__name__}: {error}", where=request.url.path[:200], remedy="the traceback is where n2p ui was started")
-        return await run_in_threadpool(pages.problem, request, found, 500)
+        return await told(request, found, 500)
 
     def shipped(request: Request) -> Response:
         name = request.path_params["name"]
@@ -315,12 +314,7 @@ def make_app(desk: Desk) -> FastAPI:
         return Response(shipped_file(f"ui/templates/{name}").read_bytes(), media_type=_SHIPPED[name], headers={"cache-control": "no-cache"})
 
     async def change(make: Callable[[Desk, Mapping[str, str]], str], request: Request) -> Response:
-        body = b""
-        async for piece in request.stream():
-            body += piece
-            if len(body) > _LONGEST:
-                raise InputError("the form is too long", where=request.url.path, remedy="give a shorter reason")
-        form = {key: values[-1] for key, values in parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True).items()}
+        form = await read_form(request)
         if why := door.refuse_change(request.headers, form.get("key", "")):
             raise AccessError(why, where=request.url.path, remedy="use the form of the page, opened on this machine")
         if not desk.store.is_writable:
@@ -329,6 +323,7 @@ def make_app(desk: Desk) -> FastAPI:
         desk.forget()
         return RedirectResponse(f"{request.url.path}?{urlencode({'said': desk.say('done', done)})}", 303)
 
+    add_entrance(app, desk)
     app.add_route("/static/{name}", shipped)
     app.add_route("/mark", lambda _: JSONResponse({"mark": desk.mark}))
     app.add_route("/", pages.overview)

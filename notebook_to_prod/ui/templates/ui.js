@@ -120,7 +120,7 @@
   async function look() {
     if (!document.hidden) try {
       const answer = await fetch("/mark");
-      if (answer.status === 401) return say("off", "the token has changed: open the printed address");
+      if (answer.status === 401) return say("off", "n2p ui was started anew: open the address that it printed");
       const now = (await answer.json()).mark;
       if (now !== mark) { await refresh(); mark = now; say("on", `live · changed ${clock()} UTC`); }
       else if (!find("#live").classList.contains("on")) say("on", "live");
