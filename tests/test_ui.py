@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import http.server
 import json
 import re
+import shlex
 import shutil
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,7 +135,7 @@ def test_runs_are_searched_sorted_and_compared_by_the_server_alone(copied: Proje
 
 
 def test_five_thousand_runs_come_in_pages(copied: Project) -> None:
-    record = json.loads((copied.run_folders[0] / "record.json").read_text())
+    record = json.loads((copied.run_folders[1] / "record.json").read_text())
     record |= {"environment": {}, "code": {}, "reads": []}
     for at in range(5_000):
         folder = copied.home / "runs" / f"2025{at:04d}-000000-aaaaaaaa"
@@ -168,6 +173,108 @@ def test_what_is_damaged_is_shown_as_such(copied: Project) -> None:
     page = client.get("/approvals")
     assert page.status_code == 422 and "did you mean" in bare(page)
     assert client.get("/").status_code == 200
+
+
+def test_numbers_of_any_length_are_sorted_and_shown(copied: Project) -> None:
+    values = ("1" + "0" * 400, "1e999", "-1" + "0" * 400, "NaN")
+    for folder, value in zip(copied.run_folders, values, strict=False):
+        path = folder / "record.json"
+        record = json.loads(path.read_text()) | {"duration": "here"}
+        record["parameters"]["alpha"] = "here"
+        path.write_text(json.dumps(record).replace('"here"', value))
+    runs = [each.name for each in copied.run_folders]
+    broken = copied.home / "runs" / "20250101-000000-aaaaaaaa"
+    broken.mkdir()
+    text = (copied.home / "runs" / runs[0] / "record.json").read_text()
+    text = re.sub(r'"metrics": \{[^}]*\}', '"metrics": {"score": 1' + "0" * 400 + "}", text)
+    (broken / "record.json").write_text(text)
+    signals = copied.home / "alerts" / "signals" / "huge.jsonl"
+    signal = {"model": NAME, "about": "kpi", "measure": "sum", "subject": "", "moment": "2026-11-01T00:00:00+00:00"}
+    signals.write_text(json.dumps(signal | {"value": 10**400}) + "\n" + json.dumps(signal | {"value": 1}) + "\n")
+    client = visit()
+    for path in (*PAGES, "/runs?sort=parameter.alpha", "/runs?sort=duration", *(f"/runs/{run}" for run in runs)):
+        assert client.get(path).status_code == 200, path
+    shown = re.findall(r'name="run" value="([^"]+)"', client.get("/runs?sort=parameter.alpha&order=up&q=finished").text)
+    assert shown.index(runs[2]) < shown.index(runs[0]) < shown.index(runs[1])
+
+
+def test_commands_that_are_shown_can_be_pasted(copied: Project) -> None:
+    beside = copied.folder.parent / "it's; echo taken"
+    (beside / ".n2p" / "runs").mkdir(parents=True)
+    client = visit()
+    pages = ("/", "/approvals", f"/models/{quote(NAME)}/1")
+    shown = [
+        html.unescape(each) for path in pages for each in re.findall(r'class="command">([^<]+)<', client.get(path).text)
+    ]
+    assert ["cd", str(beside), "&&", "n2p", "ui"] in [shlex.split(each) for each in shown]
+    named = [shlex.split(each) for each in shown if "Flüge" in each]
+    assert named and all(any(word.partition("@")[0] == NAME for word in words) for words in named)
+
+
+@pytest.fixture
+def stuck() -> Iterator[SimpleNamespace]:
+    """A server that takes every request and holds it."""
+    released, counted = threading.Event(), Counter[str]()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            counted["asked"] += 1
+            released.wait(90)  # longer than any page may take
+            counted["answered"] += 1
+            with contextlib.suppress(OSError):
+                body = b'{"registered_models": [{"name": "there"}]}'
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", counted=counted, release=released.set)
+    released.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_registry_that_does_not_answer_stalls_no_page(
+    copied: Project, stuck: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stuck.url)
+    client, run = visit(), copied.run_folders[0].name
+    for path in ("/", "/runs", "/gates", "/watch", "/audit", "/compare"):
+        page = client.get(path)
+        assert page.status_code == 200 and "This did not work" not in page.text, path
+    assert "are still being read" in bare(client.get("/")) and run in client.get("/runs").text
+    models = client.get("/models")
+    assert models.status_code == 503 and "are still being read" in bare(models)
+    mark = client.get("/mark").json()
+    assert stuck.counted["asked"] >= 1 and stuck.counted["answered"] == 0, "no page has waited for it"
+    stuck.release()
+    end = time.monotonic() + 60
+    while client.get("/mark").json() == mark and time.monotonic() < end:
+        time.sleep(0.1)
+    assert client.get("/mark").json() != mark, "the page is told to look again"
+
+
+def test_a_store_nearby_that_does_not_answer_stalls_no_page(copied: Project, stuck: SimpleNamespace) -> None:
+    home = copied.folder / "far"
+    home.mkdir()
+    settings = f'[tool.n2p.environments.far]\nhome = "far"\nregistry_uri = "{stuck.url}"\n'
+    (copied.folder / "pyproject.toml").write_text(SETTINGS + settings, "utf-8")
+    client = visit()
+    page = client.get("/")
+    assert page.status_code == 200 and NAME in page.text and stuck.counted["answered"] == 0
+    assert stuck.counted["asked"] >= 1
+    end = time.monotonic() + 60
+    while "MLflow does not answer" not in page.text and time.monotonic() < end:
+        page = client.get("/")
+    assert "MLflow does not answer" in page.text and stuck.counted["answered"] == 0, "it is not waited for"
 
 
 def test_an_empty_project_is_told_the_next_command_and_stays_empty(project: Project) -> None:

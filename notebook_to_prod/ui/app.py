@@ -5,6 +5,7 @@
 # %% ../../nbs/ui/08_app.ipynb #imports
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +22,7 @@ from ..train.record import RunRecord, find_run
 from .beside import beside
 from .desk import Desk
 from .entrance import ENTRANCE, add_entrance, ask_token, read_form
-from .released import ModelRow, attempt, audit_log, bundles_without_version, environments, neighbours, registered_bundles, report_rows, request_of, rollout_rows
+from .released import ModelRow, attempt, audit_log, bundles_without_version, registered_bundles, report_rows, request_of, rollout_rows
 from .rendered import FRAME_POLICY, render_notebook
 from .runs import Query, find_runs
 
@@ -53,9 +54,8 @@ class Pages:
     def _common(self, request: Request) -> dict[str, Any]:
         desk, theme = self.desk, request.cookies.get("n2p_theme", "")
         who, unknown = desk.who()
-        waiting, _ = attempt(lambda: len(desk.requests()))
         seen, _ = attempt(desk.watched)
-        badges = {"approvals": waiting or 0, "watch": len(seen.firing) if seen else 0}
+        badges = {"approvals": desk.waiting(), "watch": len(seen.firing) if seen else 0}
         about = {"project": desk.project.name or str(desk.project), "folder": str(desk.project), "store": desk.store, "who": who, "unknown": unknown, "version": notebook_to_prod.__version__}
         place = {"menu": MENU, "here": request.url.path.split("/")[1], "badges": badges, "mark": desk.mark, "theme": theme if theme in ("light", "dark") else ""}
         return {**about, **place, "acts": desk.acts, "form_key": desk.door.form_key, "query": dict(request.query_params), "said": desk.said(request.query_params.get("said", ""))}
@@ -76,9 +76,9 @@ class Pages:
         seen, unseen = attempt(desk.watched)
         log, unread = attempt(lambda: audit_log(desk.store))
         rollouts = [each for each in rollout_rows(desk.registry, [model.name for model in models or ()]) if each.problem or (each.rollout and each.rollout.goes_on)]
-        named, misnamed = attempt(lambda: environments(desk.project))
-        problems = [each for each in (lost, unasked, unseen, unread, misnamed) if each]
-        return self.page(request, "overview", runs=len(rows), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, environments=named or [], neighbours=neighbours(desk.project), problems=problems)
+        places, misnamed = desk.places()
+        problems = [*(each for each in (lost, unasked if unasked is not lost else None, unseen, unread) if each), *misnamed]
+        return self.page(request, "overview", runs=len(rows), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, places=places, problems=problems)
 
     def runs(self, request: Request) -> Response:
         "Every run, searched and sorted."
@@ -132,7 +132,7 @@ class Pages:
         found = next((each for each in models if each.name == name), None)
         if found is None:
             names = [each.name for each in models]
-            raise NotFoundError(f"there is no model '{name}'{did_you_mean(name, names)}", where=str(self.desk.store.home), remedy=f"register a run first: n2p register RUN --name {name}")
+            raise NotFoundError(f"there is no model '{name}'{did_you_mean(name, names)}", where=str(self.desk.store.home), remedy=f"register a run first: n2p register RUN --name {shlex.quote(name)}")
         return found
 
     def _version(self, name: str, number: int) -> tuple[ModelRow, ModelVersion]:
@@ -262,7 +262,7 @@ def change_rollout(desk: Desk, form: Mapping[str, str]) -> str:
     if action != "advance":
         raise InputError(f"'{action[:40]}' is nothing that can be done", where="action", remedy="use one of advance, abort")
     if found.kind == "shadow" or found.step + 1 >= len(found.steps) or found.steps[found.step + 1] >= 100:
-        raise InputError("the next step promotes the version, or there is none", where=name, remedy=f"on the command line, where gates are asked: n2p rollout advance {name}")
+        raise InputError("the next step promotes the version, or there is none", where=name, remedy=f"on the command line, where gates are asked: n2p rollout advance {shlex.quote(name)}")
     return f"{name}: {advance_rollout(desk.registry, name, reason, expected=found).told}"
 
 # %% ../../nbs/ui/08_app.ipynb #app
