@@ -86,6 +86,14 @@ class Page:
             self.send("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, **code)
             self.send("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
 
+    def move(self, expression: str) -> None:
+        """Bring the pointer over an element."""
+        place = self.ask(
+            f"(({expression}).scrollIntoView({{block: 'center'}}), ({expression}).getBoundingClientRect().toJSON())"
+        )
+        middle = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", **middle)
+
     def picture(self, path: Path) -> None:
         """Keep what is seen as PNG."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))

@@ -97,8 +97,10 @@ def visit(token: str | None = SECRET, **door: Any) -> TestClient:
 
 
 def send(client: TestClient, path: str, origin: str | None = HERE, **fields: str) -> httpx.Response:
-    """Send a form as the page would."""
+    """Send a form as the page would, which tells what it has shown."""
     headers = {} if origin is None else {"origin": origin}
+    if path == "/approvals":
+        fields = dict(re.findall(r'name="(bundle|asked)" value="([^"]*)"', client.get(path).text)) | fields
     return client.post(path, data={"key": Door(SECRET, start=START).form_key, **fields}, headers=headers)
 
 
@@ -441,6 +443,35 @@ def test_what_makes_no_sense_is_told_and_changes_nothing(copied: Project) -> Non
     assert (copied.home / "audit.jsonl").read_bytes() == before
 
 
+def test_a_click_decides_only_about_what_was_shown(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, store = visit(), Store(copied.home)
+    shown = dict(re.findall(r'name="(bundle|asked)" value="([^"]*)"', client.get("/approvals").text))
+    assert shown["bundle"].startswith("sha256:") and shown["asked"]
+    asked = {"name": NAME, "version": "2", "stage": "production", "reason": "seen"}
+    before = (copied.home / "audit.jsonl").read_bytes()
+    for action in ("approve", "reject"):
+        for other in ({"bundle": "sha256:" + "0" * 64}, {"bundle": ""}, {"asked": "another"}, {"asked": ""}):
+            page = send(client, "/approvals", action=action, **asked | shown | other)
+            assert page.status_code == 409 and "changed since it was shown" in bare(page), (action, other)
+    assert (copied.home / "audit.jsonl").read_bytes() == before
+    bob = {"N2P_TOKEN": TOKENS["bob"][0]}
+    assert copied.n2p("approve", f"{NAME}@2", "--withdraw", **bob).code == 0
+    assert "stands no more" in bare(send(client, "/approvals", action="approve", **asked | shown))
+    assert copied.n2p("promote", NAME, "2", **bob).code == 1
+    page = send(client, "/approvals", action="approve", **asked | shown)
+    assert page.status_code == 409 and "bob has asked anew" in bare(page)
+    assert Registry(store).approvals(NAME, 2).given == ()
+    assert "cat approved" in bare(send(client, "/approvals", action="approve", **asked))
+
+
+def test_what_was_done_is_said_once(copied: Project) -> None:
+    client = visit()
+    asked = {"action": "approve", "name": NAME, "version": "2", "stage": "production"}
+    page = send(client, "/approvals", **asked)
+    assert "cat approved" in bare(page)
+    assert 'class="said"' not in client.get(str(page.url)).text, "a reload says it no more"
+
+
 def test_read_only_and_beyond_this_machine_there_is_no_button(copied: Project) -> None:
     approve = {"action": "approve", "name": NAME, "version": "2", "stage": "production"}
     for door in ({"read_only": True}, {"host": "0.0.0.0"}):
@@ -691,6 +722,7 @@ def test_an_approval_by_the_button_is_one_for_the_command_line(served: SimpleNam
     page.press(*"read it")
     page.ask("document.querySelector('button[value=approve]').click()")
     page.wait("document.querySelector('.said')?.innerText.includes('cat approved')")
+    page.wait("location.search === ''")
     shown = served.project.n2p("show", f"{NAME}@2", "--json").json
     assert shown["approvals"][0]["given"] == ["cat"]
     last = shown["events"][-1]
@@ -698,6 +730,31 @@ def test_an_approval_by_the_button_is_one_for_the_command_line(served: SimpleNam
     page.ask("document.querySelector('button[value=revoke]').click()")
     page.wait("document.querySelector('.said')?.innerText.includes('revoked')")
     assert served.project.n2p("show", f"{NAME}@2", "--json").json["approvals"][0]["given"] == []
+
+
+@pytest.mark.parametrize("held", ["focus", "pointer"])
+def test_nothing_moves_under_a_hand_that_is_about_to_decide(served: SimpleNamespace, page: Page, held: str) -> None:
+    page.open(f"{served.url}/approvals")
+    live(page)
+    field = "document.querySelector('form.act input[name=reason]')"
+    if held == "focus":
+        page.ask(f"{field}.focus()")
+    else:
+        page.move(field)
+        page.wait("document.querySelector('form.act:hover') !== null")
+    page.ask("window.before = document.querySelector('form.act')")
+    run, name = served.project.run_folders[2].name, f"waits-{held}"
+    ann = {"N2P_TOKEN": TOKENS["ann"][0]}
+    assert served.project.n2p("register", run, "--name", name, **ann).code == 0
+    assert served.project.n2p("promote", name, "1", **ann).code == 1
+    page.wait("document.querySelector('#live').innerText.includes('when you leave')")
+    assert page.ask("document.contains(window.before)") and name not in page.ask(
+        "document.querySelector('#page').innerText"
+    )
+    page.ask("document.activeElement.blur()") if held == "focus" else page.move("document.querySelector('h1')")
+    page.wait(f"document.querySelector('#page').innerText.includes({json.dumps(name)})")
+    assert served.project.n2p("approve", f"{name}@1", "--withdraw", **ann).code == 0
+    page.wait(f"!document.querySelector('#page').innerText.includes({json.dumps(name)})")
 
 
 def test_a_port_that_is_taken_is_told(served: SimpleNamespace) -> None:

@@ -16,6 +16,7 @@ import notebook_to_prod
 from ..errors import AccessError, InputError, N2PError, NotFoundError, UnavailableError, VerdictError
 from ..project import did_you_mean, shipped_file
 from ..release.approvals import Approvals
+from ..release.approve import Seen
 from ..release.registry import ModelVersion
 from ..release.stages import read_stages
 from ..train.record import RunRecord, find_run
@@ -236,13 +237,14 @@ def _version_number(form: Mapping[str, str]) -> int:
 
 
 def change_approval(desk: Desk, form: Mapping[str, str]) -> str:
-    "Approve or reject, or take an approval or a request back, as a form asks; returns what was done. Raises what `Registry.approve` raises."
+    "Approve or reject, or take an approval or a request back, as a form asks, if it is still what was shown; returns what was done. Raises what `Registry.approve` raises."
     action, name, number, stage = form.get("action", ""), form.get("name", ""), _version_number(form), form.get("stage") or desk.store.alias
     registry = desk.registry
-    known = {"approve": registry.approve, "revoke": registry.revoke, "withdraw": registry.withdraw, "reject": registry.reject}
-    if action not in known:
-        raise InputError(f"'{action[:40]}' is nothing that can be done", where="action", remedy=f"use one of {', '.join(known)}")
-    event = known[action](name, number, stage, form.get("reason", "").strip()[:2000] or None)
+    known = {"approve": registry.approve, "withdraw": registry.withdraw, "reject": registry.reject}
+    if action not in (*known, "revoke"):
+        raise InputError(f"'{action[:40]}' is nothing that can be done", where="action", remedy=f"use one of {', '.join(known)}, revoke")
+    reason, seen = form.get("reason", "").strip()[:2000] or None, Seen(form.get("bundle", ""), form.get("asked", ""))
+    event = registry.revoke(name, number, stage, reason) if action == "revoke" else known[action](name, number, stage, reason, seen)
     done = {"approve": "approved", "revoke": "revoked your approval of", "withdraw": "withdrew the request for", "reject": "rejected"}[action]
     told = f"{name} version {number} for {stage}"
     return f"{event.user} {done} {told}. {registry.approvals(name, number, stage).told}" if event else f"Nothing to do: {told} was so already."
