@@ -27,12 +27,12 @@ from processes import started
 from starlette.testclient import TestClient
 
 from notebook_to_prod.package.tokens import new_token
-from notebook_to_prod.project import Store
+from notebook_to_prod.project import Store, looked_store
 from notebook_to_prod.release.audit import read_events
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.release.rollout import read_rollout, start_rollout
 from notebook_to_prod.ui.app import make_app
-from notebook_to_prod.ui.desk import Desk, looked_store
+from notebook_to_prod.ui.desk import Desk
 from notebook_to_prod.ui.door import Door, own_token
 from notebook_to_prod.ui.entrance import entrance_file
 from notebook_to_prod.ui.rendered import harmless

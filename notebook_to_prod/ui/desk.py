@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
 import shlex
 import threading
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from ..errors import N2PError, StoreError
-from ..project import Store, find_project, open_store, shipped_file
+from ..project import Store, shipped_file
 from ..release.people import Identity, identify
 from ..release.registry import ModelVersion, Registry
 from ..release.rows import ask_database
@@ -33,17 +32,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 # %% auto #0
-__all__ = ['Made', 'looked_store', 'when', 'short', 'number', 'span', 'changed', 'Desk']
-
-# %% ../../nbs/ui/07_desk.ipynb #store
-def looked_store() -> Store:
-    "The store of the project of the current folder, or of its environment, whether there is one yet or not; raises `InputError` on an environment that there is not."
-    try:
-        return open_store(create=False)
-    except StoreError:
-        if os.environ.get("N2P_ENV"):
-            raise
-        return Store(Path(os.environ.get("N2P_HOME") or find_project() / ".n2p").expanduser().resolve())
+__all__ = ['Made', 'when', 'short', 'number', 'span', 'changed', 'Desk']
 
 # %% ../../nbs/ui/07_desk.ipynb #shown
 def when(text: str | None) -> str:

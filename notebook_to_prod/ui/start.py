@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..project import find_project
+from ..project import find_project, looked_store
 from ..serve.server import open_socket
-from .desk import Desk, looked_store
+from .desk import Desk
 from .door import Door, is_loopback, own_token, require_loopback
 from .entrance import ENTRANCE
 
