@@ -608,15 +608,41 @@ BASICS = """(() => {
 })()"""
 
 
+# Whatever takes the focus shows it, by a ring or a bar, and no edge cuts the ring off
+FOCUS = """(() => {
+  const wrong = [];
+  for (const each of document.querySelectorAll('a[href],button,input:not([type=hidden]),select,summary,iframe,[tabindex="0"]')) {
+    if (!each.checkVisibility() || each.closest('dialog:not([open]),.skip')) continue;
+    each.focus();
+    if (document.activeElement !== each) continue;
+    each.scrollIntoView({ block: 'center', inline: 'nearest' });
+    const style = getComputedStyle(each), ring = style.outlineStyle !== 'none' ? parseFloat(style.outlineWidth) : 0;
+    if (!ring && style.boxShadow === 'none') wrong.push('no sign of focus: ' + each.outerHTML.slice(0, 90));
+    const box = each.getBoundingClientRect(), reach = ring + parseFloat(style.outlineOffset);
+    for (let at = each.parentElement; ring && at !== document.body; at = at.parentElement) {
+      const place = at.getBoundingClientRect();
+      if (getComputedStyle(at).overflowX !== 'visible' && box.left - reach < place.left - 0.5) wrong.push('cut off: ' + each.outerHTML.slice(0, 90));
+    }
+  }
+  document.activeElement?.blur();
+  return wrong;
+})()"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_can_be_read_by_everybody(served: SimpleNamespace, page: Page, scheme: str) -> None:
+def test_pages_can_be_read_by_everybody(served: SimpleNamespace, page: Page, scheme: str, width: int) -> None:
     page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.send("Emulation.setFocusEmulationEnabled", enabled=True)
+    page.resize(width, 844)
     run, model = served.project.run_folders[0].name, f"/models/{quote(NAME)}"
     for path in (*PAGES, f"/runs/{run}", model, f"{model}/2", "/nothing"):
         page.open(served.url + path)
         page.wait("document.querySelector('#theme').hidden === false")
         assert page.ask(BASICS) == [], path
         assert page.ask("document.documentElement.scrollWidth <= innerWidth"), path
+        page.press("Tab")  # who uses keys is shown where they are
+        assert page.ask(FOCUS) == [], path
         page.errors = [each for each in page.errors if "404" not in each]  # of the page that there is not
 
 
