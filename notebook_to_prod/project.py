@@ -19,7 +19,7 @@ import subprocess
 import tempfile
 import tomllib
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ __all__ = ['SETTINGS', 'VARIABLE', 'canonical_json', 'digest_bytes', 'digest_tex
            'nearest', 'did_you_mean', 'unknown_setting', 'refuse_unknown', 'project_settings', 'temporary_prefix',
            'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'append_json', 'read_json_lines',
            'atomic_folder', 'Store', 'open_store', 'environment_settings', 'configured_environment', 'open_environment',
-           'expanded', 'shipped_file', 'stop_process']
+           'looked_store', 'expanded', 'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -399,7 +399,13 @@ def open_environment(
     project: Path | None = None,
     create: bool = True,  # Whether it is made where there is none
 ) -> Store:
-    "The store of an environment; raises `InputError` if it is not configured or a variable is missing, `StoreError` if its disk is."
+    "The store of an environment; raises `InputError` if it is not configured or a variable is missing, `StoreError` if its disk is, or there is none."
+    store = _environment_store(name, project)
+    return replace(store, home=_made_home(store.home, create))
+
+
+def _environment_store(name: str, project: Path | None) -> Store:
+    "The store of an environment, which need not be there yet."
     root = project or find_project()
     where = f"{root / 'pyproject.toml'}, [tool.n2p.environments.{name}]"
     table = {key: expanded(value, where) for key, value in configured_environment(name, root).items()}
@@ -407,7 +413,17 @@ def open_environment(
     if root not in home.resolve().parents and not home.parent.is_dir():
         raise StoreError(f"the disk of the environment '{name}' is not there", where=str(home.parent), remedy="mount it, make the folder, or correct home")
     tracking, registry = (_address(root, table.get(key, ""), key, where) for key in ("tracking_uri", "registry_uri"))
-    return Store(_made_home(home, create), name, table.get("alias", name), tracking, registry)
+    return Store(home.resolve(), name, table.get("alias", name), tracking, registry)
+
+
+def looked_store(
+    project: Path | None = None,  # Its root; by default that of the current folder, whose store `N2P_HOME` may name
+) -> Store:
+    "The store of a project or, if `N2P_ENV` names one, of its environment, to be looked at: whether there is one yet or not, nothing is made. Raises `InputError` on an environment that there is not, `StoreError` if its disk is not there."
+    if os.environ.get("N2P_ENV"):
+        return _environment_store(os.environ["N2P_ENV"], project)
+    home = os.environ.get("N2P_HOME") if project is None else None
+    return Store(Path(home or (project or find_project()) / ".n2p").expanduser().resolve())
 
 
 def expanded(

@@ -86,6 +86,19 @@ class Page:
             self.send("Input.dispatchKeyEvent", type="keyDown", key=key, text=text, **code)
             self.send("Input.dispatchKeyEvent", type="keyUp", key=key, **code)
 
+    def resize(self, width: int, height: int) -> None:
+        """Give the window a size in pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
+
+    def move(self, expression: str) -> None:
+        """Bring the pointer over an element."""
+        place = self.ask(
+            f"(({expression}).scrollIntoView({{block: 'center'}}), ({expression}).getBoundingClientRect().toJSON())"
+        )
+        middle = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
+        self.send("Input.dispatchMouseEvent", type="mouseMoved", **middle)
+
     def picture(self, path: Path) -> None:
         """Keep what is seen as PNG."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
@@ -109,8 +122,7 @@ def chromium(width: int = 1280, height: int = 800) -> Iterator[Callable[[], Page
 
             def tab() -> Page:
                 page = Page(httpx.put(f"{base}/json/new?about:blank").json()["webSocketDebuggerUrl"])
-                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-                page.send("Emulation.setDeviceMetricsOverride", **size)
+                page.resize(width, height)
                 return page
 
             yield tab

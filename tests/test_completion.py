@@ -85,6 +85,29 @@ def test_a_name_with_an_alias_is_one_word_in_bash(known: Project) -> None:
     assert completed(known, "bash", "n2p serve", "flights@p") == {"flights@production"}
 
 
+def test_names_are_those_of_the_environment_that_is_asked_for(known: Project) -> None:
+    home = known.folder / "stores" / "dev"
+    (home / "runs" / "20260101-000000-aaaaaaaa").mkdir(parents=True)
+    shutil.move(known.home / "mlflow.db", home / "mlflow.db")
+    (known.folder / "pyproject.toml").write_text('[tool.n2p.environments.dev]\nhome = "stores/dev"\n')
+    variables = {"_N2P_COMPLETE": "bash_complete"}
+
+    def offered(line: str, at: int, **more: str) -> set[str]:
+        done = known.command("n2p", **variables, **more, COMP_WORDS=line, COMP_CWORD=str(at))
+        assert (done.code, done.stderr) == (0, ""), done
+        return {each.partition(",")[2] for each in done.stdout.split()}
+
+    names = {"flats", "flights", "flights@production", "flights@7"}
+    assert offered("n2p serve fl", 2) == set()
+    assert offered("n2p serve fl", 2, N2P_ENV="dev") == names
+    assert offered("n2p serve --env dev fl", 4) == names
+    assert offered("n2p bundle show --env dev 2", 5) == {"20260101-000000-aaaaaaaa"}
+    assert offered("n2p serve fl", 2, N2P_ENV="absent") == set()
+    uri = f"sqlite:///{home / 'mlflow.db'}?timeout=5"
+    assert offered("n2p serve fl", 2, MLFLOW_TRACKING_URI=uri) == names
+    assert offered("n2p serve fl", 2, MLFLOW_TRACKING_URI="http://10.255.255.1:9/", MLFLOW_REGISTRY_URI=uri) == names
+
+
 @pytest.mark.parametrize("database", ["absent", "torn", "elsewhere"])
 def test_a_registry_that_cannot_be_asked_completes_to_nothing(known: Project, database: str) -> None:
     path, variables = known.home / "mlflow.db", {"_N2P_COMPLETE": "bash_complete", "COMP_CWORD": "2"}

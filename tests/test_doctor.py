@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import socket
 import sqlite3
@@ -209,6 +210,52 @@ def test_what_dead_processes_left_is_told(project: Project) -> None:
     process.communicate()
     answer = asked(project, project.folder)
     assert answer["ok"] and any("its process is gone" in each for each in said(answer, "leftovers", "warn")), answer
+
+
+def test_a_run_of_another_machine_is_not_called_dead(ridges: Project, project: Project) -> None:
+    ridges.copy_to(project)
+    (gone,) = (each.pid for each in [subprocess.Popen(["true"])] if each.wait() == 0)
+    for folder, host in zip(project.run_folders, ("another-machine", platform.node(), None), strict=False):
+        record = json.loads((folder / "record.json").read_text()) | {"status": "running", "process": gone, "host": host}
+        (folder / "record.json").write_text(
+            json.dumps({key: each for key, each in record.items() if (key, each) != ("host", None)})
+        )
+    answer = asked(project, project.folder)
+    (told,) = said(answer, "leftovers", "warn")
+    assert project.run_folders[1].name in told and "its process is gone" in told
+    (elsewhere,) = [each for each in said(answer, "leftovers", "ok") if "another machine" in each]
+    assert f"{project.run_folders[0].name} on another-machine" in elsewhere and project.run_folders[2].name in elsewhere
+
+
+def test_it_looks_at_the_store_that_a_command_would_open(project: Project, made: Path) -> None:
+    setting('[tool.n2p.environments.dev]\nhome = "stores/dev"\n')(made)
+    broken = Store(made / "stores/dev")
+    assert not said(asked(project, made, "--env", "dev"), "log", "fix") and not broken.home.exists()
+    broken.home.mkdir(parents=True)
+    broken.audit.write_text("no entry\n")
+    assert not said(asked(project, made), "log", "fix")
+    for answer in (
+        asked(project, made, "--env", "dev"),
+        asked(project, made, N2P_ENV="dev"),
+        asked(project, project.folder, str(made), "--env", "dev"),
+        asked(project, made, N2P_HOME=str(broken.home)),
+    ):
+        assert said(answer, "log", "fix") and answer["store"] == str(broken.home), answer
+    absent = project.n2p("doctor", "--json", "--env", "dve", cwd=made)
+    assert absent.code == 2 and "did you mean 'dev'" in absent.error["what"]
+
+
+def test_what_a_project_has_is_never_mended_by_installing_again(project: Project, made: Path) -> None:
+    """Whatever is unreadable or of another kind than was thought of."""
+    record = made / ".n2p-template.json"
+    record.unlink()
+    record.symlink_to(record)
+    (made / "requirements.in").write_bytes(b"\xff\xfe")
+    (made / "requirements.lock").write_text("pandas==1.0\n")
+    (made / "nbs/list.ipynb").write_text('{"cells": [3], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    found = [each for each in asked(project, made)["findings"] if each["area"] == "project" and each["state"] == "fix"]
+    assert any(each["what"].startswith("this could not be looked at") for each in found), found
+    assert all(each["remedy"] and "force-reinstall" not in each["remedy"] for each in found), found
 
 
 def test_a_retraining_that_has_not_ended_is_told(project: Project) -> None:

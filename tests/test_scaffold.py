@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ import pytest
 import yaml
 from notebooks import SCRIPTS, Done, Project
 
-from notebook_to_prod.errors import InputError
+from notebook_to_prod.errors import InputError, StoreError
 from notebook_to_prod.package.gates.verdict import read_reports
 from notebook_to_prod.project import Store
+from notebook_to_prod.scaffold import upgrade
 from notebook_to_prod.scaffold.new import RECORD, check_project_name, new_project, read_record
 from notebook_to_prod.scaffold.template import read_templates, template_folder
 from notebook_to_prod.scaffold.upgrade import apply_upgrade, plan_upgrade
 
 PATH = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"
+AUTHOR = {f"GIT_{who}_{what}": "n@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 MINUTES = 3  # From `n2p new` to a prediction over HTTP
 
 
@@ -226,7 +229,10 @@ def test_a_table_of_ones_own(project: Project) -> None:
     table["weg?"] = np.where(table["größe (cm)"] + draw.normal(0, 4, 400) > 170, "ja", "nein")
     path = project.folder / "meine tabelle.csv"
     table.to_csv(path, index=False)
-    folder = make(project, "own", "--data", path, "--target", "weg?")
+    made = project.n2p("new", "own", "--no-lock", "--json", "--data", path, "--target", "weg?", **AUTHOR)
+    assert made.code == 0 and "your data is in it: data/meine_tabelle.csv" in made.json["git"], made
+    folder = project.folder / "own"
+    assert "data/meine_tabelle.csv" in shell("git ls-files", folder, project).stdout
     assert (folder / "data/meine_tabelle.csv").read_bytes() == path.read_bytes()
     assert json.loads((folder / "request.json").read_text("utf-8")).keys() == {"größe (cm)", 'the "town"'}
     done = project.n2p("run", "nbs/train.ipynb", "--register", "own", "--json", cwd=folder)
@@ -338,14 +344,13 @@ def test_of_two_at_the_same_time_one_makes_it(project: Project) -> None:
 
 def test_it_says_what_becomes_of_version_control(project: Project, tmp_path: Path) -> None:
     without = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null", "EMAIL": ""}
-    named = {f"GIT_{who}_{what}": "n@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 
     def said(name: str, *options: str, **variables: str) -> str:
         done = project.n2p("new", name, "--no-lock", "--json", *options, **variables)
         assert done.code == 0, done
         return done.json["git"]
 
-    assert said("one", **without, **named) == "a repository with a first commit"
+    assert said("one", **without, **AUTHOR) == "a repository with a first commit"
     log = shell("git log --format=%s && git status --porcelain", project.folder / "one", project)
     assert log.stdout == "Start one with n2p new\n"
     assert said(
@@ -481,6 +486,74 @@ def test_a_file_that_changes_meanwhile_is_not_overwritten(older: tuple[Path, Pat
     with pytest.raises(InputError, match="changed while"):
         apply_upgrade(planned)
     assert (folder / "requirements.in").read_text() == "mine\n"
+
+
+def test_an_upgrade_that_fails_leaves_everything_as_it_was(older: tuple[Path, Path], tmp_path: Path) -> None:
+    """Whichever file is the one: changed since, or with another thing in its place."""
+    folder = from_older(older, tmp_path / "once")
+    edit(folder / "nbs/train.ipynb", "max_iter=100", "max_iter=999")
+    planned = plan_upgrade(folder, older[1])
+    for each in planned.written:
+        path = folder / each.path
+        path.write_bytes((each.before or b"") + b"mine\n")
+        before = everything(folder)
+        with pytest.raises(InputError, match="changed while"):
+            apply_upgrade(planned)
+        assert everything(folder) == before, each.path
+        path.unlink() if each.before is None else path.write_bytes(each.before)
+    before = everything(folder)
+    for each in planned.written:
+        for name in filter(None, (each.path if each.after != each.before else "", each.beside_path)):
+            blocked = replace(planned, changes=tuple(sorted(planned.changes, key=lambda one: one.path == each.path)))
+            (folder / name).unlink(missing_ok=True)
+            with pytest.MonkeyPatch.context() as patch, pytest.raises((InputError, StoreError)):
+                patch.setattr(upgrade, "_present", lambda _, path: before.get(path))  # it comes after the look
+                (folder / name / "inside").mkdir(parents=True)
+                apply_upgrade(blocked)
+            shutil.rmtree(folder / name)
+            assert everything(folder) == {path: text for path, text in before.items() if path != name}, name
+            if name in before:
+                (folder / name).write_bytes(before[name])
+    assert everything(folder) == before
+    apply_upgrade(planned)
+    assert everything(folder) != before
+
+
+def test_what_is_beside_a_file_is_never_overwritten(older: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = from_older(older, tmp_path / "once")
+    edit(folder / "nbs/train.ipynb", "max_iter=100", "max_iter=999")
+    (folder / "nbs/train.ipynb.new").write_text("mine\n")
+    planned = plan_upgrade(folder, older[1])
+    assert {each.path: each.beside_path for each in planned.conflicts} == {"nbs/train.ipynb": "nbs/train.ipynb.new2"}
+    apply_upgrade(planned)
+    assert (folder / "nbs/train.ipynb.new").read_text() == "mine\n"
+    assert "max_iter=2_000" in (folder / "nbs/train.ipynb.new2").read_text("utf-8")
+    edit(older[1] / "template.toml", "version = 2", "version = 3")
+    edit(older[1] / "classification/nbs/train.ipynb.jinja", "max_iter=2_000", "max_iter=3_000")
+    again = plan_upgrade(folder, older[1])
+    assert [each.beside_path for each in again.conflicts] == ["nbs/train.ipynb.new2"], "what n2p has put there may go"
+    apply_upgrade(again)
+    assert "max_iter=3_000" in (folder / "nbs/train.ipynb.new2").read_text("utf-8")
+
+
+def test_a_folder_that_is_a_link_out_of_the_project_is_not_followed(older: tuple[Path, Path], tmp_path: Path) -> None:
+    """Not even for a file that is not there yet."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (older[1] / "common/extra").mkdir()
+    (older[1] / "common/extra/new.md").write_text("new\n")
+    folder = from_older(older, tmp_path / "once")
+    (folder / "extra").symlink_to(outside, target_is_directory=True)
+    before = everything(folder)
+    with pytest.raises(InputError, match="no file of the project"):
+        plan_upgrade(folder, older[1])
+    assert everything(folder) == before and [*outside.iterdir()] == []
+    (folder / "extra").unlink()
+    planned = plan_upgrade(folder, older[1])
+    (folder / "extra").symlink_to(outside, target_is_directory=True)
+    with pytest.raises(InputError, match="no file of the project"):
+        apply_upgrade(planned)
+    assert everything(folder) == before and [*outside.iterdir()] == []
 
 
 DAMAGE: dict[str, Any] = {

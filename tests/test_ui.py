@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import http.server
 import json
 import re
+import shlex
 import shutil
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +27,14 @@ from processes import started
 from starlette.testclient import TestClient
 
 from notebook_to_prod.package.tokens import new_token
-from notebook_to_prod.project import Store
+from notebook_to_prod.project import Store, looked_store
 from notebook_to_prod.release.audit import read_events
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.release.rollout import read_rollout, start_rollout
 from notebook_to_prod.ui.app import make_app
-from notebook_to_prod.ui.desk import Desk, looked_store
+from notebook_to_prod.ui.desk import Desk
 from notebook_to_prod.ui.door import Door, own_token
+from notebook_to_prod.ui.entrance import entrance_file
 from notebook_to_prod.ui.rendered import harmless
 from notebook_to_prod.watch.alert_book import raise_signals
 from notebook_to_prod.watch.alerts import DEFAULT_RULES, Signal
@@ -37,6 +44,7 @@ SETTINGS = "[tool.n2p.tokens]\n" + "".join(f'{user} = "{digest}"\n' for user, (_
 SETTINGS += '[tool.n2p.stages.production]\napprovals = 1\napprovers = ["ann", "bob", "cat"]\n'
 NAME = "Flüge 2026_sehr-langer.Name"  # of letters that an address does not take as they are
 SECRET = "a-token-that-nobody-guesses"
+START = "what-this-start-alone-knows"
 HERE = "http://127.0.0.1:8790"
 PAGES = ("/", "/runs", "/compare", "/models", "/gates", "/lineage", "/rollouts", "/watch", "/approvals", "/audit")
 HOSTILE = "<script>parent.document.title = 'taken'; document.title = 'taken'</script><b>kept</b>"
@@ -81,17 +89,19 @@ def copied(released: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def visit(token: str | None = SECRET, **door: Any) -> TestClient:
     """A browser without scripts, in the project of the current folder."""
-    desk = Desk(looked_store(), Path.cwd(), Door(SECRET, **door))
+    desk = Desk(looked_store(), Path.cwd(), Door(SECRET, start=START, **door))
     client = TestClient(make_app(desk), HERE, follow_redirects=True)
     if token is not None:
-        client.get("/", params={"token": token})
+        client.post("/enter", data={"token": token}, headers={"origin": HERE})
     return client
 
 
 def send(client: TestClient, path: str, origin: str | None = HERE, **fields: str) -> httpx.Response:
-    """Send a form as the page would."""
+    """Send a form as the page would, which tells what it has shown."""
     headers = {} if origin is None else {"origin": origin}
-    return client.post(path, data={"key": Door(SECRET).form_key, **fields}, headers=headers)
+    if path == "/approvals":
+        fields = dict(re.findall(r'name="(bundle|asked)" value="([^"]*)"', client.get(path).text)) | fields
+    return client.post(path, data={"key": Door(SECRET, start=START).form_key, **fields}, headers=headers)
 
 
 def bare(page: httpx.Response) -> str:
@@ -127,7 +137,7 @@ def test_runs_are_searched_sorted_and_compared_by_the_server_alone(copied: Proje
 
 
 def test_five_thousand_runs_come_in_pages(copied: Project) -> None:
-    record = json.loads((copied.run_folders[0] / "record.json").read_text())
+    record = json.loads((copied.run_folders[1] / "record.json").read_text())
     record |= {"environment": {}, "code": {}, "reads": []}
     for at in range(5_000):
         folder = copied.home / "runs" / f"2025{at:04d}-000000-aaaaaaaa"
@@ -167,6 +177,108 @@ def test_what_is_damaged_is_shown_as_such(copied: Project) -> None:
     assert client.get("/").status_code == 200
 
 
+def test_numbers_of_any_length_are_sorted_and_shown(copied: Project) -> None:
+    values = ("1" + "0" * 400, "1e999", "-1" + "0" * 400, "NaN")
+    for folder, value in zip(copied.run_folders, values, strict=False):
+        path = folder / "record.json"
+        record = json.loads(path.read_text()) | {"duration": "here"}
+        record["parameters"]["alpha"] = "here"
+        path.write_text(json.dumps(record).replace('"here"', value))
+    runs = [each.name for each in copied.run_folders]
+    broken = copied.home / "runs" / "20250101-000000-aaaaaaaa"
+    broken.mkdir()
+    text = (copied.home / "runs" / runs[0] / "record.json").read_text()
+    text = re.sub(r'"metrics": \{[^}]*\}', '"metrics": {"score": 1' + "0" * 400 + "}", text)
+    (broken / "record.json").write_text(text)
+    signals = copied.home / "alerts" / "signals" / "huge.jsonl"
+    signal = {"model": NAME, "about": "kpi", "measure": "sum", "subject": "", "moment": "2026-11-01T00:00:00+00:00"}
+    signals.write_text(json.dumps(signal | {"value": 10**400}) + "\n" + json.dumps(signal | {"value": 1}) + "\n")
+    client = visit()
+    for path in (*PAGES, "/runs?sort=parameter.alpha", "/runs?sort=duration", *(f"/runs/{run}" for run in runs)):
+        assert client.get(path).status_code == 200, path
+    shown = re.findall(r'name="run" value="([^"]+)"', client.get("/runs?sort=parameter.alpha&order=up&q=finished").text)
+    assert shown.index(runs[2]) < shown.index(runs[0]) < shown.index(runs[1])
+
+
+def test_commands_that_are_shown_can_be_pasted(copied: Project) -> None:
+    beside = copied.folder.parent / "it's; echo taken"
+    (beside / ".n2p" / "runs").mkdir(parents=True)
+    client = visit()
+    pages = ("/", "/approvals", f"/models/{quote(NAME)}/1")
+    shown = [
+        html.unescape(each) for path in pages for each in re.findall(r'class="command">([^<]+)<', client.get(path).text)
+    ]
+    assert ["cd", str(beside), "&&", "n2p", "ui"] in [shlex.split(each) for each in shown]
+    named = [shlex.split(each) for each in shown if "Flüge" in each]
+    assert named and all(any(word.partition("@")[0] == NAME for word in words) for words in named)
+
+
+@pytest.fixture
+def stuck() -> Iterator[SimpleNamespace]:
+    """A server that takes every request and holds it."""
+    released, counted = threading.Event(), Counter[str]()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            counted["asked"] += 1
+            released.wait(90)  # longer than any page may take
+            counted["answered"] += 1
+            with contextlib.suppress(OSError):
+                body = b'{"registered_models": [{"name": "there"}]}'
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", counted=counted, release=released.set)
+    released.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_registry_that_does_not_answer_stalls_no_page(
+    copied: Project, stuck: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", stuck.url)
+    client, run = visit(), copied.run_folders[0].name
+    for path in ("/", "/runs", "/gates", "/watch", "/audit", "/compare"):
+        page = client.get(path)
+        assert page.status_code == 200 and "This did not work" not in page.text, path
+    assert "are still being read" in bare(client.get("/")) and run in client.get("/runs").text
+    models = client.get("/models")
+    assert models.status_code == 503 and "are still being read" in bare(models)
+    mark = client.get("/mark").json()
+    assert stuck.counted["asked"] >= 1 and stuck.counted["answered"] == 0, "no page has waited for it"
+    stuck.release()
+    end = time.monotonic() + 60
+    while client.get("/mark").json() == mark and time.monotonic() < end:
+        time.sleep(0.1)
+    assert client.get("/mark").json() != mark, "the page is told to look again"
+
+
+def test_a_store_nearby_that_does_not_answer_stalls_no_page(copied: Project, stuck: SimpleNamespace) -> None:
+    home = copied.folder / "far"
+    home.mkdir()
+    settings = f'[tool.n2p.environments.far]\nhome = "far"\nregistry_uri = "{stuck.url}"\n'
+    (copied.folder / "pyproject.toml").write_text(SETTINGS + settings, "utf-8")
+    client = visit()
+    page = client.get("/")
+    assert page.status_code == 200 and NAME in page.text and stuck.counted["answered"] == 0
+    assert stuck.counted["asked"] >= 1
+    end = time.monotonic() + 60
+    while "MLflow does not answer" not in page.text and time.monotonic() < end:
+        page = client.get("/")
+    assert "MLflow does not answer" in page.text and stuck.counted["answered"] == 0, "it is not waited for"
+
+
 def test_an_empty_project_is_told_the_next_command_and_stays_empty(project: Project) -> None:
     client = visit()
     texts = {path: bare(client.get(path)) for path in PAGES}
@@ -200,7 +312,8 @@ def test_a_run_leads_to_its_page_in_mlflow(copied: Project) -> None:
     assert "mlflow ui --backend-store-uri" in bare(visit().get(f"/runs/{run}"))
     desk = Desk(looked_store(), Path.cwd(), Door(SECRET), "http://127.0.0.1:5000/")
     client = TestClient(make_app(desk), HERE)
-    page = client.get(f"/runs/{run}", params={"token": SECRET})
+    client.get(f"/enter/{desk.door.tickets.issue()}")
+    page = client.get(f"/runs/{run}")
     assert re.search(rf'href="http://127\.0\.0\.1:5000/#/experiments/\d+/runs/{tracked}"', page.text)
 
 
@@ -226,13 +339,65 @@ def test_who_has_no_token_sees_nothing(copied: Project) -> None:
     for client in (visit(None), visit("another-token-of-somebody")):
         for path in (*PAGES, "/mark", f"/runs/{copied.run_folders[0].name}/notebook"):
             page = client.get(path)
-            assert page.status_code == 401 and NAME not in page.text and copied.run_folders[0].name not in page.text
+            told = page.text.replace(f'value="{path}"', "")  # where the form leads back to
+            assert page.status_code == 401 and NAME not in told and copied.run_folders[0].name not in told
         assert send(client, "/approvals", action="approve", name=NAME, version="2").status_code == 401
+
+
+def test_an_address_never_lets_in_by_the_token_and_by_a_ticket_once(copied: Project) -> None:
+    client = visit(None)
+    assert client.get("/", params={"token": SECRET}).status_code == 401
+    door = Door(SECRET)
+    first, second = (TestClient(make_app(Desk(looked_store(), Path.cwd(), door)), HERE) for _ in range(2))
+    ticket = door.tickets.issue()
+    assert first.head(f"/enter/{ticket}").status_code == 401, "a look does not use it up"
+    entered = first.get(f"/enter/{ticket}")
+    assert entered.status_code == 200 and 'content="0; url=/"' in entered.text and first.get("/").status_code == 200
+    again = second.get(f"/enter/{ticket}")
+    assert again.status_code == 401 and "opens the page once" in bare(again) and second.get("/").status_code == 401
+    cookie = entered.headers["set-cookie"].casefold()
+    assert "httponly" in cookie and "samesite=strict" in cookie and SECRET not in cookie
+    assert "max-age" not in cookie and "expires" not in cookie, "it ends with the browser"
+
+
+def test_the_token_is_only_sent_in_a_form_of_the_page(copied: Project) -> None:
+    client = visit(None)
+    asked = {"token": SECRET, "to": "/models"}
+    for origin in ("https://evil.example", "null", None):
+        headers = {} if origin is None else {"origin": origin}
+        assert client.post("/enter", data=asked, headers=headers).status_code == 401
+    assert client.post("/enter", data={"token": "x" * 30_000}, headers={"origin": HERE}).status_code == 401
+    form = client.get(f"/models/{quote(NAME)}?q=%C3%BC").text
+    assert 'method="post" action="/enter"' in form and f'name="to" value="/models/{quote(NAME)}?q=%C3%BC"' in form
+    for to in ("//evil.example", "/\\evil.example", "/\t/evil.example", "https://evil.example"):
+        answer = client.post("/enter", data=asked | {"to": to}, headers={"origin": HERE}, follow_redirects=False)
+        assert answer.headers["location"] == "/", to
+    assert client.post("/enter", data=asked, headers={"origin": HERE}).url.path == "/models"
+
+
+def test_who_is_not_known_learns_nothing_of_the_project_from_what_is_wrong(copied: Project) -> None:
+    client = visit(None)
+    for path in ("/static/nothing/at/all", "/static/nothing", "/enter/a/b", "/nothing", "/enter/x"):
+        page = client.get(path)
+        assert page.status_code in (401, 404) and "project" not in page.text and "cat" not in page.text, path
+
+
+def test_what_a_start_gave_out_opens_no_later_one(copied: Project) -> None:
+    before = visit()
+    cookies = dict(before.cookies)
+    later = TestClient(make_app(Desk(looked_store(), Path.cwd(), Door(SECRET))), HERE, cookies=cookies)
+    assert before.get("/").status_code == 200 and later.get("/").status_code == 401
+    assert Door(SECRET).form_key != Door(SECRET).form_key
+
+
+def test_two_pages_on_two_ports_do_not_sign_each_other_out() -> None:
+    names = {Door(SECRET).cookie({"host": host}) for host in ("127.0.0.1:8790", "127.0.0.1:8791", "[::1]:8792", "")}
+    assert len(names) == 4
 
 
 def test_a_name_that_is_pointed_at_this_machine_is_refused(copied: Project) -> None:
     client = visit()
-    for host in ("evil.example", "127.0.0.1.evil.example:8790", "", "\x7f"):
+    for host in ("evil.example", "127.0.0.1.evil.example:8790", "", "\x7f", "[::1"):
         assert client.get("/", headers={"host": host}).status_code == 421
     for host in ("localhost:8790", "127.0.0.1:1", "[::1]:8790"):
         assert client.get("/static/ui.css", headers={"host": host}).status_code == 200
@@ -241,7 +406,7 @@ def test_a_name_that_is_pointed_at_this_machine_is_refused(copied: Project) -> N
 def test_a_form_of_another_page_changes_nothing(copied: Project) -> None:
     client, before = visit(), (copied.home / "audit.jsonl").read_bytes()
     approve = {"action": "approve", "name": NAME, "version": "2", "stage": "production"}
-    for origin in ("https://evil.example", "http://127.0.0.1:8000", "null", None):
+    for origin in ("https://evil.example", "http://127.0.0.1:8000", "null", "http://[::1", None):
         assert send(client, "/approvals", origin, **approve).status_code == 403, origin
     assert send(client, "/approvals", **approve | {"key": "guessed"}).status_code == 403
     assert send(client, "/approvals", **approve, reason="x" * 30_000).status_code == 422
@@ -276,6 +441,35 @@ def test_what_makes_no_sense_is_told_and_changes_nothing(copied: Project) -> Non
         asked = {"action": "approve", "name": NAME, "version": "2", "stage": "production"} | fields
         assert send(client, "/approvals", **asked).status_code in (404, 422), fields
     assert (copied.home / "audit.jsonl").read_bytes() == before
+
+
+def test_a_click_decides_only_about_what_was_shown(copied: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, store = visit(), Store(copied.home)
+    shown = dict(re.findall(r'name="(bundle|asked)" value="([^"]*)"', client.get("/approvals").text))
+    assert shown["bundle"].startswith("sha256:") and shown["asked"]
+    asked = {"name": NAME, "version": "2", "stage": "production", "reason": "seen"}
+    before = (copied.home / "audit.jsonl").read_bytes()
+    for action in ("approve", "reject"):
+        for other in ({"bundle": "sha256:" + "0" * 64}, {"bundle": ""}, {"asked": "another"}, {"asked": ""}):
+            page = send(client, "/approvals", action=action, **asked | shown | other)
+            assert page.status_code == 409 and "changed since it was shown" in bare(page), (action, other)
+    assert (copied.home / "audit.jsonl").read_bytes() == before
+    bob = {"N2P_TOKEN": TOKENS["bob"][0]}
+    assert copied.n2p("approve", f"{NAME}@2", "--withdraw", **bob).code == 0
+    assert "stands no more" in bare(send(client, "/approvals", action="approve", **asked | shown))
+    assert copied.n2p("promote", NAME, "2", **bob).code == 1
+    page = send(client, "/approvals", action="approve", **asked | shown)
+    assert page.status_code == 409 and "bob has asked anew" in bare(page)
+    assert Registry(store).approvals(NAME, 2).given == ()
+    assert "cat approved" in bare(send(client, "/approvals", action="approve", **asked))
+
+
+def test_what_was_done_is_said_once(copied: Project) -> None:
+    client = visit()
+    asked = {"action": "approve", "name": NAME, "version": "2", "stage": "production"}
+    page = send(client, "/approvals", **asked)
+    assert "cat approved" in bare(page)
+    assert 'class="said"' not in client.get(str(page.url)).text, "a reload says it no more"
 
 
 def test_read_only_and_beyond_this_machine_there_is_no_button(copied: Project) -> None:
@@ -340,7 +534,8 @@ def served(released: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
     started_in = ["env", "-C", str(project.folder), *command]
     with started(started_in, folder / "log", environment=project.environment(variables)) as (_, line):
         told = json.loads(line)
-        yield SimpleNamespace(project=project, url=told["url"].rstrip("/"), entrance=told["entrance"])
+        token = (folder / "config" / "n2p" / "ui.token").read_text()
+        yield SimpleNamespace(project=project, url=told["url"].rstrip("/"), entrance=told["entrance"], token=token)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +551,12 @@ def browser() -> Iterator[Callable[[], Page]]:
 def page(served: SimpleNamespace, browser: Callable[[], Page]) -> Iterator[Page]:
     """A tab that has entered; whatever a test does, the console stays silent."""
     made = browser()
-    made.open(served.entrance)
+    made.open(f"{served.url}/")
+    if made.ask("document.querySelector('[name=token]') !== null"):
+        made.ask(f"document.querySelector('[name=token]').value = {json.dumps(served.token)}")
+        made.ask("document.querySelector('button.primary').click()")
+        made.wait("document.querySelector('#page') !== null")
+    made.errors = [each for each in made.errors if "401" not in each]
     yield made
     assert made.errors == []
     made.send("Page.close")
@@ -408,16 +608,56 @@ BASICS = """(() => {
 })()"""
 
 
+# Whatever takes the focus shows it, by a ring or a bar, and no edge cuts the ring off
+FOCUS = """(() => {
+  const wrong = [];
+  for (const each of document.querySelectorAll('a[href],button,input:not([type=hidden]),select,summary,iframe,[tabindex="0"]')) {
+    if (!each.checkVisibility() || each.closest('dialog:not([open]),.skip')) continue;
+    each.focus();
+    if (document.activeElement !== each) continue;
+    each.scrollIntoView({ block: 'center', inline: 'nearest' });
+    const style = getComputedStyle(each), ring = style.outlineStyle !== 'none' ? parseFloat(style.outlineWidth) : 0;
+    if (!ring && style.boxShadow === 'none') wrong.push('no sign of focus: ' + each.outerHTML.slice(0, 90));
+    const box = each.getBoundingClientRect(), reach = ring + parseFloat(style.outlineOffset);
+    for (let at = each.parentElement; ring && at !== document.body; at = at.parentElement) {
+      const place = at.getBoundingClientRect();
+      if (getComputedStyle(at).overflowX !== 'visible' && box.left - reach < place.left - 0.5) wrong.push('cut off: ' + each.outerHTML.slice(0, 90));
+    }
+  }
+  document.activeElement?.blur();
+  return wrong;
+})()"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_can_be_read_by_everybody(served: SimpleNamespace, page: Page, scheme: str) -> None:
+def test_pages_can_be_read_by_everybody(served: SimpleNamespace, page: Page, scheme: str, width: int) -> None:
     page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    page.send("Emulation.setFocusEmulationEnabled", enabled=True)
+    page.resize(width, 844)
     run, model = served.project.run_folders[0].name, f"/models/{quote(NAME)}"
     for path in (*PAGES, f"/runs/{run}", model, f"{model}/2", "/nothing"):
         page.open(served.url + path)
         page.wait("document.querySelector('#theme').hidden === false")
         assert page.ask(BASICS) == [], path
         assert page.ask("document.documentElement.scrollWidth <= innerWidth"), path
+        page.press("Tab")  # who uses keys is shown where they are
+        assert page.ask(FOCUS) == [], path
         page.errors = [each for each in page.errors if "404" not in each]  # of the page that there is not
+
+
+def test_a_file_lets_a_browser_in_without_the_ticket_on_its_command_line(
+    served: SimpleNamespace, browser: Callable[[], Page]
+) -> None:
+    made = browser()
+    made.send("Network.clearBrowserCookies")
+    with entrance_file(served.entrance) as path:
+        made.open(path.as_uri())
+        made.wait("location.pathname === '/' && document.querySelector('#page') !== null")
+    assert made.errors == [] and "enter" not in made.ask("location.href")
+    made.open(served.entrance)
+    assert "opens the page once" in made.ask("document.querySelector('[role=alert]').innerText")
+    made.send("Page.close")
 
 
 def test_keys_alone_search_choose_compare_and_leave(served: SimpleNamespace, page: Page) -> None:
@@ -508,6 +748,7 @@ def test_an_approval_by_the_button_is_one_for_the_command_line(served: SimpleNam
     page.press(*"read it")
     page.ask("document.querySelector('button[value=approve]').click()")
     page.wait("document.querySelector('.said')?.innerText.includes('cat approved')")
+    page.wait("location.search === ''")
     shown = served.project.n2p("show", f"{NAME}@2", "--json").json
     assert shown["approvals"][0]["given"] == ["cat"]
     last = shown["events"][-1]
@@ -517,10 +758,66 @@ def test_an_approval_by_the_button_is_one_for_the_command_line(served: SimpleNam
     assert served.project.n2p("show", f"{NAME}@2", "--json").json["approvals"][0]["given"] == []
 
 
+@pytest.mark.parametrize("held", ["focus", "pointer"])
+def test_nothing_moves_under_a_hand_that_is_about_to_decide(served: SimpleNamespace, page: Page, held: str) -> None:
+    page.open(f"{served.url}/approvals")
+    live(page)
+    field = "document.querySelector('form.act input[name=reason]')"
+    if held == "focus":
+        page.ask(f"{field}.focus()")
+    else:
+        page.move(field)
+        page.wait("document.querySelector('form.act:hover') !== null")
+    page.ask("window.before = document.querySelector('form.act')")
+    run, name = served.project.run_folders[2].name, f"waits-{held}"
+    ann = {"N2P_TOKEN": TOKENS["ann"][0]}
+    assert served.project.n2p("register", run, "--name", name, **ann).code == 0
+    assert served.project.n2p("promote", name, "1", **ann).code == 1
+    page.wait("document.querySelector('#live').innerText.includes('when you leave')")
+    assert page.ask("document.contains(window.before)") and name not in page.ask(
+        "document.querySelector('#page').innerText"
+    )
+    page.ask("document.activeElement.blur()") if held == "focus" else page.move("document.querySelector('h1')")
+    page.wait(f"document.querySelector('#page').innerText.includes({json.dumps(name)})")
+    assert served.project.n2p("approve", f"{name}@1", "--withdraw", **ann).code == 0
+    page.wait(f"!document.querySelector('#page').innerText.includes({json.dumps(name)})")
+
+
 def test_a_port_that_is_taken_is_told(served: SimpleNamespace) -> None:
     port = served.url.rpartition(":")[2]
     refused = served.project.n2p("ui", "--port", port, "--no-browser", "--json")
     assert refused.code == 3 and "another process" in refused.error["what"]
+
+
+def test_the_browser_is_started_with_a_file_that_only_its_owner_reads(released: Project, tmp_path: Path) -> None:
+    told, script = tmp_path / "told", tmp_path / "browser"
+    script.write_text(
+        f"""#!/bin/sh
+page=$(printf %s "$1" | sed s,^file://,,)
+{{ printf '%s\\n' "$1"; stat -c %a "$page" "$(dirname "$page")"; sed 's/.*url=\\([^"]*\\).*/\\1/' "$page"; }} > {told}.new
+mv {told}.new {told}
+"""
+    )
+    script.chmod(0o755)
+    variables = {"XDG_CONFIG_HOME": str(tmp_path), "DISPLAY": ":0", "BROWSER": f"{script} %s", "TMPDIR": str(tmp_path)}
+    process = released.start("n2p", "ui", "--port", "0", **variables)
+    try:
+        end = time.monotonic() + 60
+        while not told.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        seen, mode, folder, entrance = told.read_text().split()
+        token = (tmp_path / "n2p" / "ui.token").read_text()
+        assert (mode, folder) == ("600", "700") and seen.startswith("file://")
+        assert token not in seen and entrance.rpartition("/")[2] not in seen and token not in entrance
+        assert httpx.get(entrance).status_code == 200
+        page = Path(seen.removeprefix("file://"))
+        while page.exists() and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not page.exists(), "it is gone once the browser has come"
+    finally:
+        process.terminate()
+        shown, _ = process.communicate(timeout=30)
+    assert token not in shown
 
 
 def test_the_page_ends_with_its_command(released: Project, tmp_path: Path) -> None:

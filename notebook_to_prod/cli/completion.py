@@ -7,30 +7,25 @@ __all__ = ['model_names', 'references', 'run_names', 'with_names', 'completion']
 
 # %% ../../nbs/cli/05d_completion.ipynb #imports
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .output import Result, Terminal, command
+from .output import Result, Terminal, command, in_environment
 
 # %% ../../nbs/cli/05d_completion.ipynb #names
 _MOST = 200
 _RUNS = 30
 
 
-def _home() -> Path:
-    from notebook_to_prod.project import find_project
-
-    return Path(os.environ.get("N2P_HOME") or find_project() / ".n2p").expanduser()
-
-
 def _rows(query: str) -> list[tuple[Any, ...]]:
     import sqlite3
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_home() / 'mlflow.db'}"
+    from notebook_to_prod.project import looked_store
+
+    uri = looked_store().registry_uri.partition("?")[0]
     path = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or not path.is_file():
         return []
@@ -52,7 +47,9 @@ def references() -> list[str]:
 
 def run_names() -> list[str]:
     "`latest`, and the newest runs."
-    folders = sorted((path.name for path in (_home() / "runs").glob("[!.]*")), reverse=True)
+    from notebook_to_prod.project import looked_store
+
+    folders = sorted((path.name for path in looked_store().runs.glob("[!.]*")), reverse=True)
     return ["latest", *folders[:_RUNS]] if folders else []
 
 # %% ../../nbs/cli/05d_completion.ipynb #complete
@@ -90,7 +87,9 @@ class _Names(click.ParamType):
         if param.name in ("notebook", "notebooks"):
             return [CompletionItem(incomplete, type="file")]
         words = ctx.command_path.split()[1:]
-        return [CompletionItem(each) for each in dict.fromkeys(_candidates(words, param)) if each.startswith(incomplete)]
+        with in_environment(ctx.params.get("env")):
+            found = [*dict.fromkeys(_candidates(words, param))]
+        return [CompletionItem(each) for each in found if each.startswith(incomplete)]
 
 
 def with_names(found: click.Command) -> click.Command:

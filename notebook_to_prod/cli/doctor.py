@@ -26,23 +26,22 @@ def doctor(terminal: Terminal, path: Path | None, deep: bool) -> Result:
 
     Example: n2p doctor --deep
     """
-    import os
-
     from notebook_to_prod.errors import NotFoundError
-    from notebook_to_prod.project import Store, find_project
+    from notebook_to_prod.project import find_project, looked_store
     from notebook_to_prod.scaffold.checkup import checkup
 
     if path is not None and not path.is_dir():
         raise NotFoundError("there is no such folder", where=str(path), remedy="name the folder of a project")
     project = find_project(path)
-    home = os.environ.get("N2P_HOME") if path is None else None
-    found = checkup(project, Store(Path(home).expanduser().resolve() if home else project / ".n2p"), deep)
+    store = looked_store(None if path is None else project)
+    found = checkup(project, store, deep)
     counts = {state: sum(each.state == state for each in found) for state in _COLORS}
     lines: list[tuple[str, str]] = []
+    shown = f"{project}, environment {store.environment}" if store.environment else str(project)
     for area in dict.fromkeys(each.area for each in found):
-        lines.append((area, str(project) if area == "project" else ""))
+        lines.append((area, shown if area == "project" else ""))
         for each in (each for each in found if each.area == area):
             lines.append((f"  {each.check}", f"{click.style(f'{each.state:<4}', fg=_COLORS[each.state])}  {each.what}"))
             lines += [("", f"      -> {each.remedy}")] if each.remedy else []
     lines.append(("doctor", f"{counts['fix']} to fix, {counts['warn']} to look at, {counts['ok']} ok"))
-    return Result({"ok": not counts["fix"], "project": str(project), "deep": deep, "counts": counts, "findings": [each.to_dict() for each in found]}, lines, exit_code=int(bool(counts["fix"])))
+    return Result({"ok": not counts["fix"], "project": str(project), "store": str(store.home), "environment": store.environment, "deep": deep, "counts": counts, "findings": [each.to_dict() for each in found]}, lines, exit_code=int(bool(counts["fix"])))

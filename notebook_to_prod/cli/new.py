@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("name")
 @click.option("--template", default="classification", show_default=True, metavar="KIND", help="classification, regression or forecasting.")
 @click.option("--target", default="", metavar="COLUMN", help="What is predicted; the template's own by default.")
-@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A table of yours in CSV, which is copied.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A table of yours in CSV, which is copied and, without --no-git, committed.")
 @click.option("--time", default="", metavar="COLUMN", help="Its column of the moment, for a series.")
 @click.option("--into", type=click.Path(path_type=Path), help="The folder to make it in; the current one by default.")
 @click.option("--templates", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A folder of templates of your own.")
@@ -51,7 +51,7 @@ def new(terminal: Terminal, name: str, template: str, target: str, data: Path | 
 
 # %% ../../nbs/cli/05b_new.ipynb #upgrade
 def _told(change: "Change") -> tuple[str, str]:
-    beside = f"; the template's is {change.path}.new" if change.beside is not None else ""
+    beside = f"; the template's is {change.beside_path}" if change.beside is not None else ""
     return change.action, change.path + (f": {change.why}{beside}" if change.why else "")
 
 

@@ -6,6 +6,7 @@
 __all__ = ['ui']
 
 # %% ../../nbs/cli/05c_ui.ipynb #imports
+import contextlib
 import os
 import sys
 import threading
@@ -29,27 +30,40 @@ if TYPE_CHECKING:
 def ui(terminal: Terminal, host: str, port: int, no_browser: bool, read_only: bool, mlflow: str) -> None:
     """Show runs, models, gates, rollouts, alerts and the audit log as a page, live.
 
-    The address that is printed opens the page, and nobody else's browser: it has a token of yours in it. Approvals that are given
-    there are yours, as n2p approve gives them. Beyond 127.0.0.1 nothing can be changed, and the token is N2P_UI_TOKEN.
+    The address that is printed lets one browser in, once; others are asked for your token, which is in ~/.config/n2p/ui.token.
+    Approvals that are given there are yours, as n2p approve gives them. Beyond 127.0.0.1 nothing can be changed, and the token is
+    N2P_UI_TOKEN.
 
     Example: n2p ui --port 8790
     """
     from notebook_to_prod.ui.start import start_ui
 
     def began(address: "Address", desk: "Desk") -> None:
-        lines = [("page", address.entrance), ("store", str(desk.store.home)), ("changes", "can be made" if desk.acts else "cannot be made: it is read-only"), ("stop", "Ctrl-C")]
-        terminal.result(Result({"url": address.url, "entrance": address.entrance, "port": address.port, "acts": desk.acts}, lines))
+        entrance = address.entrance(desk.door.tickets.issue())
+        lines = [("page", entrance), ("store", str(desk.store.home)), ("changes", "can be made" if desk.acts else "cannot be made: it is read-only"), ("stop", "Ctrl-C")]
+        terminal.result(Result({"url": address.url, "entrance": entrance, "port": address.port, "acts": desk.acts}, lines))
         click.get_text_stream("stdout").flush()
         if not (no_browser or terminal.json):
-            threading.Thread(target=_open, args=(terminal, address.entrance), daemon=True).start()
+            threading.Thread(target=_open, args=(terminal, address, desk), daemon=True).start()
 
     start_ui(host, port, mlflow, read_only, began)
 
 
-def _open(terminal: Terminal, address: str) -> None:
-    "Open a browser that has a window: one in this terminal would take it."
+_PATIENCE = 30.0  # Seconds for a browser to start
+
+
+def _open(terminal: Terminal, address: "Address", desk: "Desk") -> None:
+    "Open a browser that has a window, by a file: what stands on its command line is read by every user of this machine."
     import webbrowser
 
+    from notebook_to_prod.ui.entrance import entrance_file
+
     windows = not sys.platform.startswith("linux") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if not windows or not webbrowser.open(address):
-        terminal.note("no browser could be opened: open the address yourself")
+    if windows:
+        tickets = desk.door.tickets
+        ticket = tickets.issue()
+        with contextlib.suppress(OSError), entrance_file(address.entrance(ticket)) as page:
+            if webbrowser.open(page.as_uri()) and tickets.is_used(ticket, _PATIENCE):
+                return
+        tickets.redeem(ticket)
+    terminal.note("no browser has come: open the address yourself")

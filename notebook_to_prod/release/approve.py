@@ -5,7 +5,9 @@
 # %% ../../nbs/release/10_approve.ipynb #imports
 from __future__ import annotations
 
-from ..errors import AccessError, InputError
+from dataclasses import dataclass
+
+from ..errors import AccessError, InputError, VerdictError
 from .approvals import Approvals, count_approvals, standing_approvals, standing_rejection, standing_request
 from .audit import Event
 from .change import make_change
@@ -16,11 +18,27 @@ from .versions import Versions
 from ..train.record import now
 
 # %% auto #0
-__all__ = ['approve', 'revoke', 'withdraw', 'reject', 'approvals']
+__all__ = ['Seen', 'approve', 'revoke', 'withdraw', 'reject', 'approvals']
+
+# %% ../../nbs/release/10_approve.ipynb #seen
+@dataclass(frozen=True)
+class Seen:
+    "What somebody had before them when they decided."
+
+    bundle: str  # Digest of the version
+    request: str = ""  # Id of the request that stood; empty for none
+
+
+def _require_seen(seen: Seen | None, bundle: str | None, asked: Event | None, where: str) -> None:
+    "Raise `VerdictError` if what is decided about is not what was seen."
+    if seen is None or seen == Seen(bundle or seen.bundle, asked.id if asked else ""):
+        return
+    what = "the version is another bundle" if bundle not in (None, seen.bundle) else f"{asked.user} has asked anew" if asked else "the request stands no more"
+    raise VerdictError(f"it has changed since it was shown: {what}", where=where, remedy="look, and decide again")
 
 # %% ../../nbs/release/10_approve.ipynb #approve
-def approve(registry: Versions, name: str, version: int, stage: str, reason: str | None = None) -> Event | None:
-    "Approve of a version in a stage; None if that person's approval holds already. Raises `AccessError` if they may not, `InputError` if the stage asks for no approvals or the version is archived."
+def approve(registry: Versions, name: str, version: int, stage: str, reason: str | None = None, seen: Seen | None = None) -> Event | None:
+    "Approve of a version in a stage; None if that person's approval holds already. Raises `AccessError` if they may not, `InputError` if the stage asks for no approvals or the version is archived, `VerdictError` if it is not what was seen."
     who, rules, people = acting("approve", name), stage_rules(stage), read_people()
     require_identity(who, rules)
     _require_asking(rules)
@@ -29,6 +47,7 @@ def approve(registry: Versions, name: str, version: int, stage: str, reason: str
     registry.read(name, version)
     with _ready(registry, name):
         target, events = _living(registry.read(name, version)), locked_events(registry, name)
+        _require_seen(seen, target.bundle, standing_request(events, version, stage), f"{name}@{version}")
         if no := standing_rejection(events, version, stage):
             raise AccessError(f"{no.user} rejected it: {no.reason}", where=f"{name}@{version}", remedy=f"somebody has to ask for it anew: n2p promote {name} {version} --to {stage}")
         found = count_approvals(events, rules, people, name, version, target.bundle)
@@ -66,7 +85,7 @@ def revoke(registry: Versions, name: str, version: int, stage: str, reason: str 
         return make_change(registry._client, registry.store, event)
 
 
-def withdraw(registry: Versions, name: str, version: int, stage: str, reason: str | None = None) -> Event | None:
+def withdraw(registry: Versions, name: str, version: int, stage: str, reason: str | None = None, seen: Seen | None = None) -> Event | None:
     "Take back one's own request for the approvals of a version, so that one may give one; None if there is no request. Raises `AccessError` if somebody else asked. Nobody needs a role for that."
     who = identify()
     require_identity(who, stage_rules(stage))
@@ -77,11 +96,12 @@ def withdraw(registry: Versions, name: str, version: int, stage: str, reason: st
             return None
         if asked.user != who.user:
             raise AccessError(f"{asked.user} asked for it, not {who}", where=f"{name}@{version}", remedy=f"ask {asked.user} to withdraw it: n2p approve {name}@{version} --to {stage} --withdraw")
+        _require_seen(seen, asked.bundle, asked, f"{name}@{version}")
         event = Event(now(), "withdraw", name, version, who.user, reason=reason, bundle=asked.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
         return make_change(registry._client, registry.store, event)
 
 
-def reject(registry: Versions, name: str, version: int, stage: str, reason: str | None = None) -> Event | None:
+def reject(registry: Versions, name: str, version: int, stage: str, reason: str | None = None, seen: Seen | None = None) -> Event | None:
     "Say no to a version in a stage, asked for or not: no request and no approval stands any more, and none counts until somebody asks anew. None if it stands rejected already. Raises `AccessError` if they may not approve, `InputError` without a reason or if the stage asks for no approvals."
     who, rules, people = acting("approve", name), stage_rules(stage), read_people()
     require_identity(who, rules)
@@ -97,6 +117,7 @@ def reject(registry: Versions, name: str, version: int, stage: str, reason: str 
         asked = standing_request(events, version, stage)
         if asked is not None and asked.user == who.user:
             raise AccessError(f"{who} asked for it, and takes it back rather than rejects it", where=f"{name}@{version}", remedy=f"n2p approve {name}@{version} --to {stage} --withdraw")
+        _require_seen(seen, target.bundle, asked, f"{name}@{version}")
         event = Event(now(), "reject", name, version, who.user, reason=reason, bundle=target.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
         return make_change(registry._client, registry.store, event)
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/release/20_graph.ipynb #imports
 from __future__ import annotations
 
+import shlex
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -179,7 +180,7 @@ def lineage_graph(registry: Registry, version: ModelVersion) -> LineageGraph:
         nodes.append(Node("predictions", "predictions", f"{len(kept)} files", kept[0], {"files": kept}))
         edges += [Edge(node.id, "predictions", "answered") for node in nodes if node.kind == "deployment"]
     missing += [] if record else [f"the record of run {lineage.run_id or 'unknown'}: it is in the store that made the bundle"]
-    missing += [] if any(node.kind == "deployment" for node in nodes) else [f"a deployment: n2p promote {version.name} {version.version} --to {registry.store.alias}"]
+    missing += [] if any(node.kind == "deployment" for node in nodes) else [f"a deployment: n2p promote {shlex.quote(version.name)} {version.version} --to {registry.store.alias}"]
     missing += [] if kept else ["predictions: no service has kept its answers in this store"]
     return LineageGraph(version.name, version.version, tuple(nodes), tuple(edges), tuple(missing))
 

@@ -16,7 +16,7 @@ from ..package.keys import Signature
 from ..package.lineage import find_origin
 from .announce import announcing
 from .approvals import Approvals
-from .approve import approvals, approve, reject, revoke, withdraw
+from .approve import Seen, approvals, approve, reject, revoke, withdraw
 from .audit import Event, record_event
 from .change import make_change, recover, registry_lock
 from .moves import Drill, alias_path as alias_path, archive, drill_rollback, new_alias as new_alias, overruled as overruled, promote, register, retire, rollback, sign
@@ -64,9 +64,9 @@ class Registry(Versions, Displayed):
         return promote(self, check_name(name), version, self._alias(to), reason, unsealed, override, progress)
 
     @announcing
-    def approve(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
+    def approve(self, name: str, version: int, to: str | None = None, reason: str | None = None, seen: Seen | None = None) -> Event | None:
         "Approve of a version in a stage, as who runs this process; returns the event, or None if that approval holds already. Raises what `approve.approve` raises."
-        return approve(self, check_name(name), version, self._alias(to), reason)
+        return approve(self, check_name(name), version, self._alias(to), reason, seen)
 
     @announcing
     def revoke(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
@@ -74,14 +74,14 @@ class Registry(Versions, Displayed):
         return revoke(self, check_name(name), version, self._alias(to), reason)
 
     @announcing
-    def withdraw(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
+    def withdraw(self, name: str, version: int, to: str | None = None, reason: str | None = None, seen: Seen | None = None) -> Event | None:
         "Take back one's own request for approvals; returns the event, or None if there is none. Raises what `approve.withdraw` raises."
-        return withdraw(self, check_name(name), version, self._alias(to), reason)
+        return withdraw(self, check_name(name), version, self._alias(to), reason, seen)
 
     @announcing
-    def reject(self, name: str, version: int, to: str | None = None, reason: str | None = None) -> Event | None:
+    def reject(self, name: str, version: int, to: str | None = None, reason: str | None = None, seen: Seen | None = None) -> Event | None:
         "Say no to a version in a stage, with a reason; returns the event, or None if it stands rejected already. Raises what `approve.reject` raises."
-        return reject(self, check_name(name), version, self._alias(to), reason)
+        return reject(self, check_name(name), version, self._alias(to), reason, seen)
 
     def approvals(self, name: str, version: int, stage: str | None = None) -> Approvals:
         "How many approvals a version has for a stage, and who may still give one."

@@ -21,6 +21,7 @@ __all__ = ['ask_database', 'model_names', 'model_tags', 'model_aliases', 'versio
 def ask_database(
     uri: str,
     question: str,  # SQL with `:names`
+    patience: float = 60,  # Seconds to wait for who writes to it
     **values: Any,
 ) -> list[tuple[Any, ...]] | None:  # None if there is no database that can be asked
     "Rows of a registry's database; none if it has not been made yet."
@@ -30,7 +31,7 @@ def ask_database(
             return None  # SQLite's own kind of address
         if not path.is_file():
             return []
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", timeout=60, uri=True)) as connection:
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", timeout=patience, uri=True)) as connection:
             return connection.execute(question, values).fetchall()
     elif uri.startswith("postgresql"):
         import sqlalchemy

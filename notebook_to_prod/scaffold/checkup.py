@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import platform
 import shlex
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -122,13 +123,22 @@ def check_template(project: Path) -> Iterator[Finding]:
     unresolved = [each for each in record.files if (project / each).is_file() and has_marks((project / each).read_bytes())]
     for path in unresolved:
         yield Finding(FIX, f"marks of a conflict stand in {path}", f"edit {shlex.quote(path)} until no line begins with <<<<<<<, ======= or >>>>>>>")
-    for path in (each for each in record.files if (project / f"{each}.new").is_file()):
-        yield Finding(WARN, f"{path}.new waits beside {path}", f"take over what you want of it, then rm {shlex.quote(f'{path}.new')}")
+    for name, path in _beside(project, record.files):
+        yield Finding(WARN, f"{name} waits beside {path}", f"take over what you want of it, then rm {shlex.quote(name)}")
     planned = plan_upgrade(project)
     if planned.written:
         yield Finding(WARN, f"the template has changes of {', '.join(each.path for each in planned.written[:5])}", "n2p upgrade --dry-run")
     elif not unresolved:
         yield Finding(OK, f"{record.answers.template} template, version {record.template_version}")
+
+
+def _beside(project: Path, files: Iterable[str]) -> Iterator[tuple[str, str]]:
+    "What an upgrade has put beside files: `FILE.new`, `FILE.new2` and so on, with the file."
+    for path in files:
+        for each in sorted((project / path).parent.glob(f"{glob.escape(Path(path).name)}.new*")):
+            number = each.name.removeprefix(f"{Path(path).name}.new")
+            if each.is_file() and (not number or number.isdecimal()):
+                yield each.relative_to(project).as_posix(), path
 
 
 def _notebooks(project: Path) -> list[Path]:
@@ -264,18 +274,27 @@ def check_leftovers(store: Store) -> Iterator[Finding]:
             orphans += [path] if process.isdecimal() and not _alive(int(process)) else []
     if orphans:
         yield Finding(WARN, f"{len(orphans)} half-written files of processes that are gone", f"rm -rf {' '.join(shlex.quote(str(each)) for each in orphans[:5])}")
-    stale = []
-    for path in sorted(store.runs.glob("*/record.json")):
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            stale += [record] if record.get("status") == "running" and not _alive(int(record.get("process", 0)) or 1) else []
+    running = list(_running(store))
+    stale = [each for each in running if each.get("host") == platform.node() and not _alive(int(each.get("process", 0)) or 1)]
+    elsewhere = [each for each in running if each.get("host") != platform.node()]
     for record in stale[:5]:
         yield Finding(WARN, f"run {record.get('run_id')} says it is running, and its process is gone", f"n2p run {shlex.quote(str(record.get('notebook_path')))} closes it and runs again")
+    if elsewhere:
+        yield Finding(OK, f"runs that say they are running on another machine, where that can be seen: {', '.join(str(each.get('run_id')) + (' on ' + str(each['host']) if each.get('host') else '') for each in elsewhere[:5])}")
     held = [path.stem for path in sorted((store.home / "locks").glob("*.lock")) if _is_held(path)]
     if held:
         yield Finding(WARN, f"locks that a process holds at this moment: {', '.join(held[:5])}", "wait for the other n2p process to end, or stop it")
     if not orphans and not stale and not held:
         yield Finding(OK, "nothing is left over or locked")
+
+
+def _running(store: Store) -> Iterator[dict[str, Any]]:
+    "The records that say that their run is under way."
+    for path in sorted(store.runs.glob("*/record.json")):
+        with contextlib.suppress(OSError, ValueError):
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(record, dict) and record.get("status") == "running" and isinstance(record.get("process"), int):
+                yield record
 
 
 def _is_held(path: Path) -> bool:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -64,8 +65,17 @@ def examined(area: str, checks: Mapping[str, Check]) -> Iterator[Told]:
             where = f" ({error.where})" if error.where else ""
             found.append(Finding(FIX, f"{error.what}{where}", error.remedy or "see n2p doctor -v"))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a broken installation raises
-            found.append(Finding(FIX, f"this could not be looked at: {type(error).__name__}: {' '.join(str(error).split())[:160]}", reinstall()))
+            found.append(Finding(FIX, f"this could not be looked at: {type(error).__name__}: {' '.join(str(error).split())[:160]}", _mended(area, error)))
         yield from (Told(area, name, each.state, each.what, each.remedy) for each in found)
+
+
+def _mended(area: str, error: BaseException) -> str:
+    "What to do about an error that nobody expected: only a module that does not work is installed again."
+    if area == "installation" or isinstance(error, ImportError | SystemExit):
+        return reinstall()
+    if isinstance(error, OSError) and error.filename:
+        return f"see that this user can read {os.fsdecode(error.filename)}"
+    return "see that what this is about is as it should be, or restore it from version control or a backup; if it is, report it: it is a mistake of n2p, and installing it again mends nothing"
 
 
 def reinstall(*names: str) -> str:

@@ -161,6 +161,9 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
+_COMMITTED = "a repository with a first commit"
+
+
 def start_repository(folder: Path, name: str) -> str:
     "Make a repository with a first commit of everything; returns what was done, in words."
     if shutil.which("git") is None:
@@ -174,7 +177,7 @@ def start_repository(folder: Path, name: str) -> str:
         git(folder, "commit", "-q", "-m", f"Start {name} with n2p new")
     except N2PError as error:
         return f"a repository without a commit: {error.what}"
-    return "a repository with a first commit"
+    return _COMMITTED
 
 # %% ../../nbs/scaffold/01_new.ipynb #new-project
 @dataclass(frozen=True)
@@ -220,6 +223,8 @@ def new_project(
     record = Record(found.version, answers, {path: entry_of(path, text) for path, text in files.items()})
     locked = _write(place, files, record, lock, tell)
     kept = start_repository(place, name) if repository else "none: --no-git"
+    if answers.own and kept == _COMMITTED:
+        kept += f"; your data is in it: data/{answers.data} ({source.stat().st_size / 1e6:,.1f} MB), and a row of it in request.json. Before you push: git rm --cached FILE, .gitignore, git commit --amend"
     return NewProject(place, template, found.version, answers.target, tuple(sorted(files)), locked, kept, tuple(next_commands(name, _free_port())))
 
 

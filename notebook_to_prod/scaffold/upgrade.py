@@ -5,13 +5,15 @@
 # %% ../../nbs/scaffold/03_upgrade.ipynb #imports
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..project import digest_bytes, store_errors, write_atomic, write_json
+from ..errors import InputError, StoreError
+from ..project import digest_bytes, store_errors, temporary_prefix, write_atomic, write_json
 from .merge import difference, has_marks, merge_notebook, merge_text
 from .new import RECORD, Record, entry_of, read_record
 from .template import Answers, find_template, render
@@ -33,6 +35,7 @@ class Change:
     after: bytes | None
     beside: bytes | None = None  # What is written into `FILE.new`
     why: str = ""
+    beside_path: str = ""  # `FILE.new`, or a name that is free
 
     @property
     def diff(self) -> str:
@@ -41,7 +44,7 @@ class Change:
 
     def to_dict(self) -> dict[str, str]:
         "As `--json` prints it."
-        return {"path": self.path, "action": self.action, "why": self.why, "diff": self.diff if self.action in _WRITTEN else ""}
+        return {"path": self.path, "action": self.action, "why": self.why, "beside": self.beside_path, "diff": self.diff if self.action in _WRITTEN else ""}
 
 
 def _decided(path: str, mine: bytes | None, entry: Mapping[str, str] | None, new: bytes | None, label: str) -> Change:
@@ -105,11 +108,25 @@ class Upgrade:
 def _present(project: Path, path: str) -> bytes | None:
     "The bytes of a file, None if there is nothing; raises `InputError` if it is no file of the project."
     place = project / path
-    if not place.exists() and not place.is_symlink():
+    inside = project in (place.parent / "file").resolve().parents  # A folder above it may be a link
+    if inside and not place.exists() and not place.is_symlink():
         return None
-    if not place.is_file() or project not in place.resolve().parents:
+    if not inside or not place.is_file() or project not in place.resolve().parents:
         raise InputError("this is no file of the project any more", where=str(place), remedy="put a file in its place, or remove it, and upgrade again")
     return place.read_bytes()
+
+
+def _beside(project: Path, change: Change, entry: Mapping[str, str] | None) -> Change:
+    "A conflict with the place of what is written beside the file: never over what somebody has put, or edited, there."
+    if change.beside is None:
+        return change
+    digests = {digest_bytes(change.beside), (entry or {}).get("digest")}  # What the last upgrade has put there may go
+    for number in range(1, 1000):
+        name = f"{change.path}.new{number if number > 1 else ''}"
+        there = _present(project, name)
+        if there is None or digest_bytes(there) in digests:
+            return replace(change, beside_path=name)
+    raise InputError("there is no name left to put the template's file beside it", where=str(project / change.path), remedy=f"remove {change.path}.new and those like it")
 
 
 def plan_upgrade(
@@ -139,23 +156,68 @@ def plan_upgrade(
                 unresolved.append(path)
                 files |= {path: entry} if entry else {}
                 continue
-            changes.append(_decided(path, mine, entry, new.get(path), label))
+            changes.append(_beside(project, _decided(path, mine, entry, new.get(path), label), entry))
             files |= {path: entry_of(path, new[path])} if path in new else {}
     return Upgrade(project, record.template_version, template.version, tuple(changes), tuple(unresolved), Record(template.version, answers, files))
 
 
 def apply_upgrade(upgrade: Upgrade) -> None:
-    "Write what was planned; raises `StoreError` if the disk refuses, and `InputError` if a file has changed since."
+    "Write what was planned, all of it or nothing; raises `StoreError` if the disk refuses, and `InputError` if a file has changed since."
     project = upgrade.project
     with store_errors(project):
-        for each in upgrade.written:
-            if _present(project, each.path) != each.before:
-                raise InputError("the file changed while the upgrade was decided", where=str(project / each.path), remedy="upgrade again")
-            if each.after is None:
-                (project / each.path).unlink(missing_ok=True)
-            elif each.after != each.before:
-                write_atomic(project / each.path, each.after)
-            if each.beside is not None:
-                write_atomic(project / f"{each.path}.new", each.beside)
+        before, after = _wanted(upgrade)
+        if after:
+            _write_all(project, before, after)
     if read_record(project) != upgrade.record:
         write_json(project / RECORD, upgrade.record.to_dict())
+
+
+def _wanted(upgrade: Upgrade) -> tuple[dict[str, bytes | None], dict[str, bytes | None]]:
+    "What is at each place now and what is to be there; raises `InputError` if that is not what was decided about."
+    before: dict[str, bytes | None] = {}
+    after: dict[str, bytes | None] = {}
+    for each in upgrade.written:
+        before[each.path] = _present(upgrade.project, each.path)
+        if before[each.path] != each.before:
+            raise InputError("the file changed while the upgrade was decided", where=str(upgrade.project / each.path), remedy="upgrade again")
+        if each.after != each.before:
+            after[each.path] = each.after
+        if each.beside is not None:
+            before[each.beside_path] = _present(upgrade.project, each.beside_path)
+            after |= {each.beside_path: each.beside} if before[each.beside_path] != each.beside else {}
+    return before, after
+
+
+def _write_all(project: Path, before: Mapping[str, bytes | None], after: Mapping[str, bytes | None]) -> None:
+    "Put every file in its place: each is on the disk, beside its place, before the first is exchanged, and one that fails takes the others back."
+    ready: dict[str, Path] = {}
+    done: list[str] = []
+    try:
+        for path, data in after.items():
+            if data is not None:
+                (project / path).parent.mkdir(parents=True, exist_ok=True)
+                prefix = temporary_prefix(project / path)
+                ready[path] = write_atomic((project / path).parent / f"{prefix}{len(ready)}.tmp", data)
+                if before[path] is not None:
+                    shutil.copymode(project / path, ready[path])
+        for path in after:
+            done.append(path)
+            if path in ready:
+                ready[path].replace(project / path)
+            else:
+                (project / path).unlink(missing_ok=True)
+    except BaseException:
+        for path in done:
+            _put_back(project / path, before[path])
+        raise
+    finally:
+        for each in ready.values():
+            each.unlink(missing_ok=True)
+
+
+def _put_back(place: Path, data: bytes | None) -> None:
+    with contextlib.suppress(OSError, StoreError):  # What failed first is what is told
+        if data is None:
+            place.unlink(missing_ok=True)
+        elif place.is_dir() or not place.exists() or place.read_bytes() != data:
+            write_atomic(place, data)

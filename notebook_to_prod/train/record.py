@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import secrets
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -75,6 +76,7 @@ class RunRecord(Displayed):
     mlflow_run_id: str | None = None
     error: dict[str, Any] | None = None
     process: int = field(default_factory=os.getpid)
+    host: str = field(default_factory=platform.node)  # The machine of that process; empty in what is older
 
     @property
     def run_key(self) -> str:
@@ -134,7 +136,6 @@ class RunRecord(Displayed):
         badge = Badge("not promotable", "bad", (found,)) if found else Badge("recorded run", "good")
         return Shown(f"run {self.run_id} of {self.notebook_path}", ("", ""), pairs(rows), badge=badge)
 
-
 # %% ../../nbs/train/12_record.ipynb #save-record
 def now() -> str:
     "The present, as records write it."
@@ -165,9 +166,9 @@ def read_record(folder: Path) -> RunRecord:
         spec = {name: value for name, value in content["spec"].items() if name in _SPEC_FIELDS}
         content["spec"] = RunSpec(**spec | {name: tuple(spec.get(name, ())) for name in ("datasets", "files")})
         content["metrics"] = {name: float(value) for name, value in content["metrics"].items()}
-        known = {name: value for name, value in content.items() if name in _RECORD_FIELDS}
+        known = {"host": ""} | {name: value for name, value in content.items() if name in _RECORD_FIELDS}
         return RunRecord(**known | {"folder": str(folder)} | _moved(folder, content.get("bundle")))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise StoreError("the record of a run is damaged", where=str(path), remedy="run the notebook again") from error
 
 

@@ -5,22 +5,25 @@
 # %% ../../nbs/ui/08_app.ipynb #imports
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, quote, urlencode
+from urllib.parse import quote, urlencode
 
 import notebook_to_prod
 from ..errors import AccessError, InputError, N2PError, NotFoundError, UnavailableError, VerdictError
 from ..project import did_you_mean, shipped_file
 from ..release.approvals import Approvals
+from ..release.approve import Seen
 from ..release.registry import ModelVersion
 from ..release.stages import read_stages
 from ..train.record import RunRecord, find_run
 from .beside import beside
 from .desk import Desk
-from .released import ModelRow, attempt, audit_log, bundles_without_version, environments, neighbours, registered_bundles, report_rows, request_of, rollout_rows
+from .entrance import ENTRANCE, add_entrance, ask_token, read_form
+from .released import ModelRow, attempt, audit_log, bundles_without_version, registered_bundles, report_rows, request_of, rollout_rows
 from .rendered import FRAME_POLICY, render_notebook
 from .runs import Query, find_runs
 
@@ -52,9 +55,8 @@ class Pages:
     def _common(self, request: Request) -> dict[str, Any]:
         desk, theme = self.desk, request.cookies.get("n2p_theme", "")
         who, unknown = desk.who()
-        waiting, _ = attempt(lambda: len(desk.requests()))
         seen, _ = attempt(desk.watched)
-        badges = {"approvals": waiting or 0, "watch": len(seen.firing) if seen else 0}
+        badges = {"approvals": desk.waiting(), "watch": len(seen.firing) if seen else 0}
         about = {"project": desk.project.name or str(desk.project), "folder": str(desk.project), "store": desk.store, "who": who, "unknown": unknown, "version": notebook_to_prod.__version__}
         place = {"menu": MENU, "here": request.url.path.split("/")[1], "badges": badges, "mark": desk.mark, "theme": theme if theme in ("light", "dark") else ""}
         return {**about, **place, "acts": desk.acts, "form_key": desk.door.form_key, "query": dict(request.query_params), "said": desk.said(request.query_params.get("said", ""))}
@@ -75,9 +77,9 @@ class Pages:
         seen, unseen = attempt(desk.watched)
         log, unread = attempt(lambda: audit_log(desk.store))
         rollouts = [each for each in rollout_rows(desk.registry, [model.name for model in models or ()]) if each.problem or (each.rollout and each.rollout.goes_on)]
-        named, misnamed = attempt(lambda: environments(desk.project))
-        problems = [each for each in (lost, unasked, unseen, unread, misnamed) if each]
-        return self.page(request, "overview", runs=len(rows), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, environments=named or [], neighbours=neighbours(desk.project), problems=problems)
+        places, misnamed = desk.places()
+        problems = [*(each for each in (lost, unasked if unasked is not lost else None, unseen, unread) if each), *misnamed]
+        return self.page(request, "overview", runs=len(rows), newest=rows[:8], models=models or [], requests=requests or [], seen=seen, log=log, rollouts=rollouts, places=places, problems=problems)
 
     def runs(self, request: Request) -> Response:
         "Every run, searched and sorted."
@@ -131,7 +133,7 @@ class Pages:
         found = next((each for each in models if each.name == name), None)
         if found is None:
             names = [each.name for each in models]
-            raise NotFoundError(f"there is no model '{name}'{did_you_mean(name, names)}", where=str(self.desk.store.home), remedy=f"register a run first: n2p register RUN --name {name}")
+            raise NotFoundError(f"there is no model '{name}'{did_you_mean(name, names)}", where=str(self.desk.store.home), remedy=f"register a run first: n2p register RUN --name {shlex.quote(name)}")
         return found
 
     def _version(self, name: str, number: int) -> tuple[ModelRow, ModelVersion]:
@@ -235,13 +237,14 @@ def _version_number(form: Mapping[str, str]) -> int:
 
 
 def change_approval(desk: Desk, form: Mapping[str, str]) -> str:
-    "Approve or reject, or take an approval or a request back, as a form asks; returns what was done. Raises what `Registry.approve` raises."
+    "Approve or reject, or take an approval or a request back, as a form asks, if it is still what was shown; returns what was done. Raises what `Registry.approve` raises."
     action, name, number, stage = form.get("action", ""), form.get("name", ""), _version_number(form), form.get("stage") or desk.store.alias
     registry = desk.registry
-    known = {"approve": registry.approve, "revoke": registry.revoke, "withdraw": registry.withdraw, "reject": registry.reject}
-    if action not in known:
-        raise InputError(f"'{action[:40]}' is nothing that can be done", where="action", remedy=f"use one of {', '.join(known)}")
-    event = known[action](name, number, stage, form.get("reason", "").strip()[:2000] or None)
+    known = {"approve": registry.approve, "withdraw": registry.withdraw, "reject": registry.reject}
+    if action not in (*known, "revoke"):
+        raise InputError(f"'{action[:40]}' is nothing that can be done", where="action", remedy=f"use one of {', '.join(known)}, revoke")
+    reason, seen = form.get("reason", "").strip()[:2000] or None, Seen(form.get("bundle", ""), form.get("asked", ""))
+    event = registry.revoke(name, number, stage, reason) if action == "revoke" else known[action](name, number, stage, reason, seen)
     done = {"approve": "approved", "revoke": "revoked your approval of", "withdraw": "withdrew the request for", "reject": "rejected"}[action]
     told = f"{name} version {number} for {stage}"
     return f"{event.user} {done} {told}. {registry.approvals(name, number, stage).told}" if event else f"Nothing to do: {told} was so already."
@@ -261,11 +264,10 @@ def change_rollout(desk: Desk, form: Mapping[str, str]) -> str:
     if action != "advance":
         raise InputError(f"'{action[:40]}' is nothing that can be done", where="action", remedy="use one of advance, abort")
     if found.kind == "shadow" or found.step + 1 >= len(found.steps) or found.steps[found.step + 1] >= 100:
-        raise InputError("the next step promotes the version, or there is none", where=name, remedy=f"on the command line, where gates are asked: n2p rollout advance {name}")
+        raise InputError("the next step promotes the version, or there is none", where=name, remedy=f"on the command line, where gates are asked: n2p rollout advance {shlex.quote(name)}")
     return f"{name}: {advance_rollout(desk.registry, name, reason, expected=found).told}"
 
 # %% ../../nbs/ui/08_app.ipynb #app
-_LONGEST = 20_000  # Bytes of a form
 _SHIPPED = {"ui.css": "text/css; charset=utf-8", "ui.js": "text/javascript; charset=utf-8"}
 
 
@@ -273,40 +275,39 @@ def make_app(desk: Desk) -> FastAPI:
     "The application that answers for a desk."
     from fastapi import FastAPI, Response
     from fastapi.concurrency import run_in_threadpool
-    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
+    from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 
     app, pages, door = FastAPI(title="n2p ui", docs_url=None, redoc_url=None, openapi_url=None), Pages(desk), desk.door
+
+    def is_known(request: Request) -> bool:
+        return door.knows_session(request.cookies.get(door.cookie(request.headers), ""))
 
     @app.middleware("http")
     async def guard(request: Request, follow: Callable[[Request], Awaitable[Response]]) -> Response:
         path = request.url.path
         if why := door.refuse_host(request.headers):
             answer: Response = PlainTextResponse(f"{why}\n", 421)
-        elif request.method == "GET" and door.knows_token(request.query_params.get("token", "")):
-            kept = [(key, value) for key, value in request.query_params.multi_items() if key != "token"]
-            answer = RedirectResponse(f"{quote(path)}?{urlencode(kept)}" if kept else quote(path), 303)
-            answer.set_cookie(door.cookie, door.session, httponly=True, samesite="strict", max_age=30 * 86400)
-        elif not path.startswith("/static/") and not door.knows_session(request.cookies.get(door.cookie, "")):
-            tried = "token" in request.query_params
-            answer = PlainTextResponse("sign in\n", 401) if path == "/mark" else HTMLResponse(desk.templates.get_template("sign_in.html").render(tried=tried, theme=""), 401)
+        elif not path.startswith(("/static/", f"{ENTRANCE}/")) and path != ENTRANCE and not is_known(request):
+            to = f"{quote(path)}?{request.url.query}".rstrip("?") if request.method == "GET" else "/"
+            answer = PlainTextResponse("sign in\n", 401) if path == "/mark" else ask_token(desk, to)
         else:
             answer = await follow(request)
         answer.headers.update({key: value for key, value in {**_HEADERS, "content-security-policy": PAGE_POLICY}.items() if key not in answer.headers})
         return answer
 
     @app.exception_handler(N2PError)
-    async def told(request: Request, error: N2PError) -> Response:
-        return await run_in_threadpool(pages.problem, request, error)
+    async def told(request: Request, error: N2PError, status: int = 0) -> Response:
+        return await run_in_threadpool(pages.problem, request, error, status) if is_known(request) else PlainTextResponse("not found\n", 404)
 
     @app.exception_handler(404)
     async def unknown(request: Request, error: Exception) -> Response:
         gone = NotFoundError("there is no such page", where=request.url.path[:200], remedy="choose one of the menu")
-        return await run_in_threadpool(pages.problem, request, gone)
+        return await told(request, gone)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         found = N2PError(f"unexpected {type(error).__name__}: {error}", where=request.url.path[:200], remedy="the traceback is where n2p ui was started")
-        return await run_in_threadpool(pages.problem, request, found, 500)
+        return await told(request, found, 500)
 
     def shipped(request: Request) -> Response:
         name = request.path_params["name"]
@@ -315,12 +316,7 @@ def make_app(desk: Desk) -> FastAPI:
         return Response(shipped_file(f"ui/templates/{name}").read_bytes(), media_type=_SHIPPED[name], headers={"cache-control": "no-cache"})
 
     async def change(make: Callable[[Desk, Mapping[str, str]], str], request: Request) -> Response:
-        body = b""
-        async for piece in request.stream():
-            body += piece
-            if len(body) > _LONGEST:
-                raise InputError("the form is too long", where=request.url.path, remedy="give a shorter reason")
-        form = {key: values[-1] for key, values in parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True).items()}
+        form = await read_form(request)
         if why := door.refuse_change(request.headers, form.get("key", "")):
             raise AccessError(why, where=request.url.path, remedy="use the form of the page, opened on this machine")
         if not desk.store.is_writable:
@@ -329,6 +325,7 @@ def make_app(desk: Desk) -> FastAPI:
         desk.forget()
         return RedirectResponse(f"{request.url.path}?{urlencode({'said': desk.say('done', done)})}", 303)
 
+    add_entrance(app, desk)
     app.add_route("/static/{name}", shipped)
     app.add_route("/mark", lambda _: JSONResponse({"mark": desk.mark}))
     app.add_route("/", pages.overview)

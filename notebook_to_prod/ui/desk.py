@@ -6,25 +6,25 @@
 from __future__ import annotations
 
 import math
-import os
 import secrets
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 from ..errors import N2PError, StoreError
-from ..project import Store, find_project, open_store, shipped_file
+from ..project import Store, shipped_file
 from ..release.people import Identity, identify
 from ..release.registry import ModelVersion, Registry
 from ..release.rows import ask_database
 from .changes import change_mark
 from .door import Door
-from .released import ModelRow, ReportRow, Request, attempt, model_rows, open_requests, registered_bundles, report_rows, state_of
+from .released import ModelRow, Place, ReportRow, Request, ask_server, attempt, environments, model_rows, neighbours, open_requests, registered_bundles, report_rows, state_of
 from .runs import RunRow, RunShelf
 from .watched import Watched, spark, watched
 
@@ -32,17 +32,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 # %% auto #0
-__all__ = ['Made', 'looked_store', 'when', 'short', 'number', 'span', 'changed', 'Desk']
-
-# %% ../../nbs/ui/07_desk.ipynb #store
-def looked_store() -> Store:
-    "The store of the project of the current folder, or of its environment, whether there is one yet or not; raises `InputError` on an environment that there is not."
-    try:
-        return open_store(create=False)
-    except StoreError:
-        if os.environ.get("N2P_ENV"):
-            raise
-        return Store(Path(os.environ.get("N2P_HOME") or find_project() / ".n2p").expanduser().resolve())
+__all__ = ['Made', 'when', 'short', 'number', 'span', 'changed', 'Desk']
 
 # %% ../../nbs/ui/07_desk.ipynb #shown
 def when(text: str | None) -> str:
@@ -70,7 +60,7 @@ def number(value: Any) -> str:
 
 def span(seconds: float | None) -> str:
     "A duration in its two largest units."
-    if seconds is None or not math.isfinite(seconds):
+    if seconds is None or not abs(seconds) < 1e12:  # Such as NaN, or an integer of a thousand digits
         return ""
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -87,7 +77,23 @@ def changed(query: Mapping[str, Any], **values: Any) -> str:
 Made = TypeVar("Made")
 _FRESH = 0.5  # Seconds for which a mark is believed
 _GIVEN_UP = 5.0  # Seconds for which what did not answer is not asked again
+_PATIENCE = 5.0  # Seconds that a page waits for what it is about
+_GLANCE = 1.0  # Seconds that it waits for what merely stands in its margin, or was known before
+_ELSEWHERE = 15  # Seconds between two looks at other stores
 _SAID = 200  # Messages that wait for the page after a form
+
+
+class _Making:
+    "What is being made by a thread of its own."
+
+    def __init__(self, mark: str) -> None:
+        self.mark, self.began, self.done = mark, time.monotonic(), threading.Event()
+        self.late = False  # Whether a page did not wait for it
+        self.error: Exception | None = None
+
+    def wait(self, patience: float | None) -> bool:
+        "Whether it is there, `patience` seconds after it was begun at the latest."
+        return self.done.wait(None if patience is None else max(0.0, self.began + patience - time.monotonic()))
 
 
 class Desk:
@@ -106,7 +112,9 @@ class Desk:
         self.shelf = RunShelf(store)
         self._kept: dict[str, tuple[str, Any]] = {}
         self._failed: dict[str, tuple[float, N2PError]] = {}
+        self._making: dict[str, _Making] = {}
         self._mark = (0.0, "")
+        self._late = 0  # What came after a page had not waited for it
         self._said: dict[str, tuple[str, str]] = {}
         self._lock = threading.RLock()
 
@@ -117,46 +125,100 @@ class Desk:
 
     @property
     def mark(self) -> str:
-        "The mark of now."
+        "The mark of now: another one, too, when something has come that a page did not wait for."
+        return f"{self._seen()}-{self._late}"
+
+    def _seen(self) -> str:
         moment, known = self._mark
         if time.monotonic() - moment > _FRESH:
             known = change_mark(self.store, self.project)
             self._mark = (time.monotonic(), known)
         return known
 
-    def kept(self, name: str, make: Callable[[], Made]) -> Made:
-        "What was made since the last change, or made now; an error is raised again for some seconds, or each row of a page would wait for a server that is away."
-        mark = self.mark
+    def kept(
+        self,
+        name: str,
+        make: Callable[[], Made],
+        patience: float | None = None,  # Seconds to wait; None waits until it is there
+        mark: str = "",  # Of what it is made of; of this store if it is empty
+    ) -> Made:
+        "What was made since the last change, or is made now; what was known before if that takes long, or `StoreError` if nothing was. An error is raised again for some seconds, or each row of a page would wait for a server that is away."
+        mark, came = mark or self._seen(), time.monotonic()
+        while True:
+            with self._lock:
+                making, known = self.begin(name, make, mark), self._kept.get(name)
+                if known is not None and known[0] == mark:
+                    return known[1]
+                if making is None:
+                    raise self._failed[name][1].with_traceback(None)
+            if not making.wait(patience if known is None or patience is None else min(patience, _GLANCE)):
+                making.late = True
+                if known is not None:
+                    return known[1]
+                where = _without_password(self.store.registry_uri)
+                raise StoreError(f"the {name} are still being read", where=where, remedy="wait: the page shows them when they are there")
+            if making.error is not None and making.began >= came:
+                raise making.error
+            mark = making.mark if making.began >= came else mark
+
+    def begin(self, name: str, make: Callable[[], Made], mark: str) -> _Making | None:
+        "Have something made, unless it is known, or is being made, or has just failed; nobody waits for who waits for a slow server."
         with self._lock:
-            failed = self._failed.get(name)
-            if failed is not None and time.monotonic() < failed[0]:
-                raise failed[1].with_traceback(None)
-            known = self._kept.get(name)
-            if known is None or known[0] != mark:
-                try:
-                    self._kept[name] = known = (mark, make())
-                except N2PError as error:
-                    self._failed[name] = (time.monotonic() + _GIVEN_UP, error)
-                    raise
-            return known[1]
+            known, failed, making = self._kept.get(name), self._failed.get(name), self._making.get(name)
+            if making is not None or (known is not None and known[0] == mark) or (failed is not None and time.monotonic() < failed[0]):
+                return making
+            making = self._making[name] = _Making(mark)
+        threading.Thread(target=self._make, args=(name, make, making), name=f"n2p-ui {name}", daemon=True).start()
+        return making
+
+    def _make(self, name: str, make: Callable[[], Any], making: _Making) -> None:
+        made: list[Any] = []
+        try:
+            made.append(make())
+        except Exception as error:  # noqa: BLE001  # Raised by who waits for it
+            making.error = error
+        with self._lock:
+            if self._making.get(name) is making:  # not so if something was changed here meanwhile
+                del self._making[name]
+                if made:
+                    self._kept[name] = (making.mark, made[0])
+                if isinstance(making.error, N2PError):
+                    self._failed[name] = (time.monotonic() + _GIVEN_UP, making.error)
+                else:
+                    self._failed.pop(name, None)
+            self._late += making.late
+            making.done.set()
 
     def forget(self) -> None:
         "Look at everything again: something was changed here."
-        self._mark = (0.0, "")
-        self._kept.clear()
-        self._failed.clear()
+        with self._lock:
+            self._mark = (0.0, "")
+            for known in (self._kept, self._failed, self._making):
+                known.clear()
 
     def runs(self) -> list[RunRow]:
         "Every run, newest first."
         return self.kept("runs", self.shelf.rows)
 
-    def models(self) -> list[ModelRow]:
-        "Every model; raises `TrackingError` if the registry does not answer."
-        return self.kept("models", lambda: model_rows(self.registry))
+    def models(self, patience: float = _PATIENCE) -> list[ModelRow]:
+        "Every model; raises `TrackingError` if the registry does not answer, `StoreError` if it does not soon."
+        return self.kept("models", lambda: model_rows(self.registry), patience)
+
+    def places(self) -> tuple[list[Place], list[N2PError]]:
+        "Other stores that are near, and what is wrong with them: each is looked at by itself, and one that is slow comes later."
+        named, wrong = attempt(lambda: environments(self.project))
+        looks = {f"environment {look.args[0]}": look for look in named or ()} | {f"project {look.args[0]}": look for look in neighbours(self.project)}
+        mark = f"{self._seen()} {int(time.time() / _ELSEWHERE)}"
+        for name, look in looks.items():
+            self.begin(name, look, mark)
+        found = [attempt(partial(self.kept, name, look, _GLANCE, mark)) for name, look in looks.items()]
+        slow = sum(isinstance(problem, StoreError) for _, problem in found)
+        late = StoreError(f"{slow} other store{'s' if slow > 1 else ''} did not answer yet", remedy="wait: the page shows what is there when it is")
+        return [each for each, _ in found if each], [each for each in (wrong, late if slow else None) if each]
 
     def versions_of(self, bundle: str) -> list[ModelVersion]:
         "The versions of a bundle."
-        models, _ = attempt(self.models)
+        models, _ = attempt(lambda: self.models(_GLANCE))
         return registered_bundles(models or ()).get(bundle, []) if bundle else []
 
     def reports(self) -> list[ReportRow]:
@@ -171,9 +233,13 @@ class Desk:
         "As whom a command would act."
         return attempt(identify)
 
-    def requests(self) -> list[Request]:
+    def requests(self, patience: float = _PATIENCE) -> list[Request]:
         "What waits for approval; raises what `open_requests` raises."
-        return open_requests(self.models(), self.who()[0])
+        return open_requests(self.models(patience), self.who()[0])
+
+    def waiting(self) -> int:
+        "How many requests wait, as far as that is known in a moment."
+        return len(attempt(lambda: self.requests(_GLANCE))[0] or ())
 
     @property
     def acts(self) -> bool:
@@ -190,14 +256,16 @@ class Desk:
         return key
 
     def said(self, key: str) -> tuple[str, str] | None:
-        "The message of a form that was sent."
-        return self._said.get(key)
+        "The message of a form that was sent, for the page that comes after it."
+        with self._lock:
+            return self._said.pop(key, None)
 
     def experiment(self, run: str) -> str:
         "MLflow's id of the experiment of one of its runs; empty if it is not known."
         found = ask_database(self.store.tracking_uri, "select experiment_id from runs where run_uuid = :run", run=run)
         if found is None and self.store.tracking_uri.startswith("http"):
-            found, _ = attempt(lambda: _asked_server(self.store.tracking_uri, run))
+            told, _ = attempt(lambda: ask_server(self.store.tracking_uri, "runs/get", run_id=run)["run"]["info"]["experiment_id"])
+            return str(told or "")
         return str(found[0][0]) if found else ""
 
     @cached_property
@@ -206,7 +274,7 @@ class Desk:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
         made = Environment(loader=FileSystemLoader(shipped_file("ui/templates/base.html").parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-        made.filters |= {"when": when, "short": short, "number": number, "span": span, "state": lambda version: state_of(version, self.store.alias), "spark": spark, "path": lambda text: quote(str(text), safe="")}
+        made.filters |= {"when": when, "short": short, "number": number, "span": span, "state": lambda version: state_of(version, self.store.alias), "spark": spark, "path": lambda text: quote(str(text), safe=""), "quoted": lambda text: shlex.quote(str(text))}
         made.globals |= {"changed": changed}
         return made
 
@@ -214,13 +282,3 @@ class Desk:
 def _without_password(uri: str) -> str:
     parts = urlsplit(uri)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if uri else ""
-
-
-def _asked_server(uri: str, run: str) -> list[tuple[Any, ...]]:
-    import httpx
-
-    try:
-        answer = httpx.get(f"{uri.rstrip('/')}/api/2.0/mlflow/runs/get", params={"run_id": run}, timeout=2.0)
-        return [(answer.json()["run"]["info"]["experiment_id"],)]
-    except httpx.HTTPError as error:
-        raise StoreError(f"MLflow does not answer: {error}", where=_without_password(uri), remedy="see that the server runs") from error

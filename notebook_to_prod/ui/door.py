@@ -11,8 +11,10 @@ import ipaddress
 import os
 import secrets
 import socket
+import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -20,7 +22,7 @@ from urllib.parse import urlsplit
 from ..errors import AccessError, InputError
 
 # %% auto #0
-__all__ = ['TOKEN', 'own_token', 'is_loopback', 'require_loopback', 'Door']
+__all__ = ['TOKEN', 'own_token', 'is_loopback', 'require_loopback', 'Tickets', 'Door']
 
 # %% ../../nbs/ui/06_door.ipynb #secret
 TOKEN = "N2P_UI_TOKEN"
@@ -61,24 +63,62 @@ def require_loopback(host: str) -> None:
     if not is_loopback(host) and not os.environ.get(TOKEN, "").strip():
         raise AccessError(f"others can reach {host}, and no token was said", where="--host", remedy=f"set {TOKEN} to a secret of {_SHORTEST} letters or more, or stay with 127.0.0.1 and tunnel: ssh -L 8790:127.0.0.1:8790 MACHINE")
 
+# %% ../../nbs/ui/06_door.ipynb #tickets
+class Tickets:
+    "What lets one browser in, once and soon."
+
+    def __init__(self, lasting: float = 3600.0) -> None:  # Seconds
+        self.lasting = lasting
+        self._standing: dict[str, float] = {}
+        self._changed = threading.Condition()
+
+    def issue(self) -> str:
+        "A new one."
+        ticket = secrets.token_urlsafe(24)
+        with self._changed:
+            self._standing[_hidden(ticket)] = time.monotonic() + self.lasting
+        return ticket
+
+    def redeem(self, ticket: str) -> bool:
+        "Whether it was given out, and was not used until now."
+        with self._changed:
+            end = self._standing.pop(_hidden(ticket), 0.0)
+            self._changed.notify_all()
+        return time.monotonic() < end
+
+    def is_used(
+        self,
+        ticket: str,
+        patience: float = 0.0,  # Seconds to wait for it
+    ) -> bool:
+        "Whether somebody has come with it."
+        with self._changed:
+            return self._changed.wait_for(lambda: _hidden(ticket) not in self._standing, patience)
+
+
+def _hidden(ticket: str) -> str:
+    "What a ticket is looked up by: the time that takes tells nothing of its letters."
+    return sha256(ticket.encode("utf-8", "replace")).hexdigest()
+
 # %% ../../nbs/ui/06_door.ipynb #door
 @dataclass(frozen=True)
 class Door:
     "What is asked of a request."
 
-    token: str
+    token: str = field(repr=False)
     host: str = "127.0.0.1"  # Listened on
     read_only: bool = False
+    start: str = field(default_factory=secrets.token_urlsafe, repr=False)  # Secret of this start: what it gives out opens no later one
+    tickets: Tickets = field(default_factory=Tickets, repr=False, compare=False)
 
     @property
     def session(self) -> str:
-        "What the cookie holds: not the token itself."
+        "What the cookie holds: not the token itself, and nothing that the next start knows."
         return self._derived("session")
 
-    @property
-    def cookie(self) -> str:
-        "The name of the cookie: browsers keep one for all ports of a machine, and doors with other tokens have others."
-        return f"n2p_ui_{self._derived('cookie')[:8]}"
+    def cookie(self, headers: Mapping[str, str]) -> str:
+        "The name of the cookie: browsers keep one for all ports of a machine, so the port is in it."
+        return f"n2p_ui_{_port(headers.get('host', ''))}"
 
     @property
     def form_key(self) -> str:
@@ -91,11 +131,11 @@ class Door:
         return not self.read_only and is_loopback(self.host)
 
     def _derived(self, purpose: str) -> str:
-        return hmac.new(self.token.encode(), purpose.encode(), sha256).hexdigest()
+        return hmac.new(f"{self.token} {self.start}".encode(), purpose.encode(), sha256).hexdigest()
 
     def knows_token(self, token: str) -> bool:
         "Whether a token is the one."
-        return hmac.compare_digest(token.encode(), self.token.encode())
+        return hmac.compare_digest(token.strip().encode("utf-8", "replace"), self.token.encode())
 
     def knows_session(self, cookie: str) -> bool:
         "Whether a cookie was given by this door."
@@ -110,21 +150,36 @@ class Door:
             fine = name in (self.host, socket.gethostname().casefold(), "localhost") or _is_address(name)
         return "" if fine else f"this page does not answer to the name '{name}'"
 
+    def refuse_origin(self, headers: Mapping[str, str]) -> str:
+        "Why a form is none of this page's; empty if it may be."
+        origin = headers.get("origin")
+        if origin is None and headers.get("sec-fetch-site") != "same-origin":
+            return "the browser does not say where the form came from"
+        if origin is not None and origin.partition("://")[2].casefold() != headers.get("host", "").casefold():
+            return "the form came from another page"
+        return ""
+
     def refuse_change(self, headers: Mapping[str, str], form_key: str) -> str:
         "Why a change is not made; empty if it may be."
         if not self.acts:
             return "nothing can be changed here: the page is read-only" if self.read_only else "nothing can be changed from an address that others can reach"
-        origin = headers.get("origin")
-        if origin is None and headers.get("sec-fetch-site") != "same-origin":
-            return "the browser does not say where the form came from"
-        if origin is not None and urlsplit(origin).netloc.casefold() != headers.get("host", "").casefold():
-            return "the form came from another page"
-        return "" if hmac.compare_digest(form_key.encode(), self.form_key.encode()) else "the form is not one of this page, or the page was opened before the token changed: load it again"
+        if why := self.refuse_origin(headers):
+            return why
+        return "" if hmac.compare_digest(form_key.encode("utf-8", "replace"), self.form_key.encode()) else "the form is not one of this page, or n2p ui was started anew since: load it again"
 
 
 def _name(host: str) -> str:
     "A `Host` header without its port."
-    return (urlsplit(f"//{host}").hostname or "").casefold() if host.isprintable() else ""
+    with contextlib.suppress(ValueError):
+        return (urlsplit(f"//{host}").hostname or "").casefold() if host.isprintable() else ""
+    return ""
+
+
+def _port(host: str) -> int:
+    "The port of a `Host` header."
+    with contextlib.suppress(ValueError):
+        return urlsplit(f"//{host}").port or 80
+    return 80
 
 
 def _is_address(name: str) -> bool:

@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import N2PError, StoreError
 from ..package.gates.verdict import Report
@@ -19,13 +22,15 @@ from ..release.audit import Damage, Event, verify_log
 from ..release.people import Identity, read_people
 from ..release.registry import ModelVersion, Registry
 from ..release.rollout import Rollout, read_rollout
+from ..release.rows import ask_database
 from ..release.stages import StageRules, read_stages
+from ..train.tracking import masked
 from ..watch.rollout import read_decisions
 
 # %% auto #0
 __all__ = ['Made', 'attempt', 'ModelRow', 'state_of', 'model_rows', 'BundleRow', 'bundles_without_version', 'registered_bundles',
            'ReportRow', 'report_rows', 'RolloutRow', 'rollout_rows', 'Request', 'request_of', 'open_requests',
-           'AuditLine', 'AuditLog', 'audit_log', 'Place', 'environments', 'neighbours']
+           'AuditLine', 'AuditLog', 'audit_log', 'Place', 'environments', 'neighbours', 'ask_server']
 
 # %% ../../nbs/ui/04_released.ipynb #attempt
 Made = TypeVar("Made")
@@ -37,7 +42,7 @@ def attempt(make: Callable[[], Made]) -> tuple[Made | None, N2PError | None]:
         return make(), None
     except N2PError as error:
         return None, error
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
         return None, StoreError(f"a record is damaged: {type(error).__name__}: {error}", remedy="restore the file from a backup, or delete it")
 
 # %% ../../nbs/ui/04_released.ipynb #models
@@ -264,23 +269,53 @@ class Place:
     problem: N2PError | None = None
 
 
-def environments(project: Path) -> list[Place]:
-    "The environments that a project names; raises `InputError` if its settings are wrong."
-    found = []
-    for name, table in environment_settings(project).items():
-        store, problem = attempt(lambda name=name: open_environment(name, project, create=False))
-        found.append(_place(name, store, f"n2p ui --env {name}") if store else Place(name, table["home"], command=f"n2p ui --env {name}", problem=problem))
-    return found
+def environments(project: Path) -> list[partial[Place]]:
+    "What looks at each environment that a project names; raises `InputError` if its settings are wrong."
+
+    def looked(name: str, home: str) -> Place:
+        store, problem = attempt(lambda: open_environment(name, project, create=False))
+        return _place(name, store, f"n2p ui --env {name}") if store else Place(name, home, command=f"n2p ui --env {name}", problem=problem)
+
+    return [partial(looked, name, table["home"]) for name, table in environment_settings(project).items()]
 
 
-def neighbours(project: Path, most: int = 12) -> list[Place]:
-    "Projects in the same folder as this one."
+def neighbours(project: Path, most: int = 12) -> list[partial[Place]]:
+    "What looks at each project in the same folder as this one."
     folders, _ = attempt(lambda: sorted(each for each in project.parent.iterdir() if each != project and (each / ".n2p" / "runs").is_dir()))
-    return [_place(each.name, Store(each / ".n2p"), f"cd {each} && n2p ui") for each in (folders or [])[:most]]
+    return [partial(_place, each.name, Store(each / ".n2p"), f"cd {shlex.quote(str(each))} && n2p ui") for each in (folders or [])[:most]]
 
 
 def _place(name: str, store: Store, command: str) -> Place:
     runs, _ = attempt(lambda: sum(1 for each in store.runs.iterdir() if not each.name.startswith(".")))
     local = store.environment or store.registry_uri == f"sqlite:///{store.home / 'mlflow.db'}"
-    models, problem = attempt(lambda: len(Registry(store).names()) if local else 0)
+    models, problem = attempt(lambda: _model_count(store) if local else 0)
     return Place(name, str(store.home), runs or 0, models or 0, command, problem)
+
+
+_SHORT = 2.0  # Seconds for what is only counted
+
+
+def _model_count(store: Store) -> int:
+    "Number of models; raises `StoreError` if they cannot be counted in a moment."
+    uri = store.registry_uri
+    if uri.startswith("http"):
+        return len(ask_server(uri, "registered-models/search", max_results="1000").get("registered_models", ()))
+    found = ask_database(uri, "select count(*) from registered_models", _SHORT)
+    if found is None:
+        raise StoreError("its registry cannot be read now", remedy="open it to see why")
+    return int(found[0][0]) if found else 0
+
+
+def ask_server(uri: str, what: str, **asked: str) -> Mapping[str, Any]:
+    "What MLflow's server says, if it says it in a moment; raises `StoreError`."
+    import httpx
+
+    user, token = os.environ.get("MLFLOW_TRACKING_USERNAME"), os.environ.get("MLFLOW_TRACKING_TOKEN")
+    known = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    try:
+        headers = {"authorization": f"Bearer {token}"} if token and not user else {}
+        answer = httpx.get(f"{uri.rstrip('/')}/api/2.0/mlflow/{what}", params=asked, timeout=_SHORT, headers=headers, **({"auth": known} if known else {}))
+        found = answer.raise_for_status().json()
+        return found if isinstance(found, dict) else {}
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise StoreError(f"MLflow does not answer: {type(error).__name__}", where=masked(uri), remedy="see that the server runs") from error

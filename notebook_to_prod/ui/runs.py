@@ -87,7 +87,7 @@ class RunShelf:
             return known
         try:
             row = replace(row_of(read_record(folder)), run_id=name)
-        except (N2PError, TypeError, AttributeError, ValueError) as error:
+        except (N2PError, TypeError, AttributeError, ValueError, OverflowError) as error:
             row = RunRow(name, DAMAGED, problem=error.what if isinstance(error, N2PError) else str(error))
         return stamp, row
 
@@ -141,10 +141,10 @@ def _sorted(rows: Iterable[RunRow], column: str, descending: bool) -> list[RunRo
     return [row for _, row in known] + [row for key, row in keyed if key is None]
 
 
-def _key(value: Any) -> tuple[int, float, str] | None:
+def _key(value: Any) -> tuple[int, int | float, str] | None:
     "What values of different types are ordered by: numbers, then texts."
     if isinstance(value, bool | int | float):
-        return None if isinstance(value, float) and math.isnan(value) else (0, float(value), "")
+        return None if isinstance(value, float) and math.isnan(value) else (0, value, "")
     return None if value in (None, "") else (1, 0.0, str(value).casefold())
 
 

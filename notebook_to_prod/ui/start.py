@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import InputError
-from ..project import find_project
+from ..project import find_project, looked_store
 from ..serve.server import open_socket
-from .desk import Desk, looked_store
+from .desk import Desk
 from .door import Door, is_loopback, own_token, require_loopback
+from .entrance import ENTRANCE
 
 # %% auto #0
 __all__ = ['Address', 'start_ui']
@@ -24,18 +25,16 @@ class Address:
 
     host: str
     port: int
-    token: str
 
     @property
     def url(self) -> str:
-        "Without the token: for who has been there before."
+        "For who is known there."
         shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
         return f"http://{shown}:{self.port}/"
 
-    @property
-    def entrance(self) -> str:
-        "With the token: it opens the page in a browser that has not been there."
-        return f"{self.url}?token={self.token}"
+    def entrance(self, ticket: str) -> str:
+        "For who is not: it lets one browser in, once."
+        return f"{self.url}{ENTRANCE.strip('/')}/{ticket}"
 
 
 def start_ui(
@@ -60,7 +59,7 @@ def start_ui(
     desk = Desk(looked_store(), find_project(), Door(token, host, read_only), mlflow)
     app = make_app(desk)
     bound.listen(128)
-    address = Address(host, bound.getsockname()[1], token)
+    address = Address(host, bound.getsockname()[1])
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: object = None) -> None:

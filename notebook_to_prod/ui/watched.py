@@ -5,6 +5,7 @@
 # %% ../../nbs/ui/05_watched.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,8 +69,16 @@ def courses(store: Store) -> list[Course]:
 
 
 def _course(signals: Sequence[Signal]) -> Course:
-    known = [each for each in signals if isinstance(each.value, int | float) and math.isfinite(each.value)]
-    return Course(signals[-1], tuple(float(each.value or 0) for each in known), tuple(each.fired for each in known))
+    known = [(value, each.fired) for each in signals if (value := _finite(each.value)) is not None]
+    return Course(signals[-1], tuple(value for value, _ in known), tuple(fired for _, fired in known))
+
+
+def _finite(value: object) -> float | None:
+    "A number that can be drawn, or None: JSON holds integers of any length."
+    with contextlib.suppress(OverflowError):
+        found = float(value) if isinstance(value, int | float) else math.nan
+        return found if math.isfinite(found) else None
+    return None
 
 # %% ../../nbs/ui/05_watched.ipynb #line
 _WIDE, _HIGH = 132, 26
@@ -81,8 +90,8 @@ def spark(course: Course) -> str:
     if len(values) < 2:
         return ""
     low, high = min(values), max(values)
-    room = (high - low) or 1.0
-    places = [(3 + (_WIDE - 6) * at / (len(values) - 1), _HIGH - 4 - (_HIGH - 8) * (value - low) / room) for at, value in enumerate(values)]
+    room = (high / 2 - low / 2) or 1.0  # Halves: the largest and the smallest number are not infinitely far apart
+    places = [(3 + (_WIDE - 6) * at / (len(values) - 1), _HIGH - 4 - (_HIGH - 8) * ((value / 2 - low / 2) / room)) for at, value in enumerate(values)]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2"/>' for (x, y), fired in zip(places, course.fired, strict=True) if fired)
     told = f"{len(values)} windows from {values[0]:.3g} to {values[-1]:.3g}, between {low:.3g} and {high:.3g}; {sum(course.fired)} fired"

@@ -86,8 +86,9 @@
     const checked = new Set(all("input[type=checkbox]:checked", page).map((box) => box.id));
     const written = new Map(all("input[type=text],input[type=search],select", page).filter((each) => each.id && (whole || each === held)).map((each) => [each.id, each.value]));
     const opened = new Set(all("details[open]", page).map((each) => each.id));
-    const across = all(".scroll", page).map((each) => each.scrollLeft);
+    const across = all(".scroll", page).map((each) => each.scrollLeft), said = whole && find(".said", page);
     page.replaceChildren(...then.childNodes);
+    if (said && !find(".said", page)) page.prepend(said);
     for (const id of checked) { const box = document.getElementById(id); if (box) box.checked = true; }
     for (const [id, value] of written) { const field = document.getElementById(id); if (field) field.value = value; }
     for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
@@ -102,27 +103,40 @@
     if (again) { again.focus({ preventScroll: true }); if (caret !== null) again.setSelectionRange?.(caret, caret); }
     else if (rowAt >= 0) rows()[Math.min(rowAt, rows().length - 1)]?.focus({ preventScroll: true });
   }
+  // Nothing moves under a hand that is about to decide: while one is in a form that acts, what has changed waits
+  const isHeld = () => Boolean(document.activeElement?.closest?.("form.act") || find("form.act:hover"));
+  let moved = -Infinity;
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.("form.act button");
+    if (!button || !event.isTrusted || !event.detail || performance.now() - moved > 700) return;  // a key presses what has the focus
+    event.preventDefault();
+    find("#told").textContent = "The page has just changed. Look, and press again.";
+  }, true);
   let mark = document.body.dataset.mark, shown = "";
   const bare = (text) => text.replace(/<p class="said".*?<\/p>/s, "");
   async function refresh() {
     const [fresh] = await fetched(location.href);
     const text = bare(find("#page", fresh)?.innerHTML ?? "");
-    if (text === shown && find(".side nav", fresh).innerHTML === find(".side nav").innerHTML) return;
+    if (text === shown && find(".side nav", fresh).innerHTML === find(".side nav").innerHTML) return true;
+    if (isHeld()) return false;
     shown = text;
     put(fresh);
+    moved = performance.now();
     find("#page").classList.remove("fresh");
     void find("#page").offsetWidth;
     find("#page").classList.add("fresh");
     find("#told").textContent = "The page has been updated.";
+    return true;
   }
   function say(state, text) { const live = find("#live"); live.className = `dim ${state}`; live.textContent = text; }
   const clock = () => new Date().toISOString().slice(11, 16);
   async function look() {
     if (!document.hidden) try {
       const answer = await fetch("/mark");
-      if (answer.status === 401) return say("off", "the token has changed: open the printed address");
+      if (answer.status === 401) return say("off", "n2p ui was started anew: open the address that it printed");
       const now = (await answer.json()).mark;
-      if (now !== mark) { await refresh(); mark = now; say("on", `live · changed ${clock()} UTC`); }
+      if (now !== mark && !isHeld() && await refresh()) { mark = now; say("on", `live · changed ${clock()} UTC`); }
+      else if (now !== mark) say("on", "changed · shown when you leave the form");
       else if (!find("#live").classList.contains("on")) say("on", "live");
     } catch { say("off", "n2p ui has stopped"); }
     setTimeout(look, EVERY);
@@ -213,6 +227,8 @@
   system.addEventListener("change", nameTheme);
   nameTheme();
   shown = bare(find("#page").innerHTML);
+  const here = new URL(location.href);
+  if (here.searchParams.has("said")) { here.searchParams.delete("said"); history.replaceState(null, "", here); }  // said once
   prepare();
   setTimeout(look, EVERY / 4);
 })();
