@@ -8032,6 +8032,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'notebook_to_prod/train/tracking.py'),
                                                  'notebook_to_prod.train.tracking.Tracker.close': ( 'train/tracking.html#tracker.close',
                                                                                                     'notebook_to_prod/train/tracking.py'),
+                                                 'notebook_to_prod.train.tracking._create_database': ( 'train/tracking.html#_create_database',
+                                                                                                       'notebook_to_prod/train/tracking.py'),
                                                  'notebook_to_prod.train.tracking._key': ( 'train/tracking.html#_key',
                                                                                            'notebook_to_prod/train/tracking.py'),
                                                  'notebook_to_prod.train.tracking._known_run': ( 'train/tracking.html#_known_run',

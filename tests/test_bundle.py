@@ -784,6 +784,8 @@ def test_a_bundle_has_the_schema_that_the_notebook_has_edited(project: Project) 
     assert plain.schema == infer_schema(table), "what is given is what would be inferred"
 
 
+@pytest.mark.filterwarnings("ignore:X has feature names, but:UserWarning:sklearn")  # what the cases are wrong about
+@pytest.mark.filterwarnings("ignore:overflow encountered in expm1:RuntimeWarning:sklearn")
 @pytest.mark.parametrize("case", WRONG)
 def test_export_refuses(case: str, project: Project) -> None:
     given, said = WRONG[case]

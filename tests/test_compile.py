@@ -40,6 +40,9 @@ from notebook_to_prod.package.compile.step import Finite, NotCompiled, Refused, 
 from notebook_to_prod.package.compile.trees import ENGINES, Forest, LeafSum, Single
 from notebook_to_prod.package.schema import infer_schema
 
+# Some of the numbers that programs are proved by are beyond float32, which pandas says when they are cast.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning:pandas")
+
 # Exact
 
 

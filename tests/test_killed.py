@@ -6,13 +6,19 @@ import json
 import os
 import random
 import signal
+import sqlite3
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
 from notebooks import Project
 
 from notebook_to_prod.package.bundle import open_bundle
+from notebook_to_prod.project import Store
+from notebook_to_prod.train.tracking import open_client
 
 NOTEBOOK = {
     "parameters": "seed = 3\nalpha = 1.0",
@@ -57,3 +63,33 @@ def test_killed_at_random_moments(project: Project) -> None:
     runs = client.search_runs([each.experiment_id for each in client.search_experiments()])
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
     assert sum(run.info.status == "FINISHED" for run in runs) == kills + 1
+
+
+def tables(path: Path) -> list[tuple[str, ...]]:
+    """What a database has, and the revision of its schema."""
+    with sqlite3.connect(path) as connection:
+        known = connection.execute("select name, sql from sqlite_master order by name").fetchall()
+        known += connection.execute("select version_num, '' from alembic_version").fetchall()
+    connection.close()
+    # The order of the constraints of a table is by chance.
+    return [(name, *sorted((sql or "").replace(",", " ").split())) for name, sql in known]
+
+
+def test_a_new_database_is_the_one_that_mlflow_makes_and_never_half_of_it(project: Project, tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from alembic import command\n"
+        "from notebook_to_prod.project import Store\n"
+        "from notebook_to_prod.train.tracking import open_client\n"
+        "command.upgrade = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "open_client(Store(Path(sys.argv[1])))"
+    )
+    project.home.mkdir()
+    done = subprocess.run([sys.executable, "-c", program, project.home], env=project.environment({}), check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (project.home / "mlflow.db").exists()
+    open_client(Store(project.home))
+    MlflowClient(f"sqlite:///{tmp_path / 'plain.db'}")
+    assert tables(project.home / "mlflow.db") == tables(tmp_path / "plain.db")
+    assert [each.name for each in project.home.iterdir() if each.name.startswith(".")] == []

@@ -210,6 +210,7 @@ LOSSY = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The DataFrame has column names of mixed type:UserWarning:pandas")
 @pytest.mark.parametrize("name", LOSSY)
 def test_what_would_lose_something_comes_back_or_is_refused(name: str) -> None:
     before = LOSSY[name]

@@ -95,6 +95,7 @@ def test_what_was_not_there_at_export_is_refused() -> None:
 DATA = np.abs(np.random.default_rng(0).normal(size=(60, 4))), np.array([0, 1] * 30)
 
 
+@pytest.mark.filterwarnings("ignore:Class PassiveAggressive.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("name, kind", all_estimators(), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_estimator_of_scikit_learn_loads(name: str, kind: type) -> None:
     try:

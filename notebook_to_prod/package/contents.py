@@ -271,6 +271,8 @@ def _ask_held(pipeline: Any, tables: Tables) -> _Held:
 
     at = _sample_at(tables.X_test, _PROFILED_ROWS)
     table, y = _taken(tables.X_test, at), np.asarray(tables.y_test)[at]
+    if y.dtype.kind == "c":
+        return _Held(table, y, None, "y_test has complex numbers, which no metric takes")
     try:
         return _Held(table, y, ask(pipeline, table))
     except Exception as error:  # noqa: BLE001 - a category that training has not seen, say

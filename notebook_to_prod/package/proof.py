@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import json
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -73,7 +74,13 @@ def answer_proof(modules: str) -> None:
                 __import__(name)
         line = sys.stdin.readline()
         if line:
-            answers.write(json.dumps({"error": _tried(json.loads(line))}))
+            task = json.loads(line)
+            os.chdir(task["work"])
+            try:
+                answers.write(json.dumps({"error": _tried(task)}))
+            finally:  # who asked may be gone, and would have done it
+                os.chdir(Path(task["work"]).parent)
+                shutil.rmtree(task["work"], ignore_errors=True)
 
 # %% ../../nbs/package/03b_proof.ipynb #prover
 _CODE = """
@@ -91,15 +98,15 @@ class Prover:
     "A clean process that waits for a bundle; `open_prover` starts it."
 
     process: subprocess.Popen[str]
-    folder: tempfile.TemporaryDirectory[str]  # Where it works
 
     def prove(self, bundle: Bundle) -> None:
         "Have the bundle opened, loaded and replayed, and close; raises `ExportError` that says what does not work elsewhere."
         folders = [str(each) for each in local_folders(Path.cwd(), find_project())]
         environment = {**os.environ, "N2P_TRUSTED": ",".join(sorted(trusted_libraries()))}
         task = {"path": str(bundle.path), "digest": bundle.digest, "folders": folders, "environment": environment}
-        with self:
-            said, complaint = self.process.communicate(json.dumps(task) + "\n")
+        # Made now and not with the process: a kernel is often killed with a process that still waits.
+        with tempfile.TemporaryDirectory(prefix="n2p-proof-", ignore_cleanup_errors=True) as work, self:
+            said, complaint = self.process.communicate(json.dumps(task | {"work": work}) + "\n")
         if not said:
             reason = complaint.strip().rpartition("\n")[2] or f"exit code {self.process.returncode}"
             remedy = "look for os._exit, a crash in native code, or memory running out"
@@ -114,7 +121,6 @@ class Prover:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.__exit__(None, None, None)  # closes the pipes and waits
-        self.folder.cleanup()
 
 
 def open_prover(
@@ -124,6 +130,5 @@ def open_prover(
     root = str(Path(inspect.getfile(Bundle)).resolve().parents[2])
     users = [site.getusersitepackages()] if site.getusersitepackages() in sys.path else []
     command = [sys.executable, "-I", "-c", _CODE, root, " ".join(["numpy", "pandas", *modules]), *users]
-    folder = tempfile.TemporaryDirectory(prefix="n2p-proof-", ignore_cleanup_errors=True)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return Prover(subprocess.Popen(command, cwd=folder.name, text=True, encoding="utf-8", errors="surrogateescape", **pipes), folder)
+    return Prover(subprocess.Popen(command, cwd=tempfile.gettempdir(), text=True, encoding="utf-8", errors="surrogateescape", **pipes))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError, TrackingError
-from ..project import Store, digest_text
+from ..project import Store, digest_text, remove_orphans, temporary_prefix
 from .record import RunRecord, save_record
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = ['tracking_errors', 'masked', 'address', 'shared_lock', 'quiet_mlflow'
            'track_late']
 
 # %% ../../nbs/train/14_tracking.ipynb #open-client
+_log = logging.getLogger(__name__)
 _QUIET = ("alembic", "mlflow.store.db.utils", "mlflow.tracking")
 _DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -101,6 +102,33 @@ def quiet_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
+def _create_database(store: Store) -> None:
+    "Make the SQLite file of a new store as a whole: MLflow's hundred small migrations each wait for the disk, and this waits once."
+    path = store.home / "mlflow.db"
+    if path.exists() or not store.home.is_dir() or store.tracking_uri != f"sqlite:///{path}":
+        return
+    from mlflow.store.db import utils
+    from sqlalchemy import event
+
+    remove_orphans(store.home)
+    temporary = path.with_name(f"{temporary_prefix(path)}tmp")
+    try:
+        engine = utils.create_sqlalchemy_engine(f"sqlite:///{temporary}")
+        event.listen(engine, "connect", lambda connection, _: connection.executescript("PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY"))
+        try:
+            utils._initialize_tables(engine)
+        finally:
+            engine.dispose()
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if not path.exists():  # an MLflow that was started beside it
+            temporary.replace(path)
+    except Exception:  # noqa: BLE001 - these names are MLflow's own affair: it makes the file itself, or says why not
+        _log.debug("no database in one piece", exc_info=True)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def open_client(store: Store) -> MlflowClient:
     "A client of the store's tracking server, its database created if need be; raises `TrackingError`."
     quiet_mlflow()
@@ -109,6 +137,7 @@ def open_client(store: Store) -> MlflowClient:
     for logger in _QUIET:
         logging.getLogger(logger).setLevel(logging.WARNING)
     with shared_lock(store, "mlflow"), tracking_errors(store):
+        _create_database(store)
         return MlflowClient(tracking_uri=store.tracking_uri, registry_uri=store.registry_uri)
 
 # %% ../../nbs/train/14_tracking.ipynb #tracked-run

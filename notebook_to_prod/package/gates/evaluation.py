@@ -104,6 +104,9 @@ def _array(column: Any) -> tuple[pa.Array, dict[str, Any]]:
         about["missing"] = "none"
     if column.dtype == object:  # a whole number stays one beside a missing value
         return pa.array([None if pd.isna(value) else value for value in column]), about
+    if isinstance(column.dtype, pd.DatetimeTZDtype):  # pyarrow would ask for `Series.values`, which pandas deprecates
+        zoned = pa.timestamp(column.dt.unit, pa.lib.tzinfo_to_string(column.dt.tz))
+        return pa.array(column.dt.tz_convert(None).to_numpy(), zoned, from_pandas=True), about
     array = pa.Array.from_pandas(column)
     return (array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array), about
 

@@ -74,7 +74,9 @@ class Metric:
     plain: bool = True  # Whether it has no options
 
     def statistic(self, answers: Answers, y: np.ndarray) -> Callable[[np.ndarray], float]:  # Of positions, (n,)
-        "What computes the metric of some rows; it raises `ValueError` where scikit-learn does."
+        "What computes the metric of some rows; it raises `ValueError` where scikit-learn does, such as for complex numbers."
+        if "c" in (answers.predictions.dtype.kind, y.dtype.kind):
+            raise ValueError("no metric takes complex numbers")
         if self.name == "accuracy" and answers.predictions.ndim == 1 and y.ndim == 1:
             right = answers.predictions == y
             return lambda at: float(right[at].mean())
