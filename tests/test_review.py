@@ -123,6 +123,30 @@ def test_plots_are_shown_where_they_can_be_and_linked_elsewhere(reviewed: Projec
     assert "](https://x.org/p/metrics.svg)" in shown
 
 
+def test_a_notebook_that_has_changed_since_the_run_is_told(reviewed: Project) -> None:
+    (reviewed.folder / "deeper").mkdir(exist_ok=True)
+    same = reviewed.n2p("review", "--json", cwd=reviewed.folder / "deeper", N2P_HOME=str(reviewed.home))
+    assert same.json["stale"] == ""
+    assert same.json["checks"], "seen from another folder, it is the same notebook"
+    before = (reviewed.folder / "train.ipynb").read_bytes()
+    reviewed.notebook("train.ipynb", CELLS | {"parameters": "seed = 2\nshuffle = True"})
+    try:
+        done = reviewed.n2p("review", "--json", "--markdown", "stale.md", "--base", "nowhere")
+    finally:
+        (reviewed.folder / "train.ipynb").write_bytes(before)
+    assert done.code == 1
+    assert "the notebook has changed since the run: 1 changed" in done.json["reasons"]
+    assert "git has no revision 'nowhere'" in (reviewed.folder / "stale.md").read_text("utf-8")
+
+
+def test_a_policy_that_asks_what_the_model_has_not_is_wrong_usage(reviewed: Project, tmp_path: Path) -> None:
+    policy = tmp_path / "gates.toml"
+    policy.write_text('[fairness]\nattributes = ["no_such_column"]\n')
+    done = reviewed.n2p("review", "--policy", policy, "--markdown", "policy.md")
+    assert done.code == 2, done
+    assert "no_such_column" in (reviewed.folder / "policy.md").read_text("utf-8")
+
+
 def test_a_run_that_failed_is_the_review(reviewed: Project, tmp_path: Path) -> None:
     reviewed.notebook("train.ipynb", CELLS | {"fit": CELLS["fit"] + "\nraise ValueError('no rows @alice')"})
     assert reviewed.run("train.ipynb").code == 2
@@ -154,6 +178,26 @@ def test_nothing_in_a_comment_is_markup() -> None:
     assert "#1" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ❌")]
     assert [line.replace("\\|", "").count("|") for line in rows] == [8]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "see org/repo#12",
+        "by @alice",
+        "https://evil.example/x",
+        "www.evil.example",
+        "# big",
+        "- item",
+        "1. item",
+        "> said",
+        "0123abc4",
+    ],
+)
+def test_nothing_in_a_comment_leads_elsewhere(text: str) -> None:
+    shown = comment_text(text)
+    assert shown.replace("\u200b", "").replace("&gt;", ">") == text
+    assert not re.search(r"[@#]\w|://\w|www\.\w|^[#>-] |^\d+\. ", shown)
 
 
 def test_a_fence_is_longer_than_what_it_holds() -> None:

@@ -35,10 +35,12 @@ def review(terminal: Terminal, bundle: str, **options: Any) -> Result:
     """Write the comment of a pull request about a model.
 
     Gates, metrics against the champion, data, code and what changed in the notebook. The gates are asked unless their answer is on record.
-    Exit code 1 if one says no, the checker finds an error, or the run failed. In GitHub Actions the summary of the job gets the comment, too.
+    Exit code 1 if one says no, the checker finds an error, the run failed or the notebook has changed since; 2 if the policy asks what the
+    model has not. In GitHub Actions the summary of the job gets the comment, too.
 
     Example: n2p review latest --markdown review.md --plots plots
     """
+    from notebook_to_prod.errors import InputError
     from notebook_to_prod.project import open_store, write_atomic
     from notebook_to_prod.release.review import artifacts_address, draw_review, review_markdown, write_plots
 
@@ -56,7 +58,8 @@ def review(terminal: Terminal, bundle: str, **options: Any) -> Result:
     lines = [] if options["markdown"] else [("", text)]
     lines += [("written", shown_path(options["markdown"]))] if options["markdown"] else []
     lines += [("plots", ", ".join(map(shown_path, written.values())))] if written else []
-    return Result(data, [*lines, ("review", str(found.badge))], 0 if found.passed else 1, found.shown())
+    code = 2 if type(found.failure) is InputError else 0 if found.passed else 1
+    return Result(data, [*lines, ("review", str(found.badge))], code, found.shown())
 
 
 def _beside(path: Path, markdown: Path | None) -> str:
@@ -117,11 +120,13 @@ def _with_notebooks(found: "Review", named: tuple[Path, ...]) -> "Review":
     "The same with what the checker says of the notebooks, and what changed in them."
     from dataclasses import replace
 
-    from notebook_to_prod.release.review import changed_notebook
+    from notebook_to_prod.project import find_project
+    from notebook_to_prod.release.review import changed_notebook, changed_since, own_notebook
     from notebook_to_prod.train.check.config import read_config
     from notebook_to_prod.train.check.verdict import check_notebook
 
-    own = Path(found.record.notebook_path) if found.record else None
-    paths = list(dict.fromkeys([*([own] if own and own.is_file() else []), *named]))
+    own = own_notebook(found.record, find_project()) if found.record else None
+    stale = changed_since(found.record, own) if found.record and own else ""
+    paths = list(dict.fromkeys([*([own] if own else []), *named]))
     checks = tuple(check_notebook(str(path), read_config(path)) for path in paths)
-    return replace(found, checks=checks, diffs=tuple(changed_notebook(path, found.base) for path in paths))
+    return replace(found, stale=stale, checks=checks, diffs=tuple(changed_notebook(path, found.base) for path in paths))

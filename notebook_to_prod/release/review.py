@@ -25,12 +25,13 @@ from ..train.record import RunRecord
 
 # %% auto #0
 __all__ = ['LIMIT', 'comment_text', 'fenced', 'Review', 'fitted', 'review_markdown', 'draw_review', 'write_plots',
-           'find_champion', 'default_base', 'artifacts_address', 'changed_notebook']
+           'find_champion', 'default_base', 'artifacts_address', 'changed_notebook', 'own_notebook', 'changed_since']
 
 # %% ../../nbs/release/25_review.ipynb #text
 def comment_text(text: Any) -> str:
-    "The text as a comment shows it: no markup, no mention of a person, no link to an issue."
-    return re.sub(r"(?<![A-Za-z0-9])([@#])(?=\w)", "\\1\u200b", plain_markdown(text))
+    "The text as a comment shows it: no markup, no mention of a person, no link to an issue or a page."
+    plain = re.sub(r"((?<![A-Za-z0-9])@|#|://|\b(?i:www)\.)(?=\w)", "\\1\u200b", plain_markdown(text))
+    return re.sub(r"^(?=(?:#{1,6}|[+-]|\d+[.)])(?:\s|$)|=+$|-+$)", "\u200b", plain)  # or it would begin a heading, a list or a quotation
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
@@ -62,11 +63,13 @@ class Review(Displayed):
     champion: str = ""  # What it is compared with, or why with nothing
     diffs: tuple[NotebookDiff | str, ...] = ()  # Or that a notebook is new
     base: str = ""  # The revision that notebooks are compared with
+    stale: str = ""  # What has changed in the notebook since the run that is judged
 
     @property
     def reasons(self) -> tuple[str, ...]:
         "Why it says no; none if it does not."
         found = [self.failure.what] if self.failure else []
+        found += [f"the notebook has changed since the run: {self.stale}"] if self.stale else []
         if self.report and not self.report.passed and not self.report.override:
             found += [f"gate {name}" for name in dict.fromkeys(each.gate for each in self.report.failed)]
         return tuple([*found, *(f"{each.path.name}: {each.summary}" for each in self.checks if each.errors)])
@@ -96,6 +99,7 @@ class Review(Displayed):
             "comparison": self.comparison.to_dict() if self.comparison else None,
             "champion": self.champion,
             "base": self.base,
+            "stale": self.stale,
             "diffs": [each if isinstance(each, str) else each.to_dict() for each in self.diffs],
         }
 
@@ -303,11 +307,30 @@ def artifacts_address(variables: Mapping[str, str] = os.environ) -> str:
 
 def changed_notebook(path: Path, base: str) -> NotebookDiff | str:
     "What changed in a notebook since a revision, or that there is nothing to compare it with; raises `NotebookError`."
-    from notebook_to_prod.train.notebook_diff import compare_notebooks, read_revision
+    from notebook_to_prod.train.notebook_diff import compare_notebooks, has_revision, read_revision
     from notebook_to_prod.train.notebook import read_notebook
 
     after = read_notebook(path)
+    if not has_revision(base, path.parent):
+        return f"{path} is not compared: git has no revision '{base}'; where a workflow fetches one commit only, fetch-depth: 0 fetches all"
     try:
         return compare_notebooks(read_revision(base, path), after)
-    except NotFoundError as error:
-        return f"{path} is new, or cannot be compared: {error.what}"
+    except NotFoundError:
+        return f"{path} is new: {base} has no such notebook"
+
+
+def own_notebook(record: RunRecord, project: Path) -> Path | None:
+    "The notebook of a run as it is on disk now, wherever one stands; None if it is not there."
+    given = Path(record.notebook_path)
+    found = next((each for each in (project / record.notebook, given) if each.is_file()), None)
+    return Path(os.path.relpath(found)) if found else None
+
+
+def changed_since(record: RunRecord, path: Path) -> str:
+    "What has changed in a notebook since a run, in a line; nothing if the run has lost its own, or nothing has."
+    from notebook_to_prod.train.notebook_diff import compare_notebooks, notebook_at
+
+    if not record.input_notebook.is_file():
+        return ""
+    found = compare_notebooks(notebook_at(str(record.input_notebook)), notebook_at(str(path)))
+    return "" if found.equal else found.summary

@@ -21,8 +21,8 @@ from .closure import imported_names
 from .notebook import Notebook, parse_notebook, read_notebook
 
 # %% auto #0
-__all__ = ['notebook_at', 'read_revision', 'cell_keys', 'source_of', 'moved_keys', 'lasting', 'CellChange', 'NotebookDiff',
-           'compare_notebooks']
+__all__ = ['notebook_at', 'has_revision', 'read_revision', 'cell_keys', 'source_of', 'moved_keys', 'lasting', 'CellChange',
+           'NotebookDiff', 'compare_notebooks']
 
 # %% ../../nbs/train/24_notebook_diff.ipynb #revision
 def notebook_at(
@@ -42,6 +42,15 @@ def _parsed(content: bytes, path: Path) -> Notebook:
         return parse_notebook(json.loads(content), path)
     except (ValueError, RecursionError) as error:
         raise NotebookError(f"the notebook cannot be read: {error}", where=str(path), remedy="compare with another revision, or restore it from git") from error
+
+
+def has_revision(revision: str, folder: Path) -> bool:
+    "Whether git, around a folder, has a revision; raises `DependencyError` without git."
+    try:
+        done = subprocess.run(["git", "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}"], cwd=folder, capture_output=True, timeout=60)
+    except FileNotFoundError as error:
+        raise DependencyError("git is not installed", where=revision, remedy="install git, or compare two files") from error
+    return done.returncode == 0
 
 
 def read_revision(revision: str, path: Path) -> Notebook:
