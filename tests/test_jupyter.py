@@ -96,6 +96,8 @@ def test_what_papermill_has_set_is_left_alone_and_told() -> None:
     declared = declare("seed = 1\nrate = 2", ["# Parameters\nseed = 7\n"], names)
     assert names == {"seed": 7, "rate": 2}
     assert "papermill" in declared.shown().text()
+    declare("seed = 1", ["", "import os", "# Parameters\nseed = 7\n"], names)
+    assert names["seed"] == 1, "a cell of somebody's own that looks like papermill's"
 
 
 # The notebook that is open
@@ -106,6 +108,14 @@ def test_nothing_is_guessed(project: Project) -> None:
     with pytest.raises(errors.NotFoundError) as caught:
         open_notebook({})
     assert caught.value.remedy == "name it, as in %n2p check train.ipynb"
+
+
+def test_papermill_is_believed_before_the_session_that_started_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, outer = project.notebook("inner.ipynb", MARKED), project.notebook("outer.ipynb", MARKED)
+    monkeypatch.setenv("JPY_SESSION_NAME", str(outer))
+    assert open_notebook({"PAPERMILL_INPUT_PATH": str(inner)}) == inner
 
 
 @pytest.mark.parametrize("told", ["vscode", "jupyter", "papermill"])
@@ -125,6 +135,7 @@ def test_the_open_notebook_is_told_by(told: str, project: Project, monkeypatch: 
 
 def test_magics_in_a_run_are_about_its_notebook(project: Project) -> None:
     cells = MARKED | {"check": "%n2p check", "again": "%n2p run -p seed 3", "verdicts": "%n2p --version"}
+    cells |= {"named": "%n2p run ./train.ipynb -p seed 5"}
     project.notebook("train.ipynb", cells)
     done = project.run("train.ipynb")
     assert done.code == 0, done.stderr
@@ -132,6 +143,8 @@ def test_magics_in_a_run_are_about_its_notebook(project: Project) -> None:
     (table,) = (each for each in outputs(executed, "check") if each.output_type == "display_data")
     assert "<table" in table["data"]["text/html"] or "nothing found" in table["data"]["text/html"]
     assert "passed over" in text_of(executed, "again")
+    assert "passed over" in text_of(executed, "named"), "or it would run itself without an end"
+    assert len(project.run_folders) == 1
 
 
 def test_a_run_started_from_a_notebook_is_recorded(project: Project) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from ..errors import InputError
 from .open_notebook import open_notebook
 from .parameters import declare
 from .progress import notebook_progress
+from ..train.notebook_diff import source_of
 
 # %% auto #0
 __all__ = ['Screen', 'wants_notebook', 'N2PMagics', 'run_command', 'load']
@@ -75,18 +77,33 @@ class N2PMagics(Magics):
             arguments = shlex.split(line)
         except ValueError as error:
             raise InputError(f"the line cannot be read: {error}", where=f"%n2p {line}", remedy="close the quotes") from error
+        in_a_run = os.environ.get("N2P_RUN_ID") and _ITSELF & {*arguments}
+        if in_a_run and any(map(self._is_this, arguments)):
+            return print(f"%n2p {line}: passed over, since this is a run of the notebook")
         if wants_notebook(arguments):
-            if os.environ.get("N2P_RUN_ID") and _ITSELF & {*arguments}:
+            if in_a_run:
                 return print(f"%n2p {line}: passed over, since this is a run of the notebook")
             path = open_notebook(self.shell.user_ns)
             print(f"{path.name} as saved at {datetime.fromtimestamp(path.stat().st_mtime):%H:%M:%S}")
             arguments.append(_seen(path))
         return run_command(arguments)
 
+    def _is_this(self, argument: str) -> bool:
+        "Whether an argument is the notebook that is executed here."
+        path = Path(argument)
+        return path.suffix == ".ipynb" and path.is_file() and _sources(path) == _sources(open_notebook(self.shell.user_ns))
+
     def _parameters(self, line: str, cell: str) -> None:
         if line.strip() != "parameters":
             raise InputError(f"there is no cell magic '%%n2p {line.strip()}'", where="the first line of the cell", remedy="write %%n2p parameters")
         display(declare(cell, self.shell.user_ns.get("In", ()), self.shell.user_ns))
+
+
+def _sources(path: Path) -> list[Any]:
+    try:
+        return [source_of(cell) for cell in json.loads(path.read_bytes())["cells"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [path]  # the command says what is wrong with it
 
 
 def _seen(path: Path) -> str:

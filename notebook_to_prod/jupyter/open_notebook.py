@@ -33,5 +33,6 @@ def open_notebook(
 def _told(namespace: Mapping[str, Any]) -> Path | None:
     if run := os.environ.get("N2P_RUN_ID"):
         return open_store().runs / run / "input.ipynb"
-    texts = (namespace.get("__vsc_ipynb_file__"), os.environ.get("JPY_SESSION_NAME"), namespace.get("PAPERMILL_INPUT_PATH"))
+    # A kernel that papermill starts from a notebook inherits the name of that one's session.
+    texts = (namespace.get("PAPERMILL_INPUT_PATH"), namespace.get("__vsc_ipynb_file__"), os.environ.get("JPY_SESSION_NAME"))
     return next((Path(text) for text in texts if isinstance(text, str) and text.endswith(".ipynb")), None)

@@ -64,10 +64,10 @@ _INJECTED = re.compile(r"# Parameters\s*\n")  # How the cell of papermill begins
 def injected_names(
     executed: Sequence[str],  # Sources of the cells that have been executed
 ) -> set[str]:
-    "Names that papermill has set before this cell."
-    sources = [source for source in executed if _INJECTED.match(source)]
+    "Names that papermill has set before this cell: its own cell is the first of all, a later one that looks like it is somebody's."
+    first = next(filter(str.strip, executed), "")
     try:
-        return {each.name for node in ast.parse(sources[-1]).body for each in _declared(node)} if sources else set()
+        return {each.name for node in ast.parse(first).body for each in _declared(node)} if _INJECTED.match(first) else set()
     except SyntaxError:
         return set()
 
