@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 # %% auto #0
-__all__ = ['plain_markdown', 'Badge', 'Shown', 'pairs', 'shown_number', 'Displayed']
+__all__ = ['plain_markdown', 'fenced', 'Badge', 'Shown', 'pairs', 'shown_number', 'Displayed']
 
 # %% ../nbs/02_display.ipynb #plain-markdown
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")  # An underscore inside a word means nothing
@@ -26,6 +26,13 @@ def plain_markdown(text: Any) -> str:
     "The text as Markdown that reads as the text itself, on one line."
     one_line = " ".join(str(text).split())
     return _MARKDOWN.sub(r"\\\1", one_line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def fenced(lines: Sequence[str], language: str = "") -> list[str]:
+    "Lines as a block of code, in a fence that none of them closes."
+    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", *lines, fence, ""]
 
 # %% ../nbs/02_display.ipynb #badge
 _COLOURS = {"good": "#2e9e5b", "bad": "#d64545", "doubtful": "#b7791f"}

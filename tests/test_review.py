@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from notebooks import Project, make_project
 
+from notebook_to_prod.display import fenced
 from notebook_to_prod.errors import NotFoundError
 from notebook_to_prod.package.gates.verdict import Report, Verdict
 from notebook_to_prod.release.review import (
@@ -20,7 +21,6 @@ from notebook_to_prod.release.review import (
     Review,
     artifacts_address,
     comment_text,
-    fenced,
     fitted,
     review_markdown,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..display import Badge, Displayed, Shown, plain_markdown, shown_number
+from ..display import Badge, Displayed, Shown, fenced, plain_markdown, shown_number
 from ..errors import N2PError, NotFoundError
 from ..package.gates.verdict import Report, Verdict, shown
 from ..project import Store, write_atomic
@@ -24,8 +24,8 @@ from ..train.notebook_diff import NotebookDiff
 from ..train.record import RunRecord
 
 # %% auto #0
-__all__ = ['LIMIT', 'comment_text', 'fenced', 'Review', 'fitted', 'review_markdown', 'draw_review', 'write_plots',
-           'find_champion', 'default_base', 'artifacts_address', 'changed_notebook', 'own_notebook', 'changed_since']
+__all__ = ['LIMIT', 'comment_text', 'Review', 'fitted', 'review_markdown', 'draw_review', 'write_plots', 'find_champion',
+           'default_base', 'artifacts_address', 'changed_notebook', 'own_notebook', 'changed_since']
 
 # %% ../../nbs/release/25_review.ipynb #text
 def comment_text(text: Any) -> str:
@@ -37,13 +37,6 @@ def comment_text(text: Any) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     lines = ["| " + " | ".join(comment_text(cell) for cell in row) + " |" for row in rows]
     return [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}", *lines, ""] if lines else []
-
-
-def fenced(lines: Sequence[str], language: str = "") -> list[str]:
-    "Lines as a block of code, in a fence that none of them closes."
-    longest = max((len(run) for line in lines for run in re.findall("`+", line)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return [f"{fence}{language}", *lines, fence, ""]
 
 # %% ../../nbs/release/25_review.ipynb #review
 _SIGNS = {"pass": "✅", "warn": "⚠️", "fail": "❌", "skipped": "➖"}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...display import fenced
 from ...errors import InputError, N2PError, NotebookError
 from ...project import atomic_folder, open_store, write_atomic
 from .changes import Change, Done, Todo, applied
@@ -145,7 +146,7 @@ class Adoption:
         lines += ["- nothing"] if not self.todos else []
         lines += ["", "## Changes", ""]
         for each in self.done:
-            lines += [f"### {each.kind} in {each.cell_id}", "", _sentence(each.reason), "", "```diff", each.diff, "```", ""]
+            lines += [f"### {each.kind} in {each.cell_id}", "", _sentence(each.reason), "", *fenced(each.diff.splitlines(), "diff")]
         return "\n".join(lines) + "\n"
 
 
