@@ -1,6 +1,6 @@
 # Every task of the project. Needs make, a Python with venv, and a package index for the first `make setup`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check readme docs lock clean
+.PHONY: help setup demo test coverage check readme docs lock clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -52,6 +52,13 @@ test: setup ## Run the notebooks, the linters and the tests
 	$(say) "pytest"
 	@$(RUN) pytest -q -n 2 --dist loadfile
 
+coverage: setup ## Run the tests and list the modules with lines that none of them runs; fail under nine lines in ten
+	@rm -f .coverage .coverage.*
+	@# A test that looks at all that a process says may hear the measurement, too, and fail.
+	-@$(RUN) coverage run -m pytest -q -n 2 --dist loadfile
+	@$(RUN) coverage combine -q
+	@$(RUN) coverage report
+
 check: setup ## Export, clean and render; fail if that changed or added a file; then test
 	$(say) "nbdev-export"
 	@$(RUN) nbdev-export --skip-folder-re '^[_.]|^examples$$'
@@ -88,5 +95,5 @@ $(BIN)/uv:
 	@$(MAKE) --no-print-directory setup
 
 clean: ## Remove what the tasks made, except .venv and the store .n2p
-	@rm -rf build dist site _docs .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
+	@rm -rf build dist site _docs .pytest_cache .ruff_cache .mypy_cache .coverage .coverage.* .import_linter_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
