@@ -13,6 +13,8 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from configparser import ConfigParser
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 
@@ -235,24 +237,135 @@ def test_what_users_import_is_checked_strictly() -> None:
     assert (PACKAGE / "py.typed").is_file()
 
 
-def test_wheel_and_sdist_build(checkout: Path, tmp_path: Path) -> None:
-    # Without isolation it needs no network: setuptools is in the lock. The wheel is built from the sdist, as pip would.
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path / "dist"), str(checkout)]
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+def build(source: Path, folder: Path, **variables: str) -> tuple[Path, Path]:
+    """Sdist and wheel of `source`. The wheel is built from the sdist, as pip would."""
+    # Without isolation it needs no network: setuptools is in the lock.
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
+    dropped = ("PYTHONPATH", "SOURCE_DATE_EPOCH")
+    environment = {key: value for key, value in os.environ.items() if key not in dropped} | variables
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    (sdist,), (wheel,) = (tmp_path / "dist").glob("*.tar.gz"), (tmp_path / "dist").glob("*.whl")
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
 
+
+COMMITTED = datetime(2025, 3, 1, 12, 0, 2, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one commit of the sources."""
+    folder = tmp_path_factory.mktemp("built") / "committed"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*NOT_SOURCE))
+    moment = {"GIT_COMMITTER_DATE": COMMITTED.isoformat()}
+    nobody = ("-c", "user.name=Nobody", "-c", "user.email=nobody@example.org")
+    for command in (["init", "-q"], ["add", "--all"], [*nobody, "commit", "-qm", "All"]):
+        subprocess.run(["git", *command], cwd=folder, env=os.environ | moment, check=True, timeout=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(committed: Path) -> tuple[Path, Path]:
+    """Sdist and wheel of the sources."""
+    return build(committed, committed.parent / "dist")
+
+
+def test_wheel_and_sdist_have_what_they_need_and_nothing_else(built: tuple[Path, Path]) -> None:
+    sdist, wheel = built
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "settings.ini", "setup.py"} <= names
+    assert [name for name in names if name.startswith("tests/")] == []
 
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
     wanted = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in PACKAGE.glob("*/templates/**/*") if path.is_file()}
-    wanted |= {f"{PACKAGE.name}/py.typed", f"{PACKAGE.name}/examples/flights/train.ipynb"}
-    assert wanted - names == set()
+    examples = [path.relative_to(ROOT / "nbs").as_posix() for path in NOTEBOOKS if "examples" in path.parts]
+    wanted |= {f"{PACKAGE.name}/{name}" for name in ("py.typed", "environments/serve.Dockerfile", *examples)}
+    ours = {name for name in names if ".dist-info/" not in name and "__pycache__" not in name}
+    assert ours == {name for name in wanted if "__pycache__" not in name}
+    assert [name for name in names if "__pycache__" in name or name.endswith(".pyc")] == []
     scripts = re.findall(r"^([\w-]+) *=", entry_points, re.MULTILINE)
     assert {"n2p", "notebook-to-prod", "nbdev_test"} <= set(scripts)
+
+
+def test_a_commit_is_built_into_the_same_bytes_anywhere(
+    built: tuple[Path, Path], committed: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "another" / "place with a space"
+    before = os.umask(0o077)
+    try:
+        subprocess.run(["git", "clone", "-q", committed, clone], check=True, timeout=60)
+        (clone / "build/lib/notebook_to_prod").mkdir(parents=True)
+        (clone / "build/lib/notebook_to_prod/gone.py").write_text("")  # left by an earlier build
+        elsewhere = {"TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONHASHSEED": "7"}
+        again = build(clone, tmp_path / "dist", **elsewhere)
+    finally:
+        os.umask(before)
+    assert [path.name for path in again] == [path.name for path in built]
+    assert [sha256(path.read_bytes()).hexdigest() for path in again] == [
+        sha256(path.read_bytes()).hexdigest() for path in built
+    ]
+    with tarfile.open(again[0]) as archive:
+        members = archive.getmembers()
+    assert {member.mtime for member in members} == {COMMITTED.timestamp()}
+    assert {(member.uid, member.gid, member.uname, member.gname) for member in members} == {(0, 0, "", "")}
+    with zipfile.ZipFile(again[1]) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(2025, 3, 1, 12, 0, 2)}
+
+
+@pytest.fixture(scope="module")
+def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment that has the wheel, and sees the requirements of this one."""
+    folder = tmp_path_factory.mktemp("installed") / "venv"
+    run("uv", "venv", "--quiet", "--offline", "--python", sys.executable, str(folder))
+    python = folder / "bin/python"
+    run("uv", "pip", "install", "--quiet", "--offline", "--no-deps", "--python", str(python), str(built[1]))
+    return python
+
+
+def test_wheel_works_in_a_new_environment(installed: Path, tmp_path: Path) -> None:
+    (site,) = installed.parents[1].glob("lib/python*/site-packages")
+    (site / "requirements.pth").write_text(sysconfig.get_path("purelib"))
+    try:
+        done = subprocess.run([installed.parent / "n2p", "--version"], capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stdout.split()[-1:]) == (0, [notebook_to_prod.__version__]), done.stderr
+        home = "import notebook_to_prod; print(notebook_to_prod.__file__)"
+        done = subprocess.run([installed, "-c", home], capture_output=True, text=True, cwd=tmp_path)
+        assert Path(done.stdout.strip()).is_relative_to(site)
+    finally:
+        (site / "requirements.pth").unlink()
+
+
+USED = """import notebook_to_prod as n2p
+
+run: n2p.Run = n2p.start(seed=1)
+
+
+def ready(registry: n2p.Registry) -> bool:
+    return registry.approvals("flights", version=1, stage="production").needed > 0
+"""
+MISUSED = """import notebook_to_prod as n2p
+
+run: n2p.Run = n2p.start(sede=1)
+schema: n2p.Bundle = n2p.infer_schema([[1.0]])
+
+
+def ready(registry: n2p.Registry) -> bool:
+    return registry.approvals("flights", version="one").needed > 0
+"""
+
+
+def test_misuse_of_the_installed_package_is_found_by_mypy(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "used.py").write_text(USED)
+    (tmp_path / "misused.py").write_text(MISUSED)
+    command = [sys.executable, "-m", "mypy", "--python-executable", installed, "--config-file", "", "."]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    found = re.findall(r"^(\S+):(\d+): error: .*\[(\S+)\]$", done.stdout, re.MULTILINE)
+    assert found == [
+        ("misused.py", "3", "call-arg"),
+        ("misused.py", "4", "assignment"),
+        ("misused.py", "8", "arg-type"),
+    ], done.stdout
