@@ -149,7 +149,7 @@ def detection() -> ModuleType:
 
 
 def test_stable_histories_are_quiet_and_drift_is_found(detection: ModuleType) -> None:
-    calm, moved = detection.detect(4, 1, 1)
+    calm, moved = detection.detect(4, 1, 1, 0)
     assert [each["alarms"] for each in calm] == [[]] * 4
     missed = [kind for kind, found in moved.items() if found[0]["delay"] is None]
     assert missed == [] and len(moved) == 10

@@ -158,7 +158,7 @@ def is_well_formed(raw: dict[str, Any]) -> bool:
 
 
 def _is_cell(cell: Any) -> bool:
-    if not isinstance(cell, dict) or not all(isinstance(cell.get(name) or {}, dict) for name in ("metadata", "attachments")):
+    if not isinstance(cell, dict) or not isinstance(cell.get("metadata", {}), dict) or not isinstance(cell.get("attachments") or {}, dict):
         return False
     source = cell.get("source", "")
     lines = [source] if isinstance(source, str) else source
