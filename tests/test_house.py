@@ -25,6 +25,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import notebook_to_prod
+from notebook_to_prod.deprecation import parse_deprecation
+from notebook_to_prod.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "notebook_to_prod"
@@ -224,6 +226,52 @@ def test_inside_a_stage_only_lower_numbers_are_imported() -> None:
             if imported != module and other_folder == folder and other_number >= number:
                 wrong.append(f"{module} imports {imported}")
     assert wrong == []
+
+
+# What is deprecated
+
+
+def outlived(source: str, version: str) -> list[str]:
+    """What is said to be deprecated in `source` and must not be in `version`; raises on other words than the policy's."""
+    told = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if called in ("deprecated", "warn_deprecated"):
+            words = ast.literal_eval(node.args[0])  # type checkers want a literal, too
+            told.append(parse_deprecation(words))
+    return [str(each) for each in told if each.is_due(version)]
+
+
+def test_nothing_deprecated_has_outlived_its_time() -> None:
+    late = []
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "_modidx.py" and path.relative_to(PACKAGE).as_posix() != "deprecation.py":
+            late += outlived(path.read_text(encoding="utf-8"), notebook_to_prod.__version__)
+    assert late == [], "remove it, and say so in CHANGELOG.md"
+
+
+DEPRECATED = """
+class Registry:
+    @deprecated("Registry.find() is deprecated since 0.2 and will be removed in 0.4: call look_up()")
+    def find(self): ...
+
+def serve(peers=None):
+    if peers: warn_deprecated("serve(peers=) is deprecated since 0.9 and will be removed in 1.0: give workers")
+"""
+
+
+@pytest.mark.parametrize(("version", "late"), [("0.3.7", 0), ("0.4.0", 1), ("0.9.1", 1), ("1.0.0", 2)])
+def test_a_deprecated_name_fails_the_build_of_the_version_that_removes_it(version: str, late: int) -> None:
+    assert len(outlived(DEPRECATED, version)) == late
+
+
+def test_a_deprecation_in_other_words_fails_the_build() -> None:
+    with pytest.raises(InputError, match="what users have to know"):
+        outlived("deprecated('old')", "0.1.0")
+    with pytest.raises(InputError, match="too early"):
+        outlived(DEPRECATED.replace("0.4", "0.3"), "0.1.0")
 
 
 # What is built
