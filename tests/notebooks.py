@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -245,8 +247,10 @@ def finish(process: subprocess.Popen[str], timeout: float = LIMIT) -> Done:
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        process.kill()
-        stdout, stderr = process.communicate()
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        stdout, stderr = process.communicate(timeout=60)  # one that has left the family may hold the pipes
         pytest.fail(f"{process.args} did not end within {timeout} s\n{stdout}\n{stderr}")
     return Done(process.returncode, stdout, stderr)
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/train/15_kernel.ipynb #imports
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import os
@@ -12,8 +13,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import zmq
@@ -73,21 +77,43 @@ def reason_not_to_start() -> str:
     return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 
 # %% ../../nbs/train/15_kernel.ipynb #interruptible
+_SOON = 0.02  # Seconds until a signal is sent again
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    "Let SIGTERM and SIGHUP stop the block as Ctrl-C does, with `KeyboardInterrupt`; outside the main thread, do nothing."
+    "Let SIGTERM and SIGHUP stop the block as Ctrl-C does, with `KeyboardInterrupt`, though none of them while a module is imported; outside the main thread, do nothing."
+    outside = _imports(sys._getframe())
 
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _imports(frame) <= outside:
+            raise KeyboardInterrupt
+        _thread.start_new_thread(_send_again, (number,))  # which takes no lock that the interrupted code may hold, as `threading` does
 
     previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+        # Whoever handles Ctrl-C already goes on doing so.
+        asked = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+        previous = {number: signal.signal(number, stop) for number in (*asked, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _send_again(number: int) -> None:
+    time.sleep(_SOON)
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def _imports(frame: FrameType | None) -> int:
+    "How many frames of Python's import machinery are under way, from `frame` outwards."
+    found = 0
+    while frame is not None:
+        found += frame.f_code.co_filename.startswith("<frozen importlib")
+        frame = frame.f_back
+    return found
 
 
 def drop_pending() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +172,9 @@ def _descendants(process: int) -> Iterator[int]:
             yield from _descendants(child)
 
 # %% ../../nbs/train/21_sweep.ipynb #workers
+_GRACE = 60.0  # Seconds that a stopped worker has to record its run: MLflow may be slow, or away
+
+
 def _begin(number: Any, workers: int) -> None:
     "Begin a process of the pool; Ctrl-C, which the terminal sends to all, is the parent's to handle."
     signal.signal(signal.SIGINT, lambda *_: None)
@@ -187,8 +191,15 @@ def _processes(workers: int) -> Iterator[Callable[..., Any]]:
         yield pool.submit
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in set(multiprocessing.active_children()) - others:
+        at_work = {process.sentinel: process for process in set(multiprocessing.active_children()) - others}
+        for process in at_work.values():
             process.terminate()  # a run is recorded as interrupted, and takes its kernel with it
+        deadline = time.monotonic() + _GRACE
+        while at_work and (ended := wait(at_work, max(0.0, deadline - time.monotonic()))):
+            for sentinel in ended:
+                del at_work[sentinel]  # type: ignore[arg-type]
+        for process in at_work.values():
+            process.kill()  # its run is found to be abandoned by whoever looks at it next
         raise
     finally:
         pool.shutdown()
