@@ -36,7 +36,6 @@ class Masks:
         self._words = len(self._open) // _WORD
         self._first = np.arange(self._words) * _WORD if self._words == len(roots) else None  # If a word is enough for each tree
         self._trees = len(roots)
-        self.tree_of_word = np.repeat(np.arange(self._trees), _words(feature, roots))
         self.table = np.empty((0, self._words), dtype=np.uint64)
         self._places: dict[tuple[Any, ...], tuple[int, range]] = {}  # Columns, and their places in the table
         self._edges: dict[int, np.ndarray] | None = None

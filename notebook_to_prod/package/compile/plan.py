@@ -92,6 +92,7 @@ class Plan:
         self._answer, self._answer_many = self._both(self.ends)
         self._inside: dict[int, Program] = {}
         self._derived: dict[tuple[Any, ...], Programs] = {}
+        self._is_compiled = False  # Whether machine code puts masks together
         self.derive()
 
     def derive(self, masks: bool = False) -> None:
@@ -106,7 +107,7 @@ class Plan:
         "The functions of rows, which machines may choose with masks or without."
         if self.stepwise is not None:
             return Programs()
-        chosen = (masks, *(forest.engine for forest in self.forests))
+        chosen = (masks, self._is_compiled, *(forest.engine for forest in self.forests))
         if chosen not in self._derived:
             self._derived[chosen] = programs_of(self._answer, self.ends, len(self.schema.columns), masks)
         return self._derived[chosen]
@@ -282,7 +283,13 @@ class Plan:
 
     def compile_masks(self) -> bool:
         "Let machine code put together the masks of a few rows, if masks find the leaves, numba is there, and the bits are the same; whether it does. Takes seconds, the first time; others may be answering."
-        return any([forest.compile_masks() for forest in self.forests])
+        if self.masks and any([forest.compile_masks() for forest in self.forests]):
+            self._is_compiled = True
+            found = self.derived(masks=True)
+            if found.alone is not None and found.made == self.programs.made:
+                self.programs = found  # which look up the masks by machine code, too
+            self._derived.clear()
+        return self._is_compiled
 
     @property
     def takes_coded(self) -> bool:

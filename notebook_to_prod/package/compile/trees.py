@@ -5,7 +5,6 @@
 # %% ../../../nbs/package/compile/07_trees.ipynb #imports
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .ends import Exponential, Model, classes_of, classifier, from_probabilities, probabilities_of
-from .masked import MaskedLeaves
+from .masked import MaskedLeaves, Search, SearchedLeaves
 from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
 from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, are_numbers, scalars
@@ -173,7 +172,10 @@ class Forest(Step):
             return None
         masked = self.masked() if code.masks else None
         if masked is not None:
-            return RowNumbers(tuple(map(Scalar, self._gaps(code, value, masked.masks))), "int64", then=masked)
+            numbers, search = self._searched(value, masked.masks)
+            if masked.is_compiled:
+                return RowNumbers(tuple(map(Scalar, numbers)), then=SearchedLeaves(masked, search))
+            return RowNumbers(tuple(map(Scalar, search.expressions(code, numbers))), "int64", then=masked)
         if not code.alone:
             return None
         if self.engine != "loop":
@@ -184,19 +186,19 @@ class Forest(Step):
         code.lines.append(f"{', '.join(names)}, = {code.keep(self._walk)}({flat})")
         return RowLeaves(tuple(names))
 
-    def _gaps(self, code: RowCode, value: RowNumbers, masks: Masks) -> list[str]:
-        "Where the mask of each column, or block of columns, that a tree reads stands in the table."
-        found = []
+    def _searched(self, value: RowNumbers, masks: Masks) -> tuple[list[str], Search]:
+        "The number of each column, and the place of each block of columns, that a tree reads, and where the table has their masks."
+        found, search = [], Search()
         for column, part in value.placed():
             if isinstance(part, Ones):
                 start = masks.block(column, part)
-                found += [] if start is None else [f"{part.place} + {start + 1}"]
+                if start is not None:
+                    found.append(part.place)
+                    search.block(len(part.off) + 1, start)
             elif len(edges := masks.edges(column)):
-                start, missing = masks.column(column), len(edges) + 1
-                edges = before_rounding(edges) if edges.dtype == np.float32 else edges
-                gap = f"{code.keep(bisect_left)}({code.keep(edges.tolist())}, {part.name}) + {start}"
-                found.append(f"{gap} if {part.name} == {part.name} else {start + missing}")
-        return found
+                found.append(part.name)
+                search.column(before_rounding(edges) if edges.dtype == np.float32 else edges, masks.column(column))
+        return found, search
 
     def borders(self) -> dict[int, np.ndarray]:
         inner = self.feature >= 0
@@ -270,7 +272,7 @@ class LeafSum(Step):
         if self.values.dtype != np.float64 or self.base.dtype != np.float64:
             return None
         outputs = len(self.base)
-        if isinstance(value, RowNumbers) and isinstance(value.then, MaskedLeaves):
+        if isinstance(value, RowNumbers) and isinstance(value.then, MaskedLeaves | SearchedLeaves):
             worth = value.then.worth(self)
             if not code.alone:
                 return replace(value, then=worth)
