@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..package.keys import SIGNATURES, Signature, add_signature, found_signatures, require_signature, restore_signatures, sign as make_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
-from ..project import did_you_mean, environment_settings
+from ..project import did_you_mean, environment_settings, temporary_folder
 from .approvals import Approvals, count_approvals, standing_approvals
 from .audit import MOVES, Event, Origin
 from .change import ARCHIVED, make_change, parse_events, read_tags, recover, registry_lock
@@ -65,9 +64,9 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
         with tracking_errors(registry.store):
             _ensure_model(client, name)
             run_id = track_late(registry.store, record).mlflow_run_id or ""
-            with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
-                write_model(bundle, Path(folder), run_id)  # files that MLflow can overwrite, if it has the artifacts of this run already
-                client.log_artifacts(run_id, folder, place)
+            with temporary_folder("register") as folder:
+                write_model(bundle, folder, run_id)  # files that MLflow can overwrite, if it has the artifacts of this run already
+                client.log_artifacts(run_id, str(folder), place)
             source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook}
             tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
@@ -118,13 +117,13 @@ def _share_signatures(registry: Versions, version: ModelVersion, bundle: Bundle)
     if not lacking:
         return
     client, place = registry._client, f"{_place(bundle)}/bundle"
-    with tracking_errors(registry.store), tempfile.TemporaryDirectory(prefix="n2p-sign-") as folder:
+    with tracking_errors(registry.store), temporary_folder("sign") as folder:
         for tag, value in signature_tags(lacking).items():
             client.set_model_version_tag(version.name, str(version.version), tag, value)
         run_id = client.get_model_version(version.name, str(version.version)).run_id
         if run_id and client.list_artifacts(run_id, place):  # not of a version that is older than the layout
-            shutil.copyfile(bundle.path / SIGNATURES, Path(folder) / SIGNATURES)  # a file that MLflow can overwrite
-            client.log_artifact(run_id, str(Path(folder) / SIGNATURES), place)
+            shutil.copyfile(bundle.path / SIGNATURES, folder / SIGNATURES)  # a file that MLflow can overwrite
+            client.log_artifact(run_id, str(folder / SIGNATURES), place)
 
 # %% ../../nbs/release/09_moves.ipynb #new-alias
 _CUSTOMARY = ("production", "staging", "canary", "shadow")

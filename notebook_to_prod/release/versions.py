@@ -9,7 +9,6 @@ import contextlib
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from ..package.bundle import MANIFEST, Bundle, is_damaged, open_bundle, write_bu
 from ..package.keys import Signature, found_signatures, restore_signatures
 from ..package.lineage import Lineage, derivation, find_lineage
 from ..package.schema import Column
-from ..project import Store, digest_text
+from ..project import Store, digest_text, temporary_folder
 from .audit import Event, read_events, record_event
 from .change import ARCHIVED, is_pending, parse_events, read_tags, recover, registry_lock
 from .flavour import bundle_within
@@ -210,9 +209,9 @@ class Versions:
         quiet_mlflow()
         from mlflow.artifacts import download_artifacts
 
-        with tempfile.TemporaryDirectory(prefix="n2p-fetch-") as folder:
+        with temporary_folder("fetch") as folder:
             with tracking_errors(self.store):
-                fetched = download_artifacts(version.source, dst_path=folder, tracking_uri=self.store.tracking_uri)
+                fetched = download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.store.tracking_uri)
             bundle = open_bundle(bundle_within(fetched), version.bundle)
             known = [*found_signatures(self.store.bundle(version.bundle)), *found_signatures(bundle.path), *version.signatures]
             written = write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
