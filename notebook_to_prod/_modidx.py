@@ -632,6 +632,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._read_format_1': ( 'package/bundle.html#_read_format_1',
                                                                                                      'notebook_to_prod/package/bundle.py'),
+                                                 'notebook_to_prod.package.bundle._real': ( 'package/bundle.html#_real',
+                                                                                            'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._verified': ( 'package/bundle.html#_verified',
                                                                                                 'notebook_to_prod/package/bundle.py'),
                                                  'notebook_to_prod.package.bundle._verify': ( 'package/bundle.html#_verify',

@@ -92,7 +92,7 @@ def _advice(made: "Compression", bundle: str) -> str:
     if best is None:
         return "none is smaller and certainly as good" if made.variants else "nothing to choose from"
     share = best.size / made.original.size
-    return f"{best.name}, {share:.0%} of the size without a measurable loss: n2p compress {shlex.quote(bundle)} --keep {best.name} --gate"
+    return f"{best.name}, {share:.0%} of the size without a measurable loss: n2p compress {shlex.quote(bundle)} --keep {shlex.quote(best.name)} --gate"
 
 
 def _kept(terminal: Terminal, store: "Store", found: Found, made: "Compression", kept: "Bundle", gated: bool, name: str | None, lines: list[tuple[str, str]]) -> Result:

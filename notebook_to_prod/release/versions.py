@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -137,7 +138,7 @@ class Versions:
             if each.version == version:
                 return each
         known = ", ".join(str(each.version) for each in found[-50:])
-        remedy = f"its versions are {known}" if known else f"register a run first: n2p register RUN --name {name}"
+        remedy = f"its versions are {known}" if known else f"register a run first: n2p register RUN --name {shlex.quote(name)}"
         raise NotFoundError(f"there is no version {version} of '{name}'", where=name, remedy=remedy)
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -179,9 +180,9 @@ class Versions:
         if version is None:
             known = self.versions(name)
             if not known:
-                raise NotFoundError(f"there is no model '{name}'", where=reference, remedy=f"n2p list shows the models; n2p register RUN --name {name} makes one")
+                raise NotFoundError(f"there is no model '{name}'", where=reference, remedy=f"n2p list shows the models; n2p register RUN --name {shlex.quote(name)} makes one")
             numbered = re.fullmatch(r"v(\d+)", target)
-            remedy = f"a version has a number: {name}@{numbered[1]}" if numbered else f"n2p promote {name} {known[-1].version} --to {target}"
+            remedy = f"a version has a number: {name}@{numbered[1]}" if numbered else f"n2p promote {shlex.quote(name)} {known[-1].version} --to {target}"
             raise NotFoundError(f"no version of '{name}' is '{target}'", where=reference, remedy=remedy)
         return self.read(name, version)
 
@@ -255,7 +256,7 @@ class Versions:
         events = self.events(check_name(name)) or list(read_events(self.store, name))
         if not events:
             known = sorted({event.name for event in read_events(self.store)} | set(self.names()))
-            remedy = f"the registry knows {', '.join(known)}" if known else f"register a run first: n2p register RUN --name {name}"
+            remedy = f"the registry knows {', '.join(known)}" if known else f"register a run first: n2p register RUN --name {shlex.quote(name)}"
             raise NotFoundError(f"there is no model '{name}'", where=str(self.store.home), remedy=remedy)
         return events
 
