@@ -279,13 +279,25 @@ def exploration() -> str:
     return "\n\n".join(snippet.code for snippet in shown if "cell" in snippet.options)
 
 
+RAW = """
+import pandas as pd
+from sklearn.linear_model import Ridge
+
+df = pd.read_csv("flights.csv")
+X, y = df[["hour", "distance"]], df["dep_delay"]
+model = Ridge().fit(X, y)
+print("r2", model.score(X, y))
+"""
+
+
 def prepare_small(project: Project, table: Path) -> None:
     """A project in which the same commands have little to do."""
     pd.read_csv(table).head(300).to_csv(project.folder / "flights.csv", index=False)
     cells = {"start": "import notebook_to_prod as n2p\n\nrun = n2p.start()", "count": "run.metric('trees', n_trees)"}
     project.notebook("train.ipynb", {"parameters": "n_trees = 3\npassword = ''", **cells})
-    project.notebook("exploration.ipynb", {"all": exploration()})
+    project.notebook("exploration.ipynb", {"all": RAW})
     project.notebook("demo/train.ipynb", RIDGE)
+    (project.folder / "requirements.in").write_text("six\n")
 
 
 def commit(folder: Path, name: str) -> None:
