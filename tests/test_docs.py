@@ -282,11 +282,12 @@ def exploration() -> str:
 RAW = """
 import pandas as pd
 from sklearn.linear_model import Ridge
+from sklearn.model_selection import train_test_split
 
 df = pd.read_csv("flights.csv")
-X, y = df[["hour", "distance"]], df["dep_delay"]
-model = Ridge().fit(X, y)
-print("r2", model.score(X, y))
+X_train, X_test, y_train, y_test = train_test_split(df[["hour"]], df["dep_delay"], random_state=1)
+model = Ridge().fit(X_train, y_train)
+print("r2", model.score(X_test, y_test))
 """
 
 
