@@ -28,7 +28,7 @@ ROOM_TITLES = {
     "watch": "from answers to verdicts and a new run",
     "project": "the whole",
 }
-EXAMPLE = re.compile(r"^\s*Example: (?P<line>.+)$", re.MULTILINE)
+EXAMPLE = re.compile(r"^(?:\s*\x08\n)?\s*Example: (?P<line>.+)$", re.MULTILINE)
 
 
 # Commands

@@ -29,8 +29,8 @@ from .errors import InputError, StoreError
 __all__ = ['SETTINGS', 'VARIABLE', 'canonical_json', 'digest_bytes', 'digest_text', 'digest_json', 'digest_file', 'find_project',
            'nearest', 'did_you_mean', 'unknown_setting', 'refuse_unknown', 'project_settings', 'temporary_prefix',
            'remove_orphans', 'store_errors', 'write_atomic', 'write_json', 'append_json', 'read_json_lines',
-           'atomic_folder', 'Store', 'open_store', 'environment_settings', 'configured_environment', 'open_environment',
-           'looked_store', 'expanded', 'shipped_file', 'stop_process']
+           'atomic_folder', 'temporary_folder', 'remove_abandoned', 'Store', 'open_store', 'environment_settings',
+           'configured_environment', 'open_environment', 'looked_store', 'expanded', 'shipped_file', 'stop_process']
 
 # %% ../nbs/01_project.ipynb #identity
 def canonical_json(value: Any) -> str:
@@ -133,12 +133,18 @@ def remove_orphans(folder: Path) -> list[Path]:
     for path in folder.glob(f".{glob.escape(platform.node())}.*.tmp"):
         process = path.name.removeprefix(f".{platform.node()}.").partition(".")[0]
         if process.isdecimal() and not _is_alive(int(process)):
-            for each in (path, *path.rglob("*")):
-                if each.is_dir() and not each.is_symlink():
-                    each.chmod(0o755)
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            _remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
             removed.append(path)
     return removed
+
+
+def _remove_tree(path: Path) -> None:
+    "Remove a folder, with what is in folders that nobody may write to."
+    for each in (path, *path.rglob("*")):
+        if each.is_dir() and not each.is_symlink():
+            with contextlib.suppress(OSError):
+                each.chmod(0o755)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_alive(process: int) -> bool:
@@ -246,6 +252,71 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+# %% ../nbs/01_project.ipynb #temporary-folder
+_HELD = "-held"  # So the name of a folder ends that is locked as long as it is needed
+
+
+@contextlib.contextmanager
+def temporary_folder(
+    purpose: str = "",  # A word for its name
+) -> Iterator[Path]:
+    "A folder among the system's temporary files that is gone after the block; if this process is killed, with the next call of this user."
+    place = Path(tempfile.gettempdir())
+    remove_abandoned(place)
+    folder, lock = _held_folder(place, f"n2p-{purpose}-" if purpose else "n2p-")
+    try:
+        yield folder
+    finally:
+        _remove_tree(folder)
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_abandoned(place: Path) -> list[Path]:
+    "Remove what `temporary_folder` has made for processes of this user that were killed; returns what was removed."
+    removed = []
+    for folder in place.glob(f"n2p-*{_HELD}"):
+        with contextlib.suppress(OSError):  # held, somebody else's, or gone
+            lock = _hold(folder)
+            try:
+                if os.fstat(lock).st_uid == os.getuid():
+                    _remove_tree(folder)
+                    removed.append(folder)
+            finally:
+                os.close(lock)
+    return removed
+
+# %% ../nbs/01_project.ipynb #hold-folder
+def _held_folder(place: Path, prefix: str) -> tuple[Path, int | None]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_HELD, dir=place))
+        try:
+            lock = _hold(folder)
+        except (BlockingIOError, FileNotFoundError):  # another process took it for abandoned before it was held
+            continue
+        except OSError:  # no locks on this file system: under that name it would be taken for abandoned
+            folder.rmdir()
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=place)), None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(folder.stat(), os.fstat(lock)):
+                return folder, lock
+        os.close(lock)
+
+
+def _hold(folder: Path) -> int:  # A descriptor that has to be closed
+    "Lock a folder for this process; raises `BlockingIOError` if another holds it, `OSError` if it cannot be held."
+    if os.name != "posix":
+        raise OSError(errno.ENOTSUP, "folders cannot be locked", str(folder))
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 # %% ../nbs/01_project.ipynb #store
 @dataclass(frozen=True)

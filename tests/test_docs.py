@@ -11,8 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -20,13 +19,16 @@ from pathlib import Path
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
+import click
 import httpx
 import pandas as pd
 import pytest
-from notebooks import CLEARED, ONE_THREAD, SCRIPTS, Done, Project, once
+from click.testing import CliRunner
+from notebooks import CLEARED, ONE_THREAD, RIDGE, SCRIPTS, Project, make_project, once
 
 import notebook_to_prod
 from notebook_to_prod import errors, project
+from notebook_to_prod.cli.app import app
 from notebook_to_prod.train.check.findings import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -159,59 +161,61 @@ def test_postgres_is_a_store(hour: Path, tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """How the example of a command is run where its own words do not do."""
+    """How the example of a command is run where its own words do not do, or do for minutes."""
 
     swaps: tuple[tuple[str, str], ...] = ()  # What stands for something that a test has to name, or would wait for
     codes: tuple[int, ...] = (0,)
-    before: tuple[str, ...] = ()  # Commands that make it possible
-    slow: bool = False
+    after: tuple[str, ...] = ()  # Commands whose examples make it possible
+    before: tuple[str, ...] = ()  # Other lines that do
+    long: bool = False  # Takes long as it stands, which another test tries. What follows is not for that test:
+    shorter: tuple[tuple[str, str], ...] = ()
+    small: bool = False  # Run in the folder of a small project
+    offline: bool = False  # Run where there is no package index
 
 
 NO_NETWORK = (0, 3)  # Done, or said that the package index does not answer
+ALERTED = "n2p watch flights@2 --window 300 --alert"
 CASES = {
-    "n2p adopt": Case(slow=True),
-    "n2p run": Case(swaps=(("200", "5"),), slow=True),
-    "n2p reproduce": Case(swaps=((" --fresh-env", ""),), slow=True),
+    "n2p adopt": Case(long=True, small=True),
+    "n2p run": Case(long=True, small=True),
+    "n2p reproduce": Case(swaps=((" --fresh-env", ""),), after=("n2p run",), long=True, small=True),
     "n2p why": Case(swaps=((" --attribute", ""),)),
-    "n2p lock": Case(codes=NO_NETWORK, slow=True),
-    "n2p features check": Case(before=("n2p features materialise",)),
+    "n2p lock": Case(codes=NO_NETWORK, long=True, small=True),
+    "n2p features check": Case(after=("n2p features materialise",)),
     "n2p data checkout": Case(swaps=(("3f2a9c1e", "{flights}"),)),
     "n2p data diff": Case(swaps=(("3f2a9c1e", "{flights}"),)),
-    "n2p bundle seal": Case(codes=NO_NETWORK, slow=True),
-    "n2p bundle sign": Case(before=("n2p keys new release-team",)),
-    "n2p gate": Case(codes=(0, 1), slow=True),
-    "n2p compress": Case(codes=(0, 1), slow=True),
-    "n2p keys new": Case(swaps=(("release-team", "another-team"),)),
-    "n2p keys trust": Case(swaps=(("ed25519:...", "{public}"),)),
+    "n2p bundle seal": Case(codes=NO_NETWORK, long=True, offline=True),
+    "n2p bundle sign": Case(after=("n2p keys new",)),
+    "n2p gate": Case(codes=(0, 1), long=True),
+    "n2p review": Case(codes=(0, 1), after=("n2p gate",), long=True),
+    "n2p compress": Case(shorter=(("--kind fewer --kind distilled", "--kind fewer-tenth"),), long=True),
+    "n2p keys trust": Case(swaps=(("ed25519:...", "{public}"),), after=("n2p keys new",)),
+    "n2p keys distrust": Case(after=("n2p keys trust", "n2p keys list")),
     "n2p retire": Case(before=("n2p promote flights 1 --to stagign",)),
     "n2p audit checkpoint": Case(before=("n2p keys new team",)),
     "n2p serve": Case(swaps=(("8000", "{port}"),)),
     "n2p export-service": Case(swaps=(("service", "service --no-hashes"),)),
-    "n2p rollout abort": Case(before=("n2p rollout start flights 2",)),
-    "n2p rollout advance": Case(before=("n2p rollout start flights 2 --steps 1,2,100",)),
-    "n2p rollout start": Case(before=("n2p rollout abort flights",)),
-    "n2p archive": Case(before=("n2p rollout abort flights", "n2p promote flights 2")),
-    "n2p rollout watch": Case(swaps=(('--every "30 s"', "--once"),), codes=(0, 1)),
+    "n2p rollout status": Case(after=("n2p rollout start",)),
+    "n2p rollout watch": Case(swaps=(('--every "30 s"', "--once"),), codes=(0, 1), after=("n2p rollout start",)),
+    "n2p rollout advance": Case(after=("n2p rollout start", "n2p rollout status", "n2p rollout watch")),
+    "n2p rollout abort": Case(after=("n2p rollout advance",)),
+    "n2p archive": Case(after=("n2p rollout abort",), before=("n2p promote flights 2",)),
     "n2p watch": Case(codes=(0, 1)),
-    "n2p diagnose": Case(swaps=(("8000", "{port}"),), codes=(0, 1), slow=True),
-    "n2p alerts backtest": Case(before=("n2p watch flights@2 --window 300 --alert",)),
-    "n2p alerts hear": Case(
-        swaps=(("1f0c9a2b", "{silence}"),),
-        before=('n2p alerts silence --model fares --for "1 hour" --reason "a test"',),
-    ),
-    "n2p alerts resolve": Case(swaps=(("5d1e0a", "{alert}"),), before=("n2p watch flights@2 --window 300 --alert",)),
+    "n2p diagnose": Case(swaps=(("8000", "{port}"),), codes=(0, 1)),
+    "n2p alerts backtest": Case(before=(ALERTED,)),
+    "n2p alerts hear": Case(swaps=(("1f0c9a2b", "{silence}"),), after=("n2p alerts silence",)),
+    "n2p alerts resolve": Case(swaps=(("5d1e0a", "{alert}"),), before=(ALERTED,)),
     "n2p retrain": Case(codes=(0, 1)),
-    "n2p demo": Case(swaps=(("/tmp/flights", "demo"),), slow=True),
-    "n2p review": Case(codes=(0, 1), slow=True),
+    "n2p demo": Case(swaps=(("/tmp/flights", "demo"),), long=True, small=True),
     "n2p new": Case(swaps=(("churn", "churn --no-lock"),)),
-    "n2p upgrade": Case(swaps=(("upgrade", "upgrade churn"),)),
-    "n2p doctor": Case(codes=(0, 1), slow=True),
+    "n2p upgrade": Case(swaps=(("upgrade", "upgrade churn"),), after=("n2p new",)),
+    "n2p doctor": Case(codes=(0, 1), long=True, small=True),
     "n2p diff": Case(codes=(1,)),  # They differ
-    "n2p git status": Case(before=("n2p git install",)),
+    "n2p git status": Case(after=("n2p git install",)),
+    "n2p git uninstall": Case(after=("n2p git status",)),
     "n2p ui": Case(swaps=(("8790", "{port}"),)),
 }
-# What undoes or forbids something comes when nobody needs it any more.
-LATE = ("n2p keys trust", "n2p keys list", "n2p keys distrust", "n2p archive", "n2p approve")
+LATE = ("n2p archive", "n2p approve")  # What others could not go on after
 SETTINGS_OF_EXAMPLES = """
 [tool.n2p.features]
 definitions = ["features.ipynb"]
@@ -227,6 +231,10 @@ label = "late"
 stale = "3650 days"
 canary = "none"
 """
+# What asks a service, draws a thousand times or compiles takes most of the time of the gates, which have tests of their own.
+FEW_GATES = """[tool.n2p.gates]
+skip = ["serving.skew", "explain.shap", "robustness.stability", "data.expectations"]
+"""
 AIRCRAFT = """#| export
 import pandas as pd
 
@@ -240,11 +248,11 @@ def aircraft(flown: pd.DataFrame) -> pd.DataFrame:
 """
 
 
-def prepare_examples(project: Project) -> None:
+def prepare_examples(project: Project, settings: str = SETTINGS_OF_EXAMPLES) -> None:
     """What the examples of the commands name, in a copy of the tutorial's project."""
     folder = project.folder
-    with (folder / "pyproject.toml").open("a") as settings:
-        settings.write(SETTINGS_OF_EXAMPLES)
+    with (folder / "pyproject.toml").open("a") as file:
+        file.write(settings)
     rows = pd.read_csv(folder / "flights.csv")
     rows.to_parquet(folder / "flights.parquet")
     (folder / "data").mkdir()
@@ -259,13 +267,38 @@ def prepare_examples(project: Project) -> None:
     training["cells"][0]["source"] += '\npassword = ""'
     (folder / "train.ipynb").write_text(json.dumps(training))
     commit(folder, "train.ipynb")
-    raw = "\n\n".join(
-        snippet.code for snippet in snippets.read_page(DOCS / "guides/adopt.md", DOCS) if "cell" in snippet.options
-    )
-    project.notebook("exploration.ipynb", {"all": raw})
+    project.notebook("exploration.ipynb", {"all": exploration()})
     (folder / "incidents.csv").write_text(
         "model,began,ended\nflights,2026-07-01T00:00:00+00:00,2026-07-02T00:00:00+00:00\n"
     )
+
+
+def exploration() -> str:
+    """The raw notebook of the guide, as one cell."""
+    shown = snippets.read_page(DOCS / "guides/adopt.md", DOCS)
+    return "\n\n".join(snippet.code for snippet in shown if "cell" in snippet.options)
+
+
+RAW = """
+import pandas as pd
+from sklearn.linear_model import Ridge
+from sklearn.model_selection import train_test_split
+
+df = pd.read_csv("flights.csv")
+X_train, X_test, y_train, y_test = train_test_split(df[["hour"]], df["dep_delay"], random_state=1)
+model = Ridge().fit(X_train, y_train)
+print("r2", model.score(X_test, y_test))
+"""
+
+
+def prepare_small(project: Project, table: Path) -> None:
+    """A project in which the same commands have little to do."""
+    pd.read_csv(table).head(300).to_csv(project.folder / "flights.csv", index=False)
+    cells = {"start": "import notebook_to_prod as n2p\n\nrun = n2p.start()", "count": "run.metric('trees', n_trees)"}
+    project.notebook("train.ipynb", {"parameters": "n_trees = 3\npassword = ''", **cells})
+    project.notebook("exploration.ipynb", {"all": RAW})
+    project.notebook("demo/train.ipynb", RIDGE)
+    (project.folder / "requirements.in").write_text("six\n")
 
 
 def commit(folder: Path, name: str) -> None:
@@ -276,115 +309,133 @@ def commit(folder: Path, name: str) -> None:
 
 
 class Examples:
-    """The examples of all commands, run one after the other in one project."""
+    """The examples of the commands, each run once in one project, after those that it needs."""
 
-    def __init__(self, project: Project):
-        self.project = project
-        self.names: dict[str, str] = {"port": str(free_port())}
-        self.failed: dict[str, object] = {}
+    def __init__(self, project: Project, small: Project | None = None):
+        self.project, self.small = project, small
+        self.ports = iter(free_port, None)
+        self.followed: dict[str, list[str]] = {}  # What went wrong, by command
+        self.prepared: set[str] = set()
 
-    def run(self, line: str, codes: tuple[int, ...] = (0,)) -> Done:
-        """Run one line; what is not in `codes` is kept as a failure."""
-        done = self.project.n2p(*shlex.split(line)[1:], N2P_KEYS=str(self.project.folder / "keys"), DB_PASSWORD="xyz-1")
-        if done.code not in codes:
-            self.failed[line] = done
-            print(f"{line}: {done}")  # at once, for who waits
-        return done
+    def run(self, project: Project, line: str, codes: tuple[int, ...] = (0,), **variables: str) -> list[str]:
+        """Run one line; what is wrong if it ends with another code."""
+        variables |= {"N2P_KEYS": str(self.project.folder / "keys"), "DB_PASSWORD": "xyz-1"}
+        done = project.n2p(*shlex.split(line)[1:], **variables)
+        return [] if done.code in codes else [f"{line}: {done}"]
 
-    def look_up(self) -> None:
-        """Names that only the store knows."""
-        home = self.project.home
-        listed = self.project.n2p("data", "list", "--json").json
-        self.names["flights"] = next(
-            str(each["digest"]).removeprefix("sha256:")[:12]
-            for each in listed["datasets"]
-            if "flights.csv" in str(each)
-        )
-        told = self.project.n2p("alerts", "list", "--json").json
-        self.names |= {"silence": told["silences"][0]["id"][:8]} if told.get("silences") else {}
-        self.names |= {"alert": told["alerts"][0]["id"][:8]} if told.get("alerts") else {}
-        keys = self.project.folder / "keys"
-        assert home.is_dir()
-        if (keys / "release-team.pem").exists() and "public" not in self.names:
-            signed = self.run("n2p bundle sign latest --key release-team --json").json
-            self.names["public"] = str(signed.get("key") or signed.get("public"))
+    def look_up(self, name: str) -> str:
+        """A name that only the store knows, or the system."""
+        match name:
+            case "port":
+                return str(next(self.ports))
+            case "flights":
+                listed = self.project.n2p("data", "list", "--json").json["datasets"]
+                digest = next(str(each["digest"]) for each in listed if "flights.csv" in str(each))
+                return digest.removeprefix("sha256:")[:12]
+            case "silence" | "alert":
+                return str(self.project.n2p("alerts", "list", "--json").json[f"{name}s"][0]["id"])[:8]
+            case "public":
+                keys = str(self.project.folder / "keys")
+                signed = self.project.n2p("bundle", "sign", "latest", "--key", "release-team", "--json", N2P_KEYS=keys)
+                return str(signed.json.get("key") or signed.json["public"])
+        raise KeyError(name)
 
-    def follow(self, name: str, line: str) -> None:
-        """Run the example of a command, in a form that ends."""
-        case = CASES.get(name, Case())
-        for each in case.before:
-            self.run(each, (0, 1))
-        for old, new in case.swaps:
+    def follow(self, name: str) -> list[str]:
+        """What goes wrong with the example of a command, in a form that ends."""
+        if name not in self.followed:
+            case = CASES.get(name, Case())
+            wrong = [each for other in case.after for each in self.follow(other)]
+            for line in case.before:
+                wrong += [] if line in self.prepared else self.run(self.project, line, (0, 1))
+                self.prepared.add(line)
+            self.followed[name] = wrong or self.try_example(name, case)
+        return self.followed[name]
+
+    def try_example(self, name: str, case: Case) -> list[str]:
+        """Run the example itself."""
+        line = EXAMPLES[name]
+        for old, new in (*case.swaps, *(case.shorter if self.small else ())):
+            assert old in line, f"{name}: its example has no '{old}'"
             line = line.replace(old, new)
-        if "{" in line:
-            self.look_up()
-            line = line.format_map(defaultdict(lambda: "not-there", self.names))
+        line = re.sub(r"\{(\w+)\}", lambda found: self.look_up(found[1]), line)
         if name == "n2p serve":
-            self.serve(line, "url", "/health")
-        elif name == "n2p ui":
-            self.serve(line, "entrance")
-        elif name == "n2p approve":
-            self.approve(line)
-        else:
-            self.run(line, case.codes)
+            return self.serve(line, "url", "/health")
+        if name == "n2p ui":
+            return self.serve(line, "entrance")
+        if name == "n2p approve":
+            return self.approve(line)
+        nowhere = {"UV_OFFLINE": "1", "UV_CACHE_DIR": str(self.project.folder / "nothing")}
+        project = self.small if self.small and case.small else self.project
+        return self.run(project, line, case.codes, **(nowhere if self.small and case.offline else {}))
 
-    def serve(self, line: str, told: str, path: str = "") -> None:
+    def serve(self, line: str, told: str, path: str = "") -> list[str]:
         """Start a server, get a page of the address that it tells, and stop it."""
         process = self.project.start(*shlex.split(line), "--json")
         try:
             assert process.stdout
             address = json.loads(process.stdout.readline())[told] + path
-            assert httpx.get(address, follow_redirects=True).status_code == 200
+            answer = httpx.get(address, follow_redirects=True)
         finally:
             process.terminate()
             process.communicate(timeout=60)
+        return [] if answer.status_code == 200 else [f"{line}: {answer}"]
 
-    def approve(self, line: str) -> None:
+    def approve(self, line: str) -> list[str]:
         """As somebody else than who has registered the version."""
         token = self.project.n2p("token", "new", "ann", "--json").json
         with (self.project.folder / "pyproject.toml").open("a") as settings:
             settings.write("[tool.n2p.stages.production]\napprovals = 1\n[tool.n2p.tokens]\n" + token["line"] + "\n")
-        done = self.project.n2p(*shlex.split(line)[1:], N2P_TOKEN=token["token"])
-        if done.code:
-            self.failed[line] = done
+        return self.run(self.project, line, N2P_TOKEN=token["token"])
 
 
 @pytest.fixture(scope="module")
 def examples(hour: Path, tmp_path_factory: pytest.TempPathFactory) -> Examples:
-    folder = tmp_path_factory.mktemp("examples") / "late"
-    project = Project(Path(shutil.copytree(hour, folder, symlinks=True)))
-    prepare_examples(project)
-    return Examples(project)
+    folder = tmp_path_factory.mktemp("examples")
+    project = Project(Path(shutil.copytree(hour, folder / "late", symlinks=True)))
+    prepare_examples(project, SETTINGS_OF_EXAMPLES + FEW_GATES)
+    small = make_project(folder / "small")
+    prepare_small(small, hour / "flights.csv")
+    return Examples(project, small)
 
 
-def ordered() -> list[tuple[str, str]]:
-    """Name and example of every command, those that forbid something at the end."""
-    found = {name: generate.example(command) for _, name, command in generate.commands()}
-    return [*((name, found[name]) for name in found if name not in LATE), *((name, found[name]) for name in LATE)]
+def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    """Name and command of everything that can be called: each leaf of each group, as the parser itself knows them."""
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=name)
+        for each in command.list_commands(context):
+            found = command.get_command(context, each)
+            assert found is not None, f"{name} {each}"
+            yield from leaves(found, f"{name} {each}")
+    else:
+        yield name, command
 
 
-def test_every_command_shows_an_example_at_the_end_of_its_help() -> None:
-    missing = [name for name, line in ordered() if not line.startswith(f"{name} ") and line != name]
-    assert missing == []
-    assert CASES.keys() - {name for name, _ in ordered()} == set()
+LEAVES = dict(leaves(app, "n2p"))
+EXAMPLES = {name: generate.example(command) for name, command in LEAVES.items()}
+ORDERED = [*(name for name in LEAVES if name not in LATE), *LATE]
 
 
-def test_examples_of_the_commands_run(examples: Examples) -> None:
-    for name, line in ordered():
-        if not CASES.get(name, Case()).slow:
-            examples.follow(name, line)
-    assert examples.failed == {}
+def test_every_command_shows_one_example_of_itself_at_the_end_of_its_help() -> None:
+    assert set(LEAVES) == {name for _, name, _ in generate.commands()}, "a command is in no room"
+    assert [name for name, line in EXAMPLES.items() if not f"{line} ".startswith(f"{name} ")] == []
+    assert CASES.keys() | {other for case in CASES.values() for other in case.after} <= LEAVES.keys()
+    for name, line in EXAMPLES.items():
+        shown = CliRunner().invoke(app, [*name.split()[1:], "--help"], terminal_width=80)
+        assert shown.exit_code == 0
+        assert shown.output.count("Example: ") == 1 and f"Example: {line}\n" in shown.output, name
+
+
+@pytest.mark.parametrize("name", ORDERED, ids=lambda name: name.removeprefix("n2p ").replace(" ", "-"))
+def test_example_of_the_command_runs(name: str, examples: Examples) -> None:
+    assert examples.follow(name) == []
 
 
 @pytest.mark.slow
-def test_long_examples_of_the_commands_run(hour: Path, tmp_path: Path) -> None:
+def test_long_examples_of_the_commands_run_as_they_stand(hour: Path, tmp_path: Path) -> None:
     project = Project(Path(shutil.copytree(hour, tmp_path / "late", symlinks=True)))
     prepare_examples(project)
     examples = Examples(project)
-    for name, line in ordered():
-        if CASES.get(name, Case()).slow:
-            examples.follow(name, line)
-    assert examples.failed == {}
+    assert [wrong for name in ORDERED if CASES.get(name, Case()).long for wrong in examples.follow(name)] == []
 
 
 # The site

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from notebooks import Done, Project, once
 from sklearn.base import BaseEstimator
-from sklearn.compose import make_column_transformer
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -27,7 +27,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
 
 from notebook_to_prod.errors import DataError, InputError, NotFoundError
-from notebook_to_prod.package.bundle import Bundle, open_bundle
+from notebook_to_prod.package.bundle import Bundle, open_bundle, predict
 from notebook_to_prod.package.gates.case import GATES, Case, load_apart, open_case
 from notebook_to_prod.package.gates.evaluation import keep_evaluation, keep_table, load_evaluation, load_table
 from notebook_to_prod.package.gates.explain import forbidden
@@ -465,6 +465,18 @@ def test_what_cannot_be_kept_does_not_stop_an_export(project: Project) -> None:
     with pytest.warns(UserWarning, match="n2p gate cannot judge"):
         bundle = Run(0).export(model, X, y, X, y)
     assert bundle.metadata["evaluation"] is None
+
+
+def test_complex_predictions_are_refused_at_export(project: Project) -> None:
+    X = pd.DataFrame({"a": np.arange(40.0)})
+    roots = TransformedTargetRegressor(Ridge(), func=np.square, inverse_func=np.emath.sqrt, check_inverse=False)
+    model = roots.fit(X, X["a"])
+    assert model.predict(X).dtype.kind == "c", "the root of a square that is predicted below zero"
+    with pytest.raises(DataError, match="complex numbers") as refused:
+        Run(0).export(model, X, X["a"], X, X["a"])
+    assert "absolute value" in str(refused.value.remedy)
+    assert [*Store(project.home).bundles.glob("*")] == []
+    assert predict(model, X[20:]).predictions[0] == pytest.approx(model.predict(X[20:])[0])
 
 
 # Models and tables of other kinds

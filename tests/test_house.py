@@ -231,6 +231,33 @@ def test_inside_a_stage_only_lower_numbers_are_imported() -> None:
 # What is deprecated
 
 
+NAMES = re.compile(r"(?:^|\.)(?:name|model|reference)$")
+# Names that have no blanks: of environments, and of projects that are made from a template.
+WITHOUT_BLANKS = {"ui/released.py", "scaffold/template.py"}
+
+
+def unquoted_names(source: str) -> Iterator[str]:
+    """The names that the source puts as they are into a command of `n2p` that a text proposes."""
+    for text in ast.walk(ast.parse(source)):
+        before = ""
+        for part in text.values if isinstance(text, ast.JoinedStr) else ():
+            if isinstance(part, ast.FormattedValue):
+                name = ast.unparse(part.value)
+                if NAMES.search(name) and re.search(r"\bn2p [a-z][^;,:()]*$", before):
+                    yield f"{before}{{{name}}}"
+                before += "X"
+            else:
+                before += str(getattr(part, "value", ""))
+
+
+def test_commands_that_texts_propose_can_be_copied_whatever_a_model_is_called() -> None:
+    assert [*unquoted_names('f"{name}: n2p show {name}, n2p show {shlex.quote(name)}"')] == ["X: n2p show {name}"]
+    found = {
+        str(path.relative_to(PACKAGE)): [*unquoted_names(path.read_text("utf-8"))] for path in PACKAGE.rglob("*.py")
+    }
+    assert {path: names for path, names in found.items() if names and path not in WITHOUT_BLANKS} == {}
+
+
 def outlived(source: str, version: str) -> list[str]:
     """What is said to be deprecated in `source` and must not be in `version`; raises on other words than the policy's."""
     told = []

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from notebooks import Project
 
 from notebook_to_prod.package.bundle import open_bundle
-from notebook_to_prod.project import Store
+from notebook_to_prod.project import Store, remove_abandoned
 from notebook_to_prod.train.tracking import open_client
 
 NOTEBOOK = {
@@ -93,3 +93,80 @@ def test_a_new_database_is_the_one_that_mlflow_makes_and_never_half_of_it(projec
     MlflowClient(f"sqlite:///{tmp_path / 'plain.db'}")
     assert tables(project.home / "mlflow.db") == tables(tmp_path / "plain.db")
     assert [each.name for each in project.home.iterdir() if each.name.startswith(".")] == []
+
+
+WAITING = {"wait": "import pathlib, time\n\npathlib.Path(f'{name}.there').touch()\ntime.sleep(600)"}
+
+
+def waiting(project: Project, name: str) -> subprocess.Popen[str]:
+    """A run that has come to a cell in which it stays; its temporary files are in `tmp`."""
+    process = project.start("n2p", "run", "wait.ipynb", "-p", "name", name, TMPDIR=str(project.folder / "tmp"))
+    while not (project.folder / f"{name}.there").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def test_folder_of_a_killed_run_goes_with_the_next_start_and_of_one_at_work_stays(project: Project) -> None:
+    place = project.folder / "tmp"
+    place.mkdir()
+    project.notebook("wait.ipynb", {"parameters": "name = 'a'", **WAITING})
+    project.notebook("train.ipynb", {"parameters": "seed = 1", "say": "print(seed)"})
+    killed = waiting(project, "killed")
+    (left,) = place.glob("n2p-*")
+    at_work = waiting(project, "work")
+    (held,) = {*place.glob("n2p-*")} - {left}
+    try:
+        kernels = psutil.Process(killed.pid).children(recursive=True)
+        killed.kill()
+        killed.communicate()
+        psutil.wait_procs(kernels, timeout=30)
+        assert {*place.glob("n2p-*")} == {left, held}
+        assert project.command("n2p", "run", "train.ipynb", TMPDIR=str(place)).code == 0
+        assert [*place.glob("n2p-*")] == [held]
+        assert at_work.poll() is None
+    finally:
+        at_work.send_signal(signal.SIGINT)
+        at_work.communicate()
+    assert [*place.glob("n2p-*")] == []
+
+
+# How often a folder was taken away while it was held.
+HOLD = """
+from notebook_to_prod.project import temporary_folder
+
+lost = 0
+for number in range(200):
+    with temporary_folder("busy") as folder:
+        (folder / str(number)).touch()
+        lost += [each.name for each in folder.iterdir()] != [str(number)]
+print(lost)
+"""
+
+
+def test_processes_that_sweep_at_the_same_time_take_no_folder_from_each_other(tmp_path: Path) -> None:
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD], env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    assert [process.communicate()[0] for process in started] == ["0\n"] * 4
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_only_folders_that_were_held_are_swept(tmp_path: Path) -> None:
+    locked = tmp_path / "n2p-sign-12345678-held"
+    (locked / "within").mkdir(parents=True)
+    (locked / "within").chmod(0o500)
+    (tmp_path / "n2p-demo-12345678").mkdir()  # which `n2p demo` leaves for its user
+    (tmp_path / "n2p-elsewhere-held").symlink_to(project_folder := tmp_path / "project")
+    project_folder.mkdir()
+    (tmp_path / "n2p-file-held").touch()
+    assert remove_abandoned(tmp_path) == [locked]
+    assert {each.name for each in tmp_path.iterdir()} == {
+        "n2p-demo-12345678",
+        "n2p-elsewhere-held",
+        "n2p-file-held",
+        "project",
+    }

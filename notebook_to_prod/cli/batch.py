@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import shlex
 
 from .output import Result, Terminal, command
 
@@ -88,6 +89,6 @@ def batch(terminal: Terminal, model: str, source: str, output: str, separator: s
     lines = [("output", done.output), ("model", f"{done.model} version {done.version}, bundle {done.bundle[:19]}, by the {done.engine}")]
     lines += [("rows", f"{done.rows:,}, {done.predicted:,} predicted" + (f", {done.adjusted:,} touched by a policy" if done.adjusted else ""))]
     lines += [("rejected", f"{done.rejected:,}" + (f", see {options['reject']}" if options["reject"] else ""))] if done.rejected else []
-    lines += [("logged", f"{done.logged:,}: n2p predictions show {done.model}")] if done.logged else []
+    lines += [("logged", f"{done.logged:,}: n2p predictions show {shlex.quote(done.model)}")] if done.logged else []
     lines += [("resumed", f"{done.resumed} of {done.partitions} parts were done before")] if done.resumed else []
     return Result(done.to_dict(), lines, int(bool(done.rows) and not done.predicted))

@@ -7,8 +7,6 @@ __all__ = ['compress']
 
 # %% ../../nbs/cli/02b_compress.ipynb #imports
 import shlex
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,7 +41,7 @@ def compress(terminal: Terminal, bundle: str, kinds: tuple[str, ...], keep: str 
     from notebook_to_prod.package.compress import keep_variant
     from notebook_to_prod.package.gates.policy import find_policy
     from notebook_to_prod.package.variants import check_variants
-    from notebook_to_prod.project import find_project, open_store
+    from notebook_to_prod.project import find_project, open_store, temporary_folder
     from notebook_to_prod.release.registry import check_name
 
     if (gated or name) and not keep:
@@ -52,8 +50,8 @@ def compress(terminal: Terminal, bundle: str, kinds: tuple[str, ...], keep: str 
     check_name(name or "model")
     store = open_store()
     found = _found(store, bundle)
-    with tempfile.TemporaryDirectory(prefix="n2p-compress-") as folder, terminal.progress("compress") as progress:
-        made = make(store, found.bundle, Path(folder), only, find_policy(find_project()), progress)
+    with temporary_folder("compress") as folder, terminal.progress("compress") as progress:
+        made = make(store, found.bundle, folder, only, find_policy(find_project()), progress)
         kept = keep_variant(store, made, keep) if keep else None
     if not terminal.json:
         _print(made)
@@ -94,7 +92,7 @@ def _advice(made: "Compression", bundle: str) -> str:
     if best is None:
         return "none is smaller and certainly as good" if made.variants else "nothing to choose from"
     share = best.size / made.original.size
-    return f"{best.name}, {share:.0%} of the size without a measurable loss: n2p compress {shlex.quote(bundle)} --keep {best.name} --gate"
+    return f"{best.name}, {share:.0%} of the size without a measurable loss: n2p compress {shlex.quote(bundle)} --keep {shlex.quote(best.name)} --gate"
 
 
 def _kept(terminal: Terminal, store: "Store", found: Found, made: "Compression", kept: "Bundle", gated: bool, name: str | None, lines: list[tuple[str, str]]) -> Result:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import shlex
 
 from .find import find_bundle
 from .output import Result, Terminal, command, shown_path
@@ -161,7 +162,7 @@ def _backtest(terminal: Terminal, store: "Store", name: str, policy: "Policy", o
     registry = Registry(store)
     versions = registry.versions(check_name(name))
     if not versions:
-        raise NotFoundError(f"there is no model '{name}'", where=str(store.home), remedy=f"register a run first: n2p register RUN --name {name}")
+        raise NotFoundError(f"there is no model '{name}'", where=str(store.home), remedy=f"register a run first: n2p register RUN --name {shlex.quote(name)}")
     bundles = [registry.bundle(each) for each in versions]
     cases = [
         (str(version.version), lambda at=position: open_case(store, bundles[at], bundles[at - 1] if at else None))

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -147,6 +148,9 @@ def in_environment(name: str | None) -> Iterator[None]:
             os.environ["N2P_ENV"] = before
 
 
+_EXAMPLE = re.compile(r"^( *)Example: ", re.MULTILINE)  # A paragraph that click does not wrap, so that it can be copied as a line
+
+
 def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command]:
     "Make a function of a `Terminal` and options into the command `name`."
 
@@ -176,7 +180,7 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
                 terminal.error(unexpected)
                 raise SystemExit(unexpected.exit_code) from None
 
-        call.__doc__ = function.__doc__
+        call.__doc__ = _EXAMPLE.sub(r"\g<1>\b\n\g<0>", function.__doc__ or "")
         call.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
         call = click.option("--env", envvar="N2P_ENV", metavar="NAME", help="Use the store of this environment of the project.")(call)
         call = click.option("-v", "--verbose", is_flag=True, help="Show the traceback of an error.")(call)

@@ -7,6 +7,7 @@ __all__ = ['bundle', 'show', 'verify', 'seal', 'diff', 'sign', 'keys', 'new', 't
 
 # %% ../../nbs/cli/02_package.ipynb #imports
 import click
+import shlex
 
 from .find import find_bundle
 from .output import Result, Terminal, command, shown_path
@@ -188,7 +189,7 @@ def new(terminal: Terminal, name: str) -> Result:
 
     public = new_key(name)
     path = keys_folder() / f"{name}.pem"
-    lines = [("private", f"{path} (keep it, show it to nobody)"), ("public", public), ("next", f"n2p keys trust {public} --name {name}")]
+    lines = [("private", f"{path} (keep it, show it to nobody)"), ("public", public), ("next", f"n2p keys trust {public} --name {shlex.quote(name)}")]
     return Result({"name": name, "public": public, "private_path": str(path)}, lines)
 
 

@@ -7,6 +7,7 @@ __all__ = ['approve', 'token', 'new']
 
 # %% ../../nbs/cli/03c_people.ipynb #imports
 import click
+import shlex
 
 from .output import Result, Terminal, command
 
@@ -32,7 +33,7 @@ def approve(terminal: Terminal, version: str, stage: str | None, reason: str | N
 
     name, number = parse_reference(version)
     if not number.isdecimal():
-        raise InputError(f"'{version}' names an alias, which may move", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {name}")
+        raise InputError(f"'{version}' names an alias, which may move", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {shlex.quote(name)}")
     if revoke + withdraw + reject > 1:
         raise InputError("an approval and a request are taken back, or a version rejected, one by one", where="--revoke, --withdraw, --reject", remedy="give one of the three")
     registry = Registry(open_store())
@@ -45,7 +46,7 @@ def approve(terminal: Terminal, version: str, stage: str | None, reason: str | N
     by = f" by {event.user}" if event else f": {already}"
     data = {"name": name, "version": int(number), "stage": stage, "changed": event is not None, "user": event and event.user, "identity": event and event.identity}
     lines = [(done if event else "unchanged", f"{name} version {number} for {stage}{by}"), ("bundle", found.bundle), ("approvals", found.told)]
-    lines += [("next", f"n2p promote {name} {number} --to {stage}")] if found.is_complete and not revoke and not reject else []
+    lines += [("next", f"n2p promote {shlex.quote(name)} {number} --to {stage}")] if found.is_complete and not revoke and not reject else []
     return Result(data | {"approvals": found.to_dict()}, lines)
 
 # %% ../../nbs/cli/03c_people.ipynb #token

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import shlex
 
 from .output import Result, Terminal, command, shown_path
 
@@ -171,7 +172,7 @@ def feedback(terminal: Terminal, model: str, file: Path) -> Result:
     settings = _settings(name)
     labels = read_labels(file, _bundle(model))
     write_labels(settings, labels)
-    return Result({"model": name, "labels": len(labels)}, [("labels", str(len(labels))), ("next", f"n2p predictions count {name}")])
+    return Result({"model": name, "labels": len(labels)}, [("labels", str(len(labels))), ("next", f"n2p predictions count {shlex.quote(name)}")])
 
 
 for _command in (compact, show, count, feedback):

@@ -287,7 +287,7 @@ def archive(terminal: Terminal, version: str, reason: str | None) -> Result:
 
     name, number = parse_reference(version)
     if not number.isdecimal():
-        raise InputError(f"'{version}' names an alias", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {name}")
+        raise InputError(f"'{version}' names an alias", where="NAME@VERSION", remedy=f"name the version by its number: n2p show {shlex.quote(name)}")
     event = Registry(open_store()).archive(name, int(number), reason)
     return Result({"name": name, "version": int(number), "changed": event is not None}, [("archived", f"{name} version {number}{'' if event else ' (it was already)'}")])
 

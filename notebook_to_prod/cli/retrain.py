@@ -6,6 +6,7 @@
 __all__ = ['retrain']
 
 # %% ../../nbs/cli/04g_retrain.ipynb #imports
+import shlex
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def _shown(done: "Outcome") -> Result:
     if done.what == "ran" and done.state is not None:
         lines += [*_stage_lines(done.state), ("key", done.state.key)]
         if following := _NEXT.get(done.state.state):
-            lines.append(("next", following.format(name=done.name)))
+            lines.append(("next", following.format(name=shlex.quote(done.name))))
     return Result(done.to_dict(), lines, done.exit_code)
 
 

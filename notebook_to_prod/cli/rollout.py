@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import shlex
 
 from .output import Result, Terminal, command
 from ..errors import InputError, VerdictError
@@ -61,7 +62,7 @@ def _shown(found: "Rollout") -> Result:
     lines = [("rollout", f"{found.name}: {found.told}")]
     if found.goes_on and found.kind != "shadow":
         steps = " → ".join(f"{step:g}%" for step in found.steps[found.step :])
-        lines += [("steps", steps), ("next", f"n2p rollout watch {found.name}, or advance {found.name}")]
+        lines += [("steps", steps), ("next", f"n2p rollout watch {shlex.quote(found.name)}, or advance {found.name}")]
     return Result(found.to_dict(), lines)
 
 # %% ../../nbs/cli/03f_rollout.ipynb #start
@@ -114,7 +115,7 @@ def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path 
     found, decided = read_rollout(registry, name), read_decisions(registry, name)
     data: dict[str, Any] = {"name": name, "rollout": found and found.to_dict(), "decisions": decided, "decision": None}
     if found is None:
-        return Result(data, [("rollout", f"none: n2p rollout start {name} VERSION --canary 10%")])
+        return Result(data, [("rollout", f"none: n2p rollout start {shlex.quote(name)} VERSION --canary 10%")])
     shown = _shown(found)
     lines = [*shown.lines[:1], *((each["time"][:19], f"{each['action']} at {each['percent']:g}%: {each['why']}") for each in decided if each["rollout"] == found.id)]
     if found.goes_on:

@@ -18,12 +18,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Complex, Real
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
 from ..display import Badge, Displayed, Shown, pairs
-from ..errors import BundleError, DependencyError, N2PError, NotFoundError
+from ..errors import BundleError, DataError, DependencyError, N2PError, NotFoundError
 from ..project import atomic_folder, canonical_json, digest_bytes, digest_file, digest_text, store_errors, temporary_prefix
 from .keys import SIGNATURES
 from .profile import Profile
@@ -384,12 +385,20 @@ def predict(
     pipeline: Any,
     table: Any,  # As the schema's container wants it
 ) -> Prediction:
-    "Predict with a fitted pipeline, with probabilities where it has them."
-    predictions = jsonable(pipeline.predict(table))
+    "Predict with a fitted pipeline, with probabilities where it has them; raises `DataError` for complex numbers."
+    predictions = jsonable(_real(pipeline.predict(table)))
     probabilities = pipeline.predict_proba(table) if hasattr(pipeline, "predict_proba") else None
     if isinstance(probabilities, list):  # several outputs
         probabilities = [list(row) for row in zip(*map(jsonable, probabilities), strict=True)]
     return Prediction(predictions, None if probabilities is None else jsonable(probabilities))
+
+
+def _real(predictions: Any) -> Any:
+    kind = getattr(getattr(predictions, "dtype", None), "kind", "O")
+    if kind == "c" or (kind == "O" and any(isinstance(each, Complex) and not isinstance(each, Real) for each in predictions)):
+        remedy = "let it predict real numbers, such as the absolute value, or two outputs for the two parts"
+        raise DataError("the pipeline predicts complex numbers, which no metric takes and JSON has not", where="pipeline.predict", remedy=remedy)
+    return predictions
 
 
 def unusable_row(

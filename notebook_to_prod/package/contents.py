@@ -184,6 +184,8 @@ def _golden(pipeline: Any, tables: Tables) -> _Golden:
         table = to_table(schema, rows)
         said = predict(pipeline, table)
         direct = predict(pipeline, _taken(sample, kept))
+    except DataError:
+        raise
     except Exception as error:
         raise ExportError(
             f"the pipeline cannot predict a row of X_test: {type(error).__name__}: {error}",

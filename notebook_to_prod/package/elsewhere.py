@@ -22,7 +22,7 @@ from typing import TextIO
 
 from ..errors import DependencyError, StoreError
 from .lock import read_lock
-from ..project import Store, digest_json, remove_orphans, store_errors, temporary_prefix
+from ..project import Store, digest_json, remove_orphans, store_errors, temporary_folder, temporary_prefix
 from ..train.environment import local_distributions
 
 # %% auto #0
@@ -68,8 +68,8 @@ def _build(target: Path, python: str, requirements: str) -> None:
         try:
             here = platform.python_version()
             _uv(requirements, "venv", "--relocatable", "--python", sys.executable if f"{here}.".startswith(f"{python}.") else python, str(temporary))
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "requirements.txt"
+            with temporary_folder() as folder:
+                path = folder / "requirements.txt"
                 path.write_text(requirements, encoding="utf-8")
                 hashed = ["--require-hashes"] if "--hash=" in requirements else []
                 _uv(requirements, "pip", "install", "--python", str(temporary / _INTERPRETER), "--no-deps", *hashed, "-r", str(path))

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def _private_key(name: str) -> Any:
     path = _key_path(name)
     if not path.is_file():
         known = ", ".join(sorted(each.stem for each in keys_folder().glob("*.pem")))
-        raise NotFoundError(f"there is no key '{name}'", where=str(path), remedy=f"there are {known}" if known else f"make one: n2p keys new {name}")
+        raise NotFoundError(f"there is no key '{name}'", where=str(path), remedy=f"there are {known}" if known else f"make one: n2p keys new {shlex.quote(name)}")
     try:
         return serialization.load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:

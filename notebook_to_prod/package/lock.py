@@ -10,12 +10,12 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DependencyError, ExportError
+from ..project import temporary_folder
 from ..train.environment import requirement_closure
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def read_hashes(text: str) -> dict[str, list[str]]:
 # %% ../../nbs/package/02_lock.ipynb #hash-lock
 def hash_lock(text: str, python: str) -> str:
     "Add hashes to exact pins for the `python` version given as `3.11`; raises `DependencyError` if the index does not answer or the pins conflict."
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "requirements.in", Path(folder) / "requirements.lock"
+    with temporary_folder() as folder:
+        source, target = folder / "requirements.in", folder / "requirements.lock"
         source.write_text(text)
         options = ["--generate-hashes", "--no-emit-index-url", "--no-annotate", "--no-header", "--quiet"]
         command = [sys.executable, "-m", "uv", "pip", "compile", *options, "--universal", "--python-version", python]

@@ -22,7 +22,7 @@ from typing import Any
 from ..errors import BundleError, ExportError, N2PError
 from .bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from .elsewhere import answering
-from ..project import find_project
+from ..project import find_project, temporary_folder
 from .trust import trusted_libraries
 from ..train.closure import is_local, local_folders
 
@@ -105,8 +105,8 @@ class Prover:
         environment = {**os.environ, "N2P_TRUSTED": ",".join(sorted(trusted_libraries()))}
         task = {"path": str(bundle.path), "digest": bundle.digest, "folders": folders, "environment": environment}
         # Made now and not with the process: a kernel is often killed with a process that still waits.
-        with tempfile.TemporaryDirectory(prefix="n2p-proof-", ignore_cleanup_errors=True) as work, self:
-            said, complaint = self.process.communicate(json.dumps(task | {"work": work}) + "\n")
+        with temporary_folder("proof") as work, self:
+            said, complaint = self.process.communicate(json.dumps(task | {"work": str(work)}) + "\n")
         if not said:
             reason = complaint.strip().rpartition("\n")[2] or f"exit code {self.process.returncode}"
             remedy = "look for os._exit, a crash in native code, or memory running out"

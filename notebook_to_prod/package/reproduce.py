@@ -14,7 +14,6 @@ import math
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from ..errors import BundleError, InputError, N2PError, NotFoundError, RunError, RunInterruptedError
 from .bundle import largest_difference, load_pipeline, open_bundle, replay_golden
 from .elsewhere import clean_variables, copy_package, environment_for
-from ..project import Store, write_json
+from ..project import Store, temporary_folder, write_json
 from ..train.attempt import Attempt
 from ..train.environment import local_distributions
 from ..train.lockfile import hashes_path
@@ -114,8 +113,8 @@ def recorded_place(
     data: RunRecord,  # Whose files
 ) -> Iterator[Path]:  # The folder to run in
     "A temporary project with the local modules of one run and the files of the project that one has read, at their places."
-    with tempfile.TemporaryDirectory(prefix="n2p-replay-") as name:
-        project = Path(name).resolve()
+    with temporary_folder("replay") as name:
+        project = name.resolve()
         (project / ".n2p").mkdir()  # marks it as a project
         folder = project / data.place
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,8 +154,8 @@ def fresh_environment(store: Store, record: RunRecord) -> Path:
 def _replay_elsewhere(store: Store, record: RunRecord, interpreter: Path) -> RunRecord:
     "Replay in another interpreter; an error there is the same error here."
     code = "import sys; from notebook_to_prod.package.reproduce import answer_replay; answer_replay(*sys.argv[1:])"
-    with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
+    with temporary_folder() as folder:
+        answer = folder / "answer.json"
         command = [str(interpreter), "-c", code, str(store.home), record.run_id, str(answer)]
         done = subprocess.run(command, env=clean_variables(), cwd=folder, capture_output=True, text=True, check=False)
         said = json.loads(answer.read_text()) if answer.exists() else {"what": " ".join(done.stderr.split())[-400:]}

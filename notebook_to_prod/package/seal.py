@@ -11,7 +11,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from ..errors import BundleError, InputError, N2PError
 from .bundle import Bundle, copy_bundle, load_pipeline, open_bundle, replay_golden
 from .elsewhere import Environment, answering, clean_variables, copy_package, environment_for
 from .trust import trusted_libraries
-from ..project import Store, digest_text, project_settings, write_json
+from ..project import Store, digest_text, project_settings, temporary_folder, write_json
 
 # %% auto #0
 __all__ = ['Seal', 'lock_digest', 'seal_path', 'read_seal', 'answer_seal', 'seal', 'seal_required']
@@ -119,8 +118,8 @@ def _replay(bundle: Bundle, environment: Environment, timeout: float) -> dict[st
     "What the replay says; raises `BundleError`."
     variables = {name: value for name, value in clean_variables().items() if not name.startswith("N2P_")}
     variables["N2P_TRUSTED"] = ",".join(sorted(trusted_libraries()))
-    with tempfile.TemporaryDirectory(prefix="n2p-seal-", ignore_cleanup_errors=True) as folder:
-        place = Path(folder).resolve()
+    with temporary_folder("seal") as folder:
+        place = folder.resolve()
         (place / "work").mkdir()
         copy_package(place / "modules")
         copy_bundle(bundle, place / "bundle")

@@ -5,6 +5,7 @@
 # %% ../../nbs/release/10_approve.ipynb #imports
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
 from ..errors import AccessError, InputError, VerdictError
@@ -49,7 +50,7 @@ def approve(registry: Versions, name: str, version: int, stage: str, reason: str
         target, events = _living(registry.read(name, version)), locked_events(registry, name)
         _require_seen(seen, target.bundle, standing_request(events, version, stage), f"{name}@{version}")
         if no := standing_rejection(events, version, stage):
-            raise AccessError(f"{no.user} rejected it: {no.reason}", where=f"{name}@{version}", remedy=f"somebody has to ask for it anew: n2p promote {name} {version} --to {stage}")
+            raise AccessError(f"{no.user} rejected it: {no.reason}", where=f"{name}@{version}", remedy=f"somebody has to ask for it anew: n2p promote {shlex.quote(name)} {version} --to {stage}")
         found = count_approvals(events, rules, people, name, version, target.bundle)
         if why := dict(found.apart).get(who.user):
             raise AccessError(f"{who} {why}, so somebody else has to approve", where=f"{name}@{version}", remedy=f"ask {found.still}")
@@ -95,7 +96,7 @@ def withdraw(registry: Versions, name: str, version: int, stage: str, reason: st
         if asked is None:
             return None
         if asked.user != who.user:
-            raise AccessError(f"{asked.user} asked for it, not {who}", where=f"{name}@{version}", remedy=f"ask {asked.user} to withdraw it: n2p approve {name}@{version} --to {stage} --withdraw")
+            raise AccessError(f"{asked.user} asked for it, not {who}", where=f"{name}@{version}", remedy=f"ask {asked.user} to withdraw it: n2p approve {shlex.quote(name)}@{version} --to {stage} --withdraw")
         _require_seen(seen, asked.bundle, asked, f"{name}@{version}")
         event = Event(now(), "withdraw", name, version, who.user, reason=reason, bundle=asked.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
         return make_change(registry._client, registry.store, event)
@@ -116,7 +117,7 @@ def reject(registry: Versions, name: str, version: int, stage: str, reason: str 
             return None
         asked = standing_request(events, version, stage)
         if asked is not None and asked.user == who.user:
-            raise AccessError(f"{who} asked for it, and takes it back rather than rejects it", where=f"{name}@{version}", remedy=f"n2p approve {name}@{version} --to {stage} --withdraw")
+            raise AccessError(f"{who} asked for it, and takes it back rather than rejects it", where=f"{name}@{version}", remedy=f"n2p approve {shlex.quote(name)}@{version} --to {stage} --withdraw")
         _require_seen(seen, target.bundle, asked, f"{name}@{version}")
         event = Event(now(), "reject", name, version, who.user, reason=reason, bundle=target.bundle, identity=who.known_by, stage=stage, rules=rules_digest())
         return make_change(registry._client, registry.store, event)

@@ -5,6 +5,7 @@
 # %% ../../nbs/release/22_card.ipynb #imports
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,7 +145,7 @@ def _fairness(records: Records) -> Section:
     verdicts = records.verdicts("fairness.groups")
     asked = [each for each in verdicts if each.status != "skipped"]
     if not asked:
-        why = verdicts[0].why if verdicts else f"n2p gate {records.reference} has not asked it"
+        why = verdicts[0].why if verdicts else f"n2p gate {shlex.quote(records.reference)} has not asked it"
         return Section("Fairness", missing=(f"rates of groups: {why}",))
     groups = {each.subject.partition(":")[0]: each.evidence["groups"] for each in asked if "groups" in each.evidence}
     rows = tuple((f"{attribute}={name}", f"{row['rows']:,}", *(_rate(row[rate]) for rate in _RATES)) for attribute, table in groups.items() for name, row in table.items())
@@ -177,7 +178,7 @@ def _importances(records: Records) -> Section:
 def _gates(records: Records) -> Section:
     found = [each for family in ("data", "quality", "robustness", "fairness", "explain", "serving") for each in records.verdicts(family)]
     if not found:
-        return Section("Gates", missing=(f"verdicts: n2p gate {records.reference}",))
+        return Section("Gates", missing=(f"verdicts: n2p gate {shlex.quote(records.reference)}",))
     counts = {status: sum(each.status == status for each in found) for status in ("pass", "warn", "fail", "skipped")}
     text = ", ".join(f"{count} {status}" for status, count in counts.items() if count) + "; of each gate the newest answer."
     loud = [each for each in found if each.status in ("fail", "warn")]
@@ -192,19 +193,19 @@ def _environment(records: Records) -> Section:
     if records.seal:
         text.append(f"Sealed: its lock was installed where nothing else is, and {records.seal.golden_rows} golden rows were predicted there: {records.seal.told}.")
     else:
-        missing.append(f"a seal: n2p bundle seal {records.reference}")
+        missing.append(f"a seal: n2p bundle seal {shlex.quote(records.reference)}")
     if records.certificate:
         fresh = "in a fresh environment" if records.certificate.get("fresh_environment") else "in the same environment"
         text.append(f"{'The original of this variant was reproduced' if records.is_variant else 'Reproduced'} to the level of {records.certificate.get('level') or 'nothing'}, {fresh}.")
     else:
-        missing.append(f"a certificate of reproduction: n2p reproduce {records.reference}")
+        missing.append(f"a certificate of reproduction: n2p reproduce {shlex.quote(records.reference)}")
     source = ("requirements.lock and sbom.json of the bundle",) if lock else ()
     return Section("Environment", tuple(text), (Table(("distribution", "version"), rows),), missing=tuple(missing), sources=source)
 
 
 def _security(records: Records) -> Section:
     text = ["The model is unpickled only from what it was made of at export; every file of the bundle is verified by its SHA-256 before it is used."]
-    missing = () if records.signers else (f"a signature: n2p bundle sign {records.reference}",)
+    missing = () if records.signers else (f"a signature: n2p bundle sign {shlex.quote(records.reference)}",)
     text += [f"Carries signatures by {', '.join(each[:19] for each in records.signers)}."] if records.signers else []
     return Section("Security", tuple(text), missing=missing)
 
@@ -243,7 +244,7 @@ def _changes(records: Records) -> Section:
         return Section("Changes since the version before", ("This is the first version.",))
     found = compare_bundles(records.registry.bundle(records.previous), records.bundle)
     rows = tuple((label, text) for label, text in found.lines() if label not in ("", "added", "removed", "changed"))
-    head = f"Against version {records.previous.version}; n2p compare {records.version.name}@{records.previous.version} {records.reference} tells more."
+    head = f"Against version {records.previous.version}; n2p compare {shlex.quote(records.version.name)}@{records.previous.version} {shlex.quote(records.reference)} tells more."
     return Section("Changes since the version before", (head,), (Table(("", "what"), rows),))
 
 # %% ../../nbs/release/22_card.ipynb #annex

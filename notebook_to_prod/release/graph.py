@@ -138,7 +138,7 @@ def find_version(registry: Registry, reference: str) -> ModelVersion:
         return registry.resolve(reference)
     known = registry.versions(check_name(reference))
     if not known:
-        raise NotFoundError(f"there is no model '{reference}'", where=str(registry.store.home), remedy=f"register a run first: n2p register RUN --name {reference}")
+        raise NotFoundError(f"there is no model '{reference}'", where=str(registry.store.home), remedy=f"register a run first: n2p register RUN --name {shlex.quote(reference)}")
     return next((each for each in known if registry.store.alias in each.aliases), known[-1])
 
 

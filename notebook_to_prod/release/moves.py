@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from ..package.bundle import Bundle, load_pipeline, open_bundle, replay_golden
 from ..package.keys import SIGNATURES, Signature, add_signature, found_signatures, require_signature, restore_signatures, sign as make_signature, trusted_keys
 from ..package.lineage import derivation
 from ..package.seal import lock_digest, read_seal, seal, seal_required
-from ..project import did_you_mean, environment_settings
+from ..project import did_you_mean, environment_settings, temporary_folder
 from .approvals import Approvals, count_approvals, standing_approvals
 from .audit import MOVES, Event, Origin
 from .change import ARCHIVED, make_change, parse_events, read_tags, recover, registry_lock
@@ -65,9 +65,9 @@ def register(registry: Versions, record: RunRecord, name: str, variant: Bundle |
         with tracking_errors(registry.store):
             _ensure_model(client, name)
             run_id = track_late(registry.store, record).mlflow_run_id or ""
-            with tempfile.TemporaryDirectory(prefix="n2p-register-") as folder:
-                write_model(bundle, Path(folder), run_id)  # files that MLflow can overwrite, if it has the artifacts of this run already
-                client.log_artifacts(run_id, folder, place)
+            with temporary_folder("register") as folder:
+                write_model(bundle, folder, run_id)  # files that MLflow can overwrite, if it has the artifacts of this run already
+                client.log_artifacts(run_id, str(folder), place)
             source = f"{client.get_run(run_id).info.artifact_uri}/{place}"
             tags = {"n2p.bundle": bundle.digest, "n2p.run_id": record.run_id, "n2p.run_key": record.run_key, "n2p.notebook": record.notebook}
             tags |= {"n2p.commit": record.git_commit} if record.git_commit else {}
@@ -118,13 +118,13 @@ def _share_signatures(registry: Versions, version: ModelVersion, bundle: Bundle)
     if not lacking:
         return
     client, place = registry._client, f"{_place(bundle)}/bundle"
-    with tracking_errors(registry.store), tempfile.TemporaryDirectory(prefix="n2p-sign-") as folder:
+    with tracking_errors(registry.store), temporary_folder("sign") as folder:
         for tag, value in signature_tags(lacking).items():
             client.set_model_version_tag(version.name, str(version.version), tag, value)
         run_id = client.get_model_version(version.name, str(version.version)).run_id
         if run_id and client.list_artifacts(run_id, place):  # not of a version that is older than the layout
-            shutil.copyfile(bundle.path / SIGNATURES, Path(folder) / SIGNATURES)  # a file that MLflow can overwrite
-            client.log_artifact(run_id, str(Path(folder) / SIGNATURES), place)
+            shutil.copyfile(bundle.path / SIGNATURES, folder / SIGNATURES)  # a file that MLflow can overwrite
+            client.log_artifact(run_id, str(folder / SIGNATURES), place)
 
 # %% ../../nbs/release/09_moves.ipynb #new-alias
 _CUSTOMARY = ("production", "staging", "canary", "shadow")
@@ -218,7 +218,7 @@ def _living(version: ModelVersion) -> ModelVersion:
 def _require_unmoved(name: str, alias: str, before: int | None, current: int | None) -> None:
     if before != current:
         what = f"{name}@{alias} has moved meanwhile: from {_called(before)} to {_called(current)}"
-        raise VerdictError(what, where=f"{name}@{alias}", remedy=f"see who moved it and why: n2p history {name}; then decide again")
+        raise VerdictError(what, where=f"{name}@{alias}", remedy=f"see who moved it and why: n2p history {shlex.quote(name)}; then decide again")
 
 
 def _called(version: int | None) -> str:
@@ -264,16 +264,16 @@ def _approved(registry: Versions, version: ModelVersion, alias: str, who: Identi
     if override:
         return details | {"approvals": f"overridden, {found}"}
     if any(each.user == who.user for each in standing_approvals(events, number, alias)):
-        remedy = f"let somebody else promote it, or get another approval: n2p approve {reference} --to {alias} ({found.still} may)"
+        remedy = f"let somebody else promote it, or get another approval: n2p approve {shlex.quote(reference)} --to {alias} ({found.still} may)"
         raise VerdictError(f"{alias} asks for {rules.approvals} approvals of {reference}, and without your own there are {found}", where=reference, remedy=remedy)
     if found.requested is None:
         asked = Event(now(), "request", name, number, who.user, reason=reason, bundle=version.bundle, identity=who.known_by, stage=alias, rules=details["rules"])
         _require_possible(count_approvals([*events, asked], rules, people, name, number, version.bundle), who)
         make_change(registry._client, registry.store, asked)
         found = count_approvals([*events, asked], rules, people, name, number, version.bundle, who.user)
-    remedy = f"{found.still} may still approve: n2p approve {reference} --to {alias}"
+    remedy = f"{found.still} may still approve: n2p approve {shlex.quote(reference)} --to {alias}"
     if found.still == "nobody":
-        remedy = f"nobody may still approve it: let {found.requested} withdraw the request, n2p approve {reference} --to {alias} --withdraw; or name more approvers in [tool.n2p.stages.{alias}]"
+        remedy = f"nobody may still approve it: let {found.requested} withdraw the request, n2p approve {shlex.quote(reference)} --to {alias} --withdraw; or name more approvers in [tool.n2p.stages.{alias}]"
     what = f"{alias} asks for {rules.approvals} approval{'s' * (rules.approvals != 1)} of {reference}, and there {'is' if len(found.given) == 1 else 'are'} {found.told.partition(';')[0]}"
     raise VerdictError(what, where=reference, remedy=remedy)
 
@@ -360,7 +360,7 @@ def drill_rollback(registry: Versions, name: str, alias: str) -> Drill:
             continue
         return Drill(name, alias, number, current, tuple(skipped), len(bundle.golden["rows"]), time.perf_counter() - began, overruled(events, alias, number))
     what = f"'{name}' has no earlier version in {alias}" + (f" that is healthy: {'; '.join(skipped)}" if skipped else "")
-    raise NotFoundError(what, where=f"{name}@{alias}", remedy=f"promote one: n2p promote {name} VERSION --to {alias}")
+    raise NotFoundError(what, where=f"{name}@{alias}", remedy=f"promote one: n2p promote {shlex.quote(name)} VERSION --to {alias}")
 
 
 def rollback(registry: Versions, name: str, alias: str, reason: str | None = None) -> Event:
@@ -381,7 +381,7 @@ def retire(registry: Versions, name: str, alias: str, reason: str | None = None,
     require_identity(who, rules)
     live = {"production", registry.store.alias}
     if (alias in live or rules.gates or rules.asks_people) and not override:
-        what, remedy = f"{name}@{alias} is what services load", f"promote another version, or go back: n2p rollback {name}; or overrule this: --override --reason TEXT"
+        what, remedy = f"{name}@{alias} is what services load", f"promote another version, or go back: n2p rollback {shlex.quote(name)}; or overrule this: --override --reason TEXT"
         raise InputError(what, where=f"{name}@{alias}", remedy=remedy)
     if override:
         promoting(name, reason, unsealed=False, override=True)
@@ -405,6 +405,6 @@ def archive(registry: Versions, name: str, version: int, reason: str | None = No
             return None
         if target.aliases:
             what, where = f"version {version} of '{name}' is live as {', '.join(target.aliases)}", f"{name}@{version}"
-            raise InputError(what, where=where, remedy=f"promote another version first: n2p promote {name} VERSION --to {target.aliases[0]}; or drop the alias: n2p retire {name} --alias {target.aliases[0]}")
+            raise InputError(what, where=where, remedy=f"promote another version first: n2p promote {shlex.quote(name)} VERSION --to {target.aliases[0]}; or drop the alias: n2p retire {shlex.quote(name)} --alias {target.aliases[0]}")
         event = Event(now(), "archive", name, version, who.user, reason=reason, bundle=target.bundle, identity=who.known_by)
         return make_change(registry._client, registry.store, event, lambda: registry._client.set_model_version_tag(name, str(version), ARCHIVED, event.time))

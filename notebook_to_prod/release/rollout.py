@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -195,12 +196,12 @@ def start_rollout(
     who, live = promoting(check_name(name), reason, unsealed, override), alias or registry.store.alias
     targets, base = [registry.read(name, each) for each in (version, *(other for other, _ in also))], registry.aliased(name, live)
     if base is None:
-        raise NotFoundError(f"no version of '{name}' is '{live}'", where=f"{name}@{live}", remedy=f"promote one first: n2p promote {name} {version} --to {live}")
+        raise NotFoundError(f"no version of '{name}' is '{live}'", where=f"{name}@{live}", remedy=f"promote one first: n2p promote {shlex.quote(name)} {version} --to {live}")
     _check_versions(name, [each.version for each in targets], base, live)
     _check_parts(kind, steps, also)
     before = read_rollout(registry, name)
     if before is not None and before.goes_on:
-        raise InputError(f"there is a rollout of '{name}': {before.told}", where=name, remedy=f"end it first: n2p rollout abort {name}, or n2p rollout advance {name}")
+        raise InputError(f"there is a rollout of '{name}': {before.told}", where=name, remedy=f"end it first: n2p rollout abort {shlex.quote(name)}, or n2p rollout advance {shlex.quote(name)}")
     passed = [] if kind == "shadow" else [_ask_live(registry, target, live, base, who, override, progress) for target in targets]
     began = now()
     made = Rollout(secrets.token_hex(6), name, kind, version, base, live, () if kind == "shadow" else steps, 0, every, STARTING, began, began, also=also)
@@ -251,7 +252,7 @@ def _change(registry: Versions, before: Rollout | None, after: Rollout, who: Any
         current = read_rollout(registry, name)
         if current != before:
             what = f"the rollout of '{name}' has changed meanwhile: {current.told if current else 'there is none'}"
-            raise VerdictError(what, where=name, remedy=f"look, and decide again: n2p rollout status {name}")
+            raise VerdictError(what, where=name, remedy=f"look, and decide again: n2p rollout status {shlex.quote(name)}")
         make_change(client, registry.store, event, apply)
         standing = registry.aliased(name, after.stage)
         if not after.goes_on and standing in after.versions:
@@ -266,7 +267,7 @@ def running_rollout(registry: Versions, name: str) -> Rollout:
     found = read_rollout(registry, check_name(name))
     if found is None or not found.goes_on:
         ended = f"; the last one is {found.state}" if found else ""
-        raise NotFoundError(f"there is no rollout of '{name}'{ended}", where=name, remedy=f"start one: n2p rollout start {name} VERSION --canary 10%")
+        raise NotFoundError(f"there is no rollout of '{name}'{ended}", where=name, remedy=f"start one: n2p rollout start {shlex.quote(name)} VERSION --canary 10%")
     return found
 
 
@@ -289,12 +290,12 @@ def advance_rollout(
     if chosen not in before.versions:
         raise InputError(f"version {chosen} is not in the rollout of '{name}'", where=name, remedy=f"name one of {', '.join(map(str, before.versions))}")
     if before.kind == "shadow":
-        raise InputError("a shadow has no steps", where=name, remedy=f"end it, then start a canary: n2p rollout abort {name}")
+        raise InputError("a shadow has no steps", where=name, remedy=f"end it, then start a canary: n2p rollout abort {shlex.quote(name)}")
     if before.state == STARTING:
-        raise VerdictError(f"version {before.version} of '{name}' is being let in", where=name, remedy=f"wait; if who started it is gone: n2p rollout abort {name}")
+        raise VerdictError(f"version {before.version} of '{name}' is being let in", where=name, remedy=f"wait; if who started it is gone: n2p rollout abort {shlex.quote(name)}")
     live = registry.aliased(name, before.alias)
     if live not in (before.base, chosen):
-        raise VerdictError(f"'{name}' is version {live} now, and the rollout began beside version {before.base}", where=f"{name}@{before.alias}", remedy=f"end it, and start again: n2p rollout abort {name}")
+        raise VerdictError(f"'{name}' is version {live} now, and the rollout began beside version {before.base}", where=f"{name}@{before.alias}", remedy=f"end it, and start again: n2p rollout abort {shlex.quote(name)}")
     if before.step + 1 < len(before.steps) and before.steps[before.step + 1] < 100:
         return _change(registry, before, replace(before, step=before.step + 1, moved=now(), seen=seen), who, None, reason)
     claimed = before if before.state == PROMOTING else _change(registry, before, replace(before, state=PROMOTING, moved=now(), winner=chosen), who, None, reason)
@@ -311,5 +312,5 @@ def abort_rollout(registry: Versions, name: str, reason: str | None = None, expe
     "Give all requests back to the live version; raises `NotFoundError` if no rollout is running, `VerdictError` if its version is being promoted."
     before = expected or running_rollout(registry, name)
     if before.state == PROMOTING:
-        raise VerdictError(f"version {before.version} of '{name}' is being promoted", where=name, remedy=f"wait; if who promoted it is gone, n2p rollout advance {name} ends it, then n2p rollback {name}")
+        raise VerdictError(f"version {before.version} of '{name}' is being promoted", where=name, remedy=f"wait; if who promoted it is gone, n2p rollout advance {shlex.quote(name)} ends it, then n2p rollback {shlex.quote(name)}")
     return _change(registry, before, replace(before, state=ABORTED, moved=now(), cut_short=before.state == STARTING), acting("rollback", name), None, reason)

@@ -36,7 +36,7 @@ def ask_database(
     elif uri.startswith("postgresql"):
         import sqlalchemy
 
-        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError):
+        with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, ModuleNotFoundError):  # MLflow says what is missing
             engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.pool.NullPool)
             with engine.connect() as connection:
                 return [tuple(row) for row in connection.execute(sqlalchemy.text(question), values)]

@@ -5,6 +5,7 @@
 # %% ../../nbs/release/23_score.ipynb #imports
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def _gate(records: Records, *gates: str, most: float = 1.0) -> list[Evidence]:
             worst = next(status for status in ("fail", "warn", "pass") if any(each.status == status for each in verdicts))
             first = next(each for each in verdicts if each.status == worst)
             points = {"fail": 0.0, "warn": 0.5, "pass": 1.0}[worst]
-            found.append(Evidence(f"{gate} {worst}: {first.why}", records.report_file(report), f"n2p gate {records.reference}", min(points, most)))
+            found.append(Evidence(f"{gate} {worst}: {first.why}", records.report_file(report), f"n2p gate {shlex.quote(records.reference)}", min(points, most)))
     return found
 
 
@@ -75,7 +76,7 @@ def _record(records: Records, name: str, what: str, points: float) -> list[Evide
 def _events(records: Records, what: str, points: float, wanted: Callable[[Any], bool]) -> list[Evidence]:
     "Events of the history of this version."
     own = [each for each in records.events if each.version == records.version.version and wanted(each)]
-    return [Evidence(f"{what}, by {own[-1].user}", f"{own[-1].action} at {own[-1].time[:19]} UTC in the history", f"n2p history {records.version.name}", points)] if own else []
+    return [Evidence(f"{what}, by {own[-1].user}", f"{own[-1].action} at {own[-1].time[:19]} UTC in the history", f"n2p history {shlex.quote(records.version.name)}", points)] if own else []
 
 
 def _sealed(records: Records) -> list[Evidence]:
@@ -83,7 +84,7 @@ def _sealed(records: Records) -> list[Evidence]:
     if records.seal is None or not path.is_file():
         return []
     what = f"{records.seal.golden_rows} golden rows were predicted where only the lock is installed: {records.seal.told}"
-    return [Evidence(what, records.where(path), f"n2p bundle seal {records.reference}")]
+    return [Evidence(what, records.where(path), f"n2p bundle seal {shlex.quote(records.reference)}")]
 
 # %% ../../nbs/release/23_score.ipynb #data-tests
 Check = Callable[[Records], list[Evidence]]
@@ -119,7 +120,7 @@ _DATA: tuple[tuple[str, str, Check, str], ...] = (
 # %% ../../nbs/release/23_score.ipynb #model-tests
 def _review(records: Records) -> list[Evidence]:
     given = [each for each in standing_approvals(records.events, records.version.version) if each.bundle == records.bundle.digest]
-    approved = [Evidence(f"approved for {given[-1].stage}, by {', '.join(dict.fromkeys(each.user for each in given))}", f"approve at {given[-1].time[:19]} UTC in the history", f"n2p history {records.version.name}")] if given else []
+    approved = [Evidence(f"approved for {given[-1].stage}, by {', '.join(dict.fromkeys(each.user for each in given))}", f"approve at {given[-1].time[:19]} UTC in the history", f"n2p history {shlex.quote(records.version.name)}")] if given else []
     commit = records.version.commit
     patched = records.record is not None and (Path(records.record.folder) / "changes.patch").is_file()
     if not commit or patched:
@@ -163,7 +164,7 @@ def _reproducible(records: Records) -> list[Evidence]:
     found, path = records.certificate, records.certificate_path
     if found and path:
         points = 1.0 if found.get("level") in ("bytes", "predictions") and not records.is_variant else 0.5 if found.get("level") else 0.0
-        return [Evidence(f"{'the original was ' if records.is_variant else ''}executed again, the same to the level of {found.get('level') or 'nothing'}", records.where(path.resolve()), f"n2p reproduce {records.reference}", points)]
+        return [Evidence(f"{'the original was ' if records.is_variant else ''}executed again, the same to the level of {found.get('level') or 'nothing'}", records.where(path.resolve()), f"n2p reproduce {shlex.quote(records.reference)}", points)]
     return _record(records, "record.json", "notebook, parameters, data, code, environment and seed are recorded", 0.5)
 
 
@@ -203,7 +204,7 @@ def _rolled_back(records: Records) -> list[Evidence]:
     if not found:
         return []
     last = found[-1]
-    return [Evidence(f"{last.action} to version {last.version}, by {last.user}", f"{last.action} at {last.time[:19]} UTC in the history", f"n2p rollback {records.version.name}")]
+    return [Evidence(f"{last.action} to version {last.version}, by {last.user}", f"{last.action} at {last.time[:19]} UTC in the history", f"n2p rollback {shlex.quote(records.version.name)}")]
 
 # %% ../../nbs/release/23_score.ipynb #monitoring-tests
 def _dependencies(records: Records) -> list[Evidence]:
@@ -330,7 +331,7 @@ def ml_test_score(
 ) -> MLTestScore:
     "Score a version by what is on record; raises `InputError` if the settings are wrong."
     declared, there = declared_evidence(records.project), set(commands)
-    names = {"reference": records.reference, "name": records.version.name, "version": records.version.version}
+    names = {"reference": shlex.quote(records.reference), "name": shlex.quote(records.version.name), "version": records.version.version}
     for command, shape in _LATER.items():
         told = shape.format(**names)
         names[command] = told if command in there else f"{told} (which a later version adds)"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +22,7 @@ from ..package.bundle import MANIFEST, Bundle, is_damaged, open_bundle, write_bu
 from ..package.keys import Signature, found_signatures, restore_signatures
 from ..package.lineage import Lineage, derivation, find_lineage
 from ..package.schema import Column
-from ..project import Store, digest_text
+from ..project import Store, digest_text, temporary_folder
 from .audit import Event, read_events, record_event
 from .change import ARCHIVED, is_pending, parse_events, read_tags, recover, registry_lock
 from .flavour import bundle_within
@@ -138,7 +138,7 @@ class Versions:
             if each.version == version:
                 return each
         known = ", ".join(str(each.version) for each in found[-50:])
-        remedy = f"its versions are {known}" if known else f"register a run first: n2p register RUN --name {name}"
+        remedy = f"its versions are {known}" if known else f"register a run first: n2p register RUN --name {shlex.quote(name)}"
         raise NotFoundError(f"there is no version {version} of '{name}'", where=name, remedy=remedy)
 
     def versions(self, name: str) -> list[ModelVersion]:
@@ -180,9 +180,9 @@ class Versions:
         if version is None:
             known = self.versions(name)
             if not known:
-                raise NotFoundError(f"there is no model '{name}'", where=reference, remedy=f"n2p list shows the models; n2p register RUN --name {name} makes one")
+                raise NotFoundError(f"there is no model '{name}'", where=reference, remedy=f"n2p list shows the models; n2p register RUN --name {shlex.quote(name)} makes one")
             numbered = re.fullmatch(r"v(\d+)", target)
-            remedy = f"a version has a number: {name}@{numbered[1]}" if numbered else f"n2p promote {name} {known[-1].version} --to {target}"
+            remedy = f"a version has a number: {name}@{numbered[1]}" if numbered else f"n2p promote {shlex.quote(name)} {known[-1].version} --to {target}"
             raise NotFoundError(f"no version of '{name}' is '{target}'", where=reference, remedy=remedy)
         return self.read(name, version)
 
@@ -210,9 +210,9 @@ class Versions:
         quiet_mlflow()
         from mlflow.artifacts import download_artifacts
 
-        with tempfile.TemporaryDirectory(prefix="n2p-fetch-") as folder:
+        with temporary_folder("fetch") as folder:
             with tracking_errors(self.store):
-                fetched = download_artifacts(version.source, dst_path=folder, tracking_uri=self.store.tracking_uri)
+                fetched = download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.store.tracking_uri)
             bundle = open_bundle(bundle_within(fetched), version.bundle)
             known = [*found_signatures(self.store.bundle(version.bundle)), *found_signatures(bundle.path), *version.signatures]
             written = write_bundle(self.store.bundles, {name: (bundle.path / name).read_bytes() for name in bundle.files})
@@ -256,7 +256,7 @@ class Versions:
         events = self.events(check_name(name)) or list(read_events(self.store, name))
         if not events:
             known = sorted({event.name for event in read_events(self.store)} | set(self.names()))
-            remedy = f"the registry knows {', '.join(known)}" if known else f"register a run first: n2p register RUN --name {name}"
+            remedy = f"the registry knows {', '.join(known)}" if known else f"register a run first: n2p register RUN --name {shlex.quote(name)}"
             raise NotFoundError(f"there is no model '{name}'", where=str(self.store.home), remedy=remedy)
         return events
 

@@ -119,7 +119,7 @@ def check_extras() -> Iterator[Finding]:
     if there:
         yield Finding(OK, f"extras: {', '.join(there)}")
     if absent:
-        yield Finding(OK, f"extras that are not installed: {', '.join(absent)}", reinstall(f"notebook-to-prod[{absent[0]}]"))
+        yield Finding(OK, f"extras that are not installed: {', '.join(absent)}", reinstall(f"notebook-to-prod[{','.join(absent)}]"))
 
 # %% ../../nbs/scaffold/05_installation.ipynb #programs
 def check_programs() -> Iterator[Finding]:

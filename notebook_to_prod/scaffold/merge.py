@@ -9,11 +9,10 @@ import difflib
 import json
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..project import temporary_folder
 from .template import dump_notebook
 
 # %% auto #0
@@ -41,8 +40,8 @@ def merge_text(
     program = shutil.which("git")
     if program is None or b"\0" in mine + theirs:
         return Merged(None, ("lines",))
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("mine", "base", "theirs")]
+    with temporary_folder() as folder:
+        paths = [folder / name for name in ("mine", "base", "theirs")]
         for path, data in zip(paths, (mine, base, theirs), strict=True):
             path.write_bytes(data)
         done = subprocess.run([program, "merge-file", "-p", "-q", "-L", "yours", "-L", "made", "-L", label, *map(str, paths)], capture_output=True, check=False)

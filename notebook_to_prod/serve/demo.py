@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def running_service(
         answer = json.loads(line) if line.strip() else {}
         if "url" not in answer:
             reason = answer.get("error", {}).get("what") or log.read_text()[-300:]
-            raise ServerError(f"the service did not start: {reason}", where=reference, remedy=f"run: n2p serve {reference}")
+            raise ServerError(f"the service did not start: {reason}", where=reference, remedy=f"run: n2p serve {shlex.quote(reference)}")
         yield answer["url"]
     finally:
         stop_process(process)

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,8 @@ import zmq
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.utils import ensure_event_loop, run_sync
+
+from ..project import temporary_folder
 
 # %% auto #0
 __all__ = ['KernelManager', 'running_kernel', 'reason_not_to_start', 'interruptible', 'drop_pending']
@@ -56,11 +57,11 @@ def running_kernel(
     variables: Mapping[str, str],  # Added to this process's environment
     cwd: str | Path,  # Folder it works in
 ) -> Iterator[KernelManager]:
-    "Start a kernel; it is stopped when the block ends, however it ends."
+    "Start a kernel; it is stopped when the block ends, however it ends, and its folder does not outlive it: see `temporary_folder`."
     # ipykernel copies what is written to the descriptors 1 and 2 into messages, and to whatever they were before: nowhere.
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with tempfile.TemporaryDirectory(prefix="n2p-", ignore_cleanup_errors=True) as folder:
-        manager = KernelManager(Path(folder), variables.get("N2P_HEARD"))
+    with temporary_folder() as folder:
+        manager = KernelManager(folder, variables.get("N2P_HEARD"))
         inherited = {name: value for name, value in os.environ.items() if name != "N2P_TOKEN"}  # a notebook approves of nothing
         run_sync(manager.start_kernel)(env=inherited | dict(variables), cwd=str(cwd), **silent)
         finished = False

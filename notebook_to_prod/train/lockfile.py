@@ -9,7 +9,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DependencyError, InputError, LockMismatchError
-from ..project import Store, canonical_json, digest_json, write_atomic
+from ..project import Store, canonical_json, digest_json, temporary_folder, write_atomic
 from .environment import installed_distributions, local_distributions, normalized
 
 if TYPE_CHECKING:
@@ -223,8 +222,8 @@ def compile_requirements(
 
     What is installed here from a folder or a file counts with its requirements, and is left out itself: no index has it, and no hash.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        target, overrides = Path(folder) / LOCK_NAME, Path(folder) / "local.txt"
+    with temporary_folder() as folder:
+        target, overrides = folder / LOCK_NAME, folder / "local.txt"
         target.write_text("".join(f"{name}=={version}\n" for name, version in (preferred or {}).items()))
         local = local_distributions()
         overrides.write_text("".join(f"{name} @ {address}\n" for name, address in local.items()))

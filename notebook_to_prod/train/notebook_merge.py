@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DependencyError
-from ..project import write_atomic
+from ..project import temporary_folder, write_atomic
 from .notebook import is_well_formed
 from .notebook_diff import cell_keys, lasting, moved_keys, source_of
 
@@ -73,8 +72,8 @@ def merge_sources(ours: str, base: str, theirs: str) -> tuple[str, bool]:
         return ours, False
     if ours == base:
         return theirs, False
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / name for name in ("ours", "base", "theirs")]
+    with temporary_folder() as folder:
+        paths = [folder / name for name in ("ours", "base", "theirs")]
         for path, text in zip(paths, (ours, base, theirs), strict=True):
             path.write_bytes(f"{text}\n".encode("utf-8", "surrogatepass"))
         try:

@@ -157,7 +157,7 @@ def _column(values: tuple[Any, ...]) -> pa.Array:
         return pa.array([value if value is None or isinstance(value, str) else _json(value) for value in values], pa.string())
 
 # %% ../../nbs/train/08_sql.ipynb #connected
-_PACKAGES = {"psycopg": "'psycopg[binary]'", "MySQLdb": "mysqlclient"}
+_PACKAGES = {"psycopg": "'notebook-to-prod[postgres]'", "MySQLdb": "mysqlclient"}
 
 
 @contextmanager

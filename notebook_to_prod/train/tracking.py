@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StoreError, TrackingError
+from ..errors import DependencyError, StoreError, TrackingError
 from ..project import Store, digest_text, remove_orphans, temporary_prefix
 from .record import RunRecord, save_record
 
@@ -40,13 +40,17 @@ _DEFAULTS = {
 
 @contextlib.contextmanager
 def tracking_errors(store: Store) -> Iterator[None]:
-    "Turn what MLflow raises when its store or server fails into a `TrackingError` with a remedy."
+    "Turn what MLflow raises when its store or server fails into a `TrackingError` with a remedy, or a `DependencyError` if the driver of its database is missing."
     import sqlalchemy.exc
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise
+        raise DependencyError("the driver of PostgreSQL is not installed", where=address(store), remedy="pip install 'notebook-to-prod[postgres]'") from error
     except (MlflowException, RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
         reason = masked(str(error).strip().splitlines()[0])[:300]
         remedy = "start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the project"

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from ..errors import InputError
+from ..project import temporary_folder
 from .desk import Desk
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ __all__ = ['ENTRANCE', 'entrance_file', 'read_form', 'inside', 'ask_token', 'add
 @contextlib.contextmanager
 def entrance_file(entrance: str) -> Iterator[Path]:
     "A page on this machine's disk that leads to an address, and that only this user can read; raises `OSError`."
-    with tempfile.TemporaryDirectory(prefix="n2p-ui-", ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "open.html"
+    with temporary_folder("ui") as folder:
+        path = folder / "open.html"
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f'<!doctype html><meta charset="utf-8"><title>n2p ui</title><meta http-equiv="refresh" content="0; url={entrance}"><p><a href="{entrance}">n2p ui</a></p>\n')
         yield path

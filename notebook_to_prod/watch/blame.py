@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -254,5 +255,5 @@ def diagnose_live(
         columns.append(Moved(**{**each.__dict__, "built": built or find_built(each.column, sources), "owner": owner}))
     notes = () if record is not None else ("the store does not know the run that made the bundle, so cells are not named",)
     since = f"{record.run_id}" if record is not None else model
-    go_on = (f"n2p why {since} latest", f"n2p watch {model}")
+    go_on = (f"n2p why {since} latest", f"n2p watch {shlex.quote(model)}")
     return Diagnosis(model, found.parts, found.slices, tuple(columns), found.estimated, go_on, notes)

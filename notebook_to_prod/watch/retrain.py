@@ -5,6 +5,7 @@
 # %% ../../nbs/watch/45_retrain.ipynb #imports
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -138,11 +139,11 @@ def abort_retraining(registry: Registry, name: str, reason: str = "", project: P
         if not free:
             raise VerdictError(f"a process is retraining '{name}'", where=current.short if current else name, remedy="stop it first, or wait for its end")
         if current is None:
-            raise NotFoundError(f"no retraining of '{name}' goes on", where=name, remedy=f"see n2p retrain {name} --status")
+            raise NotFoundError(f"no retraining of '{name}' goes on", where=name, remedy=f"see n2p retrain {shlex.quote(name)} --status")
         settings = read_retrain(project).get(name)
         alias = (settings and settings.to) or registry.store.alias
         if current.version is not None and registry.aliased(name, alias) == current.version:
-            raise VerdictError(f"version {current.version} of '{name}' is {alias} already", where=current.short, remedy=f"take it back first: n2p rollback {name}; or let n2p retrain {name} end as promoted")
+            raise VerdictError(f"version {current.version} of '{name}' is {alias} already", where=current.short, remedy=f"take it back first: n2p rollback {shlex.quote(name)}; or let n2p retrain {shlex.quote(name)} end as promoted")
         found = find_rollout(registry, current)
         if found is not None and found.goes_on:
             abort_rollout(registry, name, f"retrain {current.short}: {reason or 'given up'}", found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import shlex
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,7 +60,7 @@ def read_rows(store: Store, name: str, digest: str) -> pd.DataFrame:
 
     path = rows_path(store, name, digest)
     if not _is_there(path, digest):
-        raise DataError("the rows of the retraining are gone, or changed", where=str(path), remedy=f"retrain anew, which fetches them: n2p retrain {name}")
+        raise DataError("the rows of the retraining are gone, or changed", where=str(path), remedy=f"retrain anew, which fetches them: n2p retrain {shlex.quote(name)}")
     return pd.read_parquet(path)
 
 # %% ../../nbs/watch/42_retrain_data.ipynb #fetch

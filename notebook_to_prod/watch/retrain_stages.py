@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -148,7 +149,7 @@ def _lacking(job: Job, state: Retraining, stage: str) -> str:
     require_identity(who, rules)
     target = job.registry.read(state.name, state.version)
     found = count_approvals(job.registry.events(state.name), rules, read_people(), state.name, target.version, target.bundle, who.user)
-    return "" if found.is_complete else f"{stage} asks for approvals: {found.told}; n2p approve {state.name} {state.version} --to {stage}"
+    return "" if found.is_complete else f"{stage} asks for approvals: {found.told}; n2p approve {shlex.quote(state.name)} {state.version} --to {stage}"
 
 
 def _why(job: Job, state: Retraining) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -155,7 +156,7 @@ def named_state(store: Store, name: str, key: str) -> Retraining:
     "The retraining whose key begins so; raises `NotFoundError`."
     fits = [each for each in read_states(store, name) if each.key.removeprefix("sha256:").startswith(key.removeprefix("sha256:"))]
     if len(fits) != 1:
-        raise NotFoundError(f"'{key}' fits {len(fits)} retrainings", where=name, remedy=f"see n2p retrain {name} --status")
+        raise NotFoundError(f"'{key}' fits {len(fits)} retrainings", where=name, remedy=f"see n2p retrain {shlex.quote(name)} --status")
     return fits[0]
 
 # %% ../../nbs/watch/41_retrain_state.ipynb #lock

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 import os
+import shlex
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -245,7 +246,7 @@ def ended_decision(registry: Registry, watched: Rollout) -> Decision:
     "What became of a rollout that was watched, and that somebody else has ended; raises `NotFoundError` if it is not known any more."
     found = read_rollout(registry, watched.name)
     if found is None or found.id != watched.id or found.goes_on:
-        raise NotFoundError(f"the rollout of '{watched.name}' is not known any more", where=watched.name, remedy=f"see n2p history {watched.name}")
+        raise NotFoundError(f"the rollout of '{watched.name}' is not known any more", where=watched.name, remedy=f"see n2p history {shlex.quote(watched.name)}")
     last = next(event for event in reversed(registry.history(watched.name)) if event.action == "rollout")
     why = "; ".join(filter(None, (f"by {last.user}", last.reason)))
     return Decision(now(), found.name, found.id, found.version, found.base, 0.0, ABORT if found.state == ABORTED else ADVANCE, why, user=last.user, state=found.state)

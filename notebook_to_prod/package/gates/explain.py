@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
+from ...errors import DependencyError, InputError
 from ...project import did_you_mean
 from .case import Answers, Case, Rows, gate, kinds
 from .leakage import column_codes, single_score
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['REPEATS', 'permutation_importance', 'shuffled_losses', 'importance', 'require_features', 'Proxy', 'find_proxies',
-           'answer_moves', 'forbidden', 'shap_importance', 'shap_values']
+           'answer_moves', 'forbidden', 'shap_importance', 'require_shap', 'shap_values']
 
 # %% ../../../nbs/package/gates/12_explain.ipynb #importance
 REPEATS = 5
@@ -280,12 +280,25 @@ def _key(value: Any) -> Any:
     return "\0missing" if pd.isna(value) else value
 
 
+_GET_SHAP = "pip install 'notebook-to-prod[explain]'"
+
+
+def _has_shap() -> bool:
+    return importlib.util.find_spec("shap") is not None
+
+
+def require_shap() -> None:
+    "Raise `DependencyError` if SHAP is not there."
+    if not _has_shap():
+        raise DependencyError("SHAP is not installed", where="explain.shap", remedy=_GET_SHAP)
+
+
 @gate("explain.shap")
 def shap_values(case: Case, policy: Policy) -> Iterator[Verdict]:
     "What moves single answers, by SHAP?"
     name = "explain.shap"
-    if not policy.explain.shap or importlib.util.find_spec("shap") is None:
-        yield skipped(name, "SHAP is not installed: pip install 'notebook-to-prod[explain]'" if policy.explain.shap else "the policy does not ask for it")
+    if not policy.explain.shap or not _has_shap():
+        yield skipped(name, f"SHAP is not installed: {_GET_SHAP}" if policy.explain.shap else "the policy does not ask for it")
         return
     if case.task == "other" or case.test.y.ndim > 1 or len(case.schema.columns) > _MOST_COLUMNS:
         yield skipped(name, f"the model has no single target, or more than {_MOST_COLUMNS} columns")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...errors import InputError
+from ...errors import DependencyError, InputError
 from .case import Case, Rows, gate
 from .policy import Policy
 from ...project import did_you_mean
@@ -41,10 +41,12 @@ def group_of_rows(case: Case, rows: Rows, attribute: str) -> np.ndarray:  # Text
     return values.astype(object).where(values.notna(), "missing").astype(str).to_numpy()
 
 def require_attributes(case: Case, policy: Policy) -> None:
-    "Raise `InputError` if the policy names a sensitive attribute that no table has."
+    "Raise `InputError` if the policy names a sensitive attribute that no table has, `DependencyError` if what compares the groups is not there: a gate that is asked for is not passed over."
     for attribute in policy.fairness.attributes:
         if attribute not in _attributes(case):
             raise _no_attribute(case, attribute)
+    if policy.fairness.attributes and importlib.util.find_spec("fairlearn") is None:
+        raise DependencyError("fairlearn is not installed", where="policy, fairness, attributes", remedy="pip install 'notebook-to-prod[fair]'")
 
 
 def _attributes(case: Case) -> list[str]:
@@ -142,8 +144,6 @@ def _cannot(case: Case, policy: Policy) -> str:
     "Why the gate does not apply, or an empty text."
     if not policy.fairness.attributes:
         return "the policy names no sensitive attributes: [tool.n2p.gates.fairness] attributes = [ … ]"
-    if importlib.util.find_spec("fairlearn") is None:
-        return "fairlearn is not installed: pip install 'notebook-to-prod[fair]'"
     if case.task != "classification" or case.test.y.ndim > 1:
         return "the model is no classifier of one target"
     if len(case.pipeline.classes_) != 2 and policy.fairness.positive is None:

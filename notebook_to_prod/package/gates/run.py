@@ -53,10 +53,12 @@ def run_gates(
     only: Sequence[str] = (),
     progress: Callable[[int, int, str], None] | None = None,  # Told position, number of gates and name
 ) -> Report:
-    "Ask the gates about a case; raises `InputError` if the policy names what is not there."
+    "Ask the gates about a case; raises `InputError` if the policy names what is not there, `DependencyError` if what it asks for needs a package that is not."
     policy = find_policy(find_project()) if policy is None else policy
     gates, verdicts, seconds = choose_gates(policy, only), [], {}
     _require_named(case, policy, {each.name for each in gates})
+    if "explain.shap" in only:  # by its name: else it is asked where it can be
+        explain.require_shap()
     for position, each in enumerate(gates):
         if progress:
             progress(position, len(gates), each.name)

@@ -90,7 +90,7 @@ def _pyjwt() -> Any:
         import cryptography  # noqa: F401 - without it PyJWT knows no asymmetric algorithm
         import jwt
     except ImportError as error:
-        raise DependencyError("tokens need the package PyJWT", where="this environment", remedy="pip install 'PyJWT[crypto]', which notebook-to-prod[auth] brings") from error
+        raise DependencyError("tokens need the package PyJWT", where="this environment", remedy="pip install 'notebook-to-prod[auth]'; for an exported service 'PyJWT[crypto]'") from error
     return jwt
 
 # %% ../../../nbs/serve/access/02_issuer.ipynb #fetch

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...package.bundle import Bundle, copy_bundle, is_damaged, open_bundle
-from ...project import atomic_folder, digest_bytes, store_errors, write_atomic, write_json
+from ...project import atomic_folder, digest_bytes, store_errors, temporary_folder, write_atomic, write_json
 
 # %% auto #0
 __all__ = ['CONFLICT', 'STATE', 'FolderReport', 'merge_texts', 'read_state', 'write_folder']
@@ -62,8 +61,8 @@ def merge_texts(
     git = shutil.which("git")
     if git is None:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("mine", "base", "theirs")]
+    with temporary_folder() as folder:
+        paths = [folder / name for name in ("mine", "base", "theirs")]
         for path, text in zip(paths, (mine, base, theirs), strict=True):
             path.write_bytes(text)
         done = subprocess.run([git, "merge-file", "-p", "-q", *map(str, paths)], capture_output=True, check=False)

@@ -216,7 +216,8 @@ class SqlTarget:
         try:
             yield
         except ModuleNotFoundError as error:
-            raise DependencyError(f"the driver is missing: {error}", where=shown, remedy="pip install 'notebook-to-prod[postgres]'") from error
+            package = "'notebook-to-prod[postgres]'" if error.name == "psycopg" else error.name
+            raise DependencyError(f"the driver is missing: {error}", where=shown, remedy=f"pip install {package}") from error
         except ArgumentError as error:
             raise StoreError("the address of the database cannot be read", where=shown, remedy="write postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE") from error
         except SQLAlchemyError as error:

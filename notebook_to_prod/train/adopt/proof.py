@@ -11,12 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import RunTimeoutError
+from ...project import temporary_folder
 from ..notebook import Notebook
 
 # %% auto #0
@@ -98,20 +98,20 @@ def place_files(folder: Path, files: Mapping[str, Path]) -> None:
 
 def execute(notebook: Notebook, files: Mapping[str, Path], timeout: float = 600) -> Execution:  # Seconds
     "Run a notebook's cells in an empty folder with its files; raises `RunTimeoutError`."
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made, "work")
+    with temporary_folder() as made:
+        folder = made / "work"
         folder.mkdir()
         place_files(folder, files)
-        Path(made, "cells.json").write_text(json.dumps([[cell.id, cell.source] for cell in notebook.code_cells]))
-        Path(made, "run.py").write_text(_SCRIPT)
+        (made / "cells.json").write_text(json.dumps([[cell.id, cell.source] for cell in notebook.code_cells]))
+        (made / "run.py").write_text(_SCRIPT)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("N2P_")}
-        environment |= {"MPLBACKEND": "agg", "N2P_HOME": str(Path(made, "store")), "IPYTHONDIR": str(Path(made, "ipython")), "PYTHONHASHSEED": "0"}
-        command = [sys.executable, "-P", str(Path(made, "run.py")), str(Path(made, "cells.json")), str(Path(made, "result.json"))]
+        environment |= {"MPLBACKEND": "agg", "N2P_HOME": str(made / "store"), "IPYTHONDIR": str(made / "ipython"), "PYTHONHASHSEED": "0"}
+        command = [sys.executable, "-P", str(made / "run.py"), str(made / "cells.json"), str(made / "result.json")]
         try:
             ended = subprocess.run(command, cwd=folder, env=environment | {"PYTHONPATH": str(folder)}, timeout=timeout, capture_output=True, text=True, check=False)
         except subprocess.TimeoutExpired as error:
             raise RunTimeoutError(f"the notebook takes longer than the {timeout:g} s that it may", where=str(notebook.path), remedy="give --timeout more seconds") from error
-        result = Path(made, "result.json")
+        result = made / "result.json"
         if not result.exists():
             said = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
             return Execution({}, {}, (notebook.code_cells[-1].id, f"the process ended: {said}"))
