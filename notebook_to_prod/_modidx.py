@@ -8444,6 +8444,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'notebook_to_prod/watch/alerts.py'),
                                                'notebook_to_prod.watch.alerts.Signal': ( 'watch/alerts.html#signal',
                                                                                          'notebook_to_prod/watch/alerts.py'),
+                                               'notebook_to_prod.watch.alerts.Signal._check': ( 'watch/alerts.html#signal._check',
+                                                                                                'notebook_to_prod/watch/alerts.py'),
                                                'notebook_to_prod.watch.alerts.Signal.from_dict': ( 'watch/alerts.html#signal.from_dict',
                                                                                                    'notebook_to_prod/watch/alerts.py'),
                                                'notebook_to_prod.watch.alerts.Signal.kind': ( 'watch/alerts.html#signal.kind',
