@@ -113,11 +113,13 @@ def project_settings(
     if not path.is_file():
         return {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("n2p", {})
-    except (OSError, ValueError, AttributeError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
-    if not isinstance(table, dict):
-        raise InputError("[tool.n2p] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
+    for name in ("tool", "tool.n2p"):
+        table = table.get(name.rpartition(".")[2], {})
+        if not isinstance(table, dict):
+            raise InputError(f"[{name}] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
     refuse_unknown(table, SETTINGS, f"{path}, [tool.n2p]")
     return table
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +43,44 @@ def check(wrong: Wrong) -> N2PError:
         str(error)
     )
     assert error.where and error.remedy, "an error says where, and what to do"
-    assert not error.what.endswith(".") and not error.remedy.endswith("."), "neither is a whole sentence"
+    assert not error.remedy.endswith("."), "what to do is no whole sentence"
     assert not re.search(r"<\w[^>]* at 0x|\bNone\b|<lambda>", str(error)), (
         "what Python calls things is nobody's business"
     )
     return error
 
 
-def settings(text: str) -> None:
+def written(name: str, content: str | bytes) -> Path:
+    """Write a file of the project."""
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def without_module(name: str, act: Callable[[], Any]) -> Any:
+    """What is done where a package is not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, None)
+        return act()
+
+
+@contextmanager
+def babbler() -> Iterator[str]:
+    """The address of a server that does not speak HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"220 mail.example.org ready\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join(10)
+
+
+def settings(text: str) -> Path:
     """Write what stands in the configuration of the project."""
-    Path("pyproject.toml").write_text(text, "utf-8")
+    return written("pyproject.toml", text)

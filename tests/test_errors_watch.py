@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from notebooks import code, make_notebook
-from provoked import Wrong, check, each_of, settings
+from provoked import Wrong, babbler, check, each_of, settings, written
 
 from notebook_to_prod.errors import (
     DataError,
@@ -63,14 +59,6 @@ from notebook_to_prod.watch.rollout import ask_services, read_outcomes
 from notebook_to_prod.watch.rules import Rules
 from notebook_to_prod.watch.schedule import Schedule, write_schedule
 from notebook_to_prod.watch.windows import Length, Slice, cut
-
-
-def written(name: str, content: str | bytes) -> Path:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
 
 # Alerts and channels
 
@@ -684,22 +672,6 @@ TABLES = {
         "version and value",
     ),
 }
-
-
-@contextmanager
-def babbler() -> Iterator[str]:
-    """A server that does not speak HTTP."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            with server.accept()[0] as connection:
-                connection.recv(1000)
-                connection.sendall(b"220 mail.example.org ready\r\n")
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        thread.join(10)
 
 
 def test_a_service_that_is_none() -> None:
