@@ -2542,6 +2542,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'notebook_to_prod/package/gates/policy.py'),
                                                        'notebook_to_prod.package.gates.policy._named': ( 'package/gates/policy.html#_named',
                                                                                                          'notebook_to_prod/package/gates/policy.py'),
+                                                       'notebook_to_prod.package.gates.policy._section': ( 'package/gates/policy.html#_section',
+                                                                                                           'notebook_to_prod/package/gates/policy.py'),
                                                        'notebook_to_prod.package.gates.policy._value': ( 'package/gates/policy.html#_value',
                                                                                                          'notebook_to_prod/package/gates/policy.py'),
                                                        'notebook_to_prod.package.gates.policy._yaml': ( 'package/gates/policy.html#_yaml',

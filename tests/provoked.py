@@ -43,8 +43,8 @@ def check(wrong: Wrong) -> N2PError:
         str(error)
     )
     assert error.where and error.remedy, "an error says where, and what to do"
-    assert not error.remedy.endswith("."), "what to do is no whole sentence"
-    assert not re.search(r"<\w[^>]* at 0x|\bNone\b|<lambda>", str(error)), (
+    assert not re.search(r"(?<!\.\.)\.$", error.remedy), "what to do is no whole sentence"
+    assert not re.search(r"<\w[^>]* at 0x|\bNone\b|<lambda>", f"{error.what} {error.where}"), (
         "what Python calls things is nobody's business"
     )
     return error
