@@ -121,7 +121,6 @@ def read_state(
         if state["format"] != _FORMAT:
             raise ValueError(f"format {state['format']}")
         {name: _Record(**record) for name, record in state["files"].items()}
-        state["model"]  # noqa: B018 - is asked for, too
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the record of the last export cannot be read: {error}", where=str(path), remedy=f"restore {STATE} from version control, or name a new folder") from error
     return state
