@@ -30,6 +30,7 @@ from notebook_to_prod.errors import (
     StoreError,
     VerdictError,
 )
+from notebook_to_prod.jupyter.magics import run_command
 from notebook_to_prod.package.bundle import Bundle, open_bundle
 from notebook_to_prod.package.compile.plan import from_bytes, part_at
 from notebook_to_prod.package.gates.case import Answers, open_tables
@@ -58,12 +59,13 @@ from notebook_to_prod.watch.batch import run_batch
 from notebook_to_prod.watch.batch_score import score_frames
 from notebook_to_prod.watch.diagnosis import Lossy, take_apart
 from notebook_to_prod.watch.estimate import Said, try_estimator
-from notebook_to_prod.watch.estimated import live_estimator, said_of
+from notebook_to_prod.watch.estimated import estimate_windows, live_estimator, said_of
 from notebook_to_prod.watch.fairness import fairness_of
 from notebook_to_prod.watch.ledger import ledger_of, open_ledger
 from notebook_to_prod.watch.live import observed_of_log, observed_of_table, open_baseline
 from notebook_to_prod.watch.monitor import Observed
-from notebook_to_prod.watch.retrain_gate import model_rows
+from notebook_to_prod.watch.retrain_gate import check_attributes, model_rows
+from notebook_to_prod.watch.retrain_triggers import _stale
 from notebook_to_prod.watch.rollout import ended_decision
 
 
@@ -909,7 +911,110 @@ WORK = {
 }
 
 
+# Commands about it
+
+
+def n2p(*arguments: str) -> Callable[[], None]:
+    return lambda: run_command([str(bundle().path) if each == "BUNDLE" else each for each in arguments])
+
+
+def recorded(**changes: Any) -> str:
+    """A run whose record says something else."""
+    path = Path(record().folder) / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return record().run_id
+
+
+def with_rows(*arguments: str) -> Callable[[], None]:
+    def act() -> None:
+        written("rows.csv", "x0,x1,prediction\n1,2,3\n")
+        written("labels.csv", "label\n1\n2\n")
+        n2p("diagnose", "BUNDLE", "--data", "rows.csv", *arguments)()
+
+    return act
+
+
+def stale(live: int | None) -> Any:
+    asked = SimpleNamespace(
+        live=live,
+        alias="production",
+        states=(),
+        registry=SimpleNamespace(events=lambda name: ()),
+        settings=SimpleNamespace(name="flights"),
+    )
+    return _stale(asked)  # type: ignore[arg-type]
+
+
+ABOUT = {
+    "a bundle alone without a log": Wrong(
+        n2p("watch", "BUNDLE"), InputError, "a bundle alone has no request log", "bundles", "--data FILE"
+    ),
+    "a diagnosis of a bundle alone": Wrong(
+        n2p("diagnose", "BUNDLE"), InputError, "a bundle alone has no request log", "bundles", "--data FILE"
+    ),
+    "a diagnosis of a time without times": Wrong(
+        with_rows("--since", "2026-01-01"), InputError, "the times of the rows are not known", "--since", "--time"
+    ),
+    "a diagnosis with labels that do not fit": Wrong(
+        with_rows("--labels", "labels.csv"),
+        DataError,
+        "there are 2 labels of 1 rows",
+        "labels.csv",
+        "an id to join them by",
+    ),
+    "a run that has failed": Wrong(
+        lambda: run_command(["gate", recorded(status="failed", error={"what": "cell 'fit' raised"})]),
+        NotFoundError,
+        "the run failed: cell 'fit' raised",
+        "run ",
+        "that has finished",
+    ),
+    "a run that made no bundle": Wrong(
+        lambda: run_command(["gate", recorded(bundle=None, bundle_path=None)]),
+        NotFoundError,
+        "the run made no bundle",
+        "run ",
+        "run.export",
+    ),
+    "expectations that are there": Wrong(
+        lambda: (written("e.yaml", "mine"), n2p("gate", "BUNDLE", "--write-expectations", "e.yaml")()),
+        InputError,
+        "the file is there already",
+        "e.yaml",
+        "name another",
+    ),
+    "an estimate of no rows": Wrong(
+        lambda: estimate_windows(None, Said(pd.DataFrame(), Answers(np.ones(0)))),
+        DataError,
+        "there are no rows to estimate",
+        "estimate",
+        "another time",
+    ),  # type: ignore[arg-type]
+    "an attribute that the rows lack": Wrong(
+        lambda: check_attributes(
+            SimpleNamespace(ingest="log", name="flights"),
+            make_policy({"fairness": {"attributes": ["sex"]}}, "policy"),
+            ["x0"],
+        ),
+        DataError,
+        "no column 'sex'",
+        "retrain.flights] ingest",
+        "a table or a function",
+    ),  # type: ignore[arg-type]
+    "a trigger of no live version": Wrong(
+        lambda: stale(None), NotFoundError, "no version is live", "production", "n2p promote flights"
+    ),
+    "a trigger of a version of no age": Wrong(
+        lambda: stale(3),
+        NotFoundError,
+        "nobody knows since when version 3 is live",
+        "production",
+        "n2p history flights",
+    ),
+}
+
+
 @pytest.mark.usefixtures("here")
-@each_of(VERSIONS, ROLLOUTS, STORES, SERVICE, WORK)
+@each_of(VERSIONS, ROLLOUTS, STORES, SERVICE, WORK, ABOUT)
 def test_it_is_refused(wrong: Wrong) -> None:
     check(wrong)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import pickle
+import subprocess
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +25,14 @@ from notebook_to_prod.errors import (
     InputError,
     NotebookError,
     NotFoundError,
+    ServerError,
     StoreError,
 )
 from notebook_to_prod.package.code import Source, exported_module, pickle_pipeline
+from notebook_to_prod.package.compile.plan import from_bytes
+from notebook_to_prod.package.compress import Compression
+from notebook_to_prod.package.contents import _json
+from notebook_to_prod.package.elsewhere import _uv
 from notebook_to_prod.package.features.collect import load_views, project_features
 from notebook_to_prod.package.features.definition import FeatureView, features, read_span
 from notebook_to_prod.package.features.feast import feast_definitions
@@ -37,13 +47,16 @@ from notebook_to_prod.package.gates.leakage import require_moment
 from notebook_to_prod.package.gates.metrics import asked_metrics, find_metric
 from notebook_to_prod.package.gates.policy import Policy, make_policy, read_policy
 from notebook_to_prod.package.gates.run import choose_gates
-from notebook_to_prod.package.gates.serving import certificate
+from notebook_to_prod.package.gates.serving import certificate, running_bundle
+from notebook_to_prod.package.gates.slices import _members
 from notebook_to_prod.package.gates.verdict import Report, read_reports
 from notebook_to_prod.package.keys import distrust_key, new_key, read_signatures, sign, trust_key
+from notebook_to_prod.package.lock import hash_lock
 from notebook_to_prod.package.profile import Profile
 from notebook_to_prod.package.schema import Column, Schema, infer_schema
 from notebook_to_prod.package.seal import seal_required
 from notebook_to_prod.package.session import Run
+from notebook_to_prod.package.trust import load_pickle
 from notebook_to_prod.package.variants import check_variants
 from notebook_to_prod.project import open_store
 
@@ -789,7 +802,142 @@ EXPORTS = {
 }
 
 
+# What is around a bundle
+
+
+def plan(content: Any) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        file.writestr("plan.json", json.dumps(content))
+    return made.getvalue()
+
+
+def offline(act: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UV_OFFLINE", "1")
+        return act()
+
+
+def unreadable_key() -> Any:
+    written("keys/ann.pem", "nothing of the kind")
+    return keys_at_home(lambda: sign("sha256:0", "ann"))
+
+
+def listed() -> Any:
+    store = open_store()
+    trust_key(store, keys_at_home(lambda: new_key("ann")), "ann")
+    path = next(each for each in store.home.rglob("*.json") if "ann" in each.read_text())
+    path.write_text("[]")
+    return distrust_key(store, "ann")
+
+
+MADE = Compression(SimpleNamespace(name="original"), (), {"pruned": "no trees"}, "accuracy", 9, Path())  # type: ignore[arg-type]
+CHANGED = {**Report("sha256:0", "sha256:1", ()).to_dict(), "made": "2026-01-01"}
+
+AROUND = {
+    "a plan of another format": Wrong(
+        lambda: from_bytes(plan({"format": 999})), BundleError, "plan format 999 is unknown", "plan.json", "upgrade"
+    ),
+    "a plan without its steps": Wrong(
+        lambda: from_bytes(plan([])), BundleError, "the plan cannot be read", "plan", "export the pipeline again"
+    ),
+    "a variant that could not be made": Wrong(
+        lambda: MADE.bundle("pruned"),
+        InputError,
+        "there is no variant 'pruned': no trees",
+        "--keep",
+        "cannot be made smaller",
+    ),
+    "predictions that are no JSON": Wrong(
+        lambda: _json([float("nan")]), ExportError, "cannot be written as JSON", "run.export", "finite numbers"
+    ),
+    "an environment that uv does not make": Wrong(
+        lambda: _uv("", "no-such-command"),
+        DependencyError,
+        "the environment of the lock cannot be built",
+        "uv no-such-command",
+        "that the index answers",
+    ),
+    "hashes of what no index has": Wrong(
+        lambda: offline(lambda: hash_lock("no-such-package-here==1\n", "3.11")),
+        DependencyError,
+        "the hashes of the requirements cannot be had",
+        "the package index",
+        "--no-hashes",
+    ),
+    "a bundle that cannot be served": Wrong(
+        lambda: [*_served()], ServerError, "the service did not start", "nowhere", "requirements.lock"
+    ),
+    "a slice of no column": Wrong(
+        lambda: [*_members("orign", {}, case().test_sample(Policy()))],
+        InputError,
+        "no column 'orign' to slice by, did you mean 'origin'?",
+        "quality, slices",
+        "the columns are",
+    ),
+    "a slice of one value": Wrong(
+        lambda: [*_members("origin", {}, case().test_sample(Policy()))],
+        InputError,
+        "has one value or too many",
+        "quality, slices",
+        "origin=VALUE",
+    ),
+    "verdicts that were changed": Wrong(
+        lambda: Report.from_dict({**CHANGED, "bundle": "sha256:9"}),
+        InputError,
+        "the verdicts have been changed",
+        "sha256:9",
+        "gate the bundle again",
+    ),
+    "a key that is none": Wrong(unreadable_key, InputError, "the key cannot be read", "ann.pem", "restore it"),
+    "a list of keys that is none": Wrong(
+        listed, InputError, "the list of trusted keys cannot be read", ".json", "trust the keys again"
+    ),
+    "an entity of two types for Feast": Wrong(
+        lambda: feast_definitions(
+            [view(), view(name="weather")], {"delays": FLIGHTS, "weather": FLIGHTS.assign(tailnum=[1, 2])}
+        ),
+        DataError,
+        "whole numbers in one view and text in another",
+        "the view 'weather'",
+        "one type",
+    ),
+    "a lambda of a notebook": Wrong(
+        lambda: pickle_pipeline(of_main("lambda rows: rows"), [Source("cell 'fit'", "f = lambda rows: rows")]),
+        ExportError,
+        "a lambda cannot be pickled",
+        "",
+        "write it with def",
+    ),
+    "a pickle of what is refused": Wrong(
+        lambda: load_pickle(pickle.dumps(subprocess.run), allowed(), "model.pkl"),
+        BundleError,
+        "the model would use subprocess.run, which is refused",
+        "model.pkl",
+        "",
+    ),
+}
+
+
+def allowed() -> Any:
+    from notebook_to_prod.package.trust import Allowed
+
+    return Allowed(frozenset(), frozenset())
+
+
+def of_main(text: str) -> Any:
+    """What a cell of a notebook has made."""
+    made = eval(text, {"__name__": "__main__"})
+    made.__module__ = "__main__"
+    return made
+
+
+def _served() -> Any:
+    with running_bundle(SimpleNamespace(path=Path("nowhere"), digest="sha256:0", golden={})):  # type: ignore[arg-type]
+        yield
+
+
 @pytest.mark.usefixtures("project")
-@each_of(FEATURES, GATES, EXPORTS)
+@each_of(FEATURES, GATES, EXPORTS, AROUND)
 def test_it_is_refused(wrong: Wrong) -> None:
     check(wrong)

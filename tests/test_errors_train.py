@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -14,16 +16,19 @@ import pytest
 from notebooks import make_notebook
 from provoked import Wrong, check, each_of, settings, without_module, written
 
+from notebook_to_prod import errors
 from notebook_to_prod.deprecation import Deprecation, parse_deprecation
 from notebook_to_prod.errors import (
     CheckError,
     DataError,
     DependencyError,
     InputError,
+    KernelDiedError,
     LockMismatchError,
     NotebookError,
     NotFoundError,
     ParameterError,
+    RunError,
     RunTimeoutError,
     ServerError,
     StoreError,
@@ -42,10 +47,11 @@ from notebook_to_prod.project import (
 from notebook_to_prod.train.adopt.adopt import adopt
 from notebook_to_prod.train.check.config import read_config
 from notebook_to_prod.train.check.verdict import require_clean
-from notebook_to_prod.train.data import find_format, load
-from notebook_to_prod.train.datasets import checkout, collect_garbage, find_dataset
+from notebook_to_prod.train.data import _parquet_footer, find_format, load
+from notebook_to_prod.train.datasets import _whole, checkout, collect_garbage, find_dataset
 from notebook_to_prod.train.diff import compare_tables
 from notebook_to_prod.train.dvc import fetch, find_output
+from notebook_to_prod.train.engine import _attempt_of
 from notebook_to_prod.train.environment import seed_everything, thread_count
 from notebook_to_prod.train.git_setup import git_install, working_tree
 from notebook_to_prod.train.lockfile import compile_requirements, find_lockfile, lock_project, require_locked
@@ -56,10 +62,10 @@ from notebook_to_prod.train.parameters import check_parameters, combined_sets, r
 from notebook_to_prod.train.record import find_run, read_record
 from notebook_to_prod.train.run import run_notebook
 from notebook_to_prod.train.scraps import decode, encode
-from notebook_to_prod.train.snapshot import keep_file, verify_blob, write_blob
+from notebook_to_prod.train.snapshot import keep_file, keep_stream, verify_blob, write_blob
 from notebook_to_prod.train.source import find_parts
 from notebook_to_prod.train.sql import query_table, sql_name
-from notebook_to_prod.train.sweep import run_sweep
+from notebook_to_prod.train.sweep import _outcome, _run_set, run_sweep
 from notebook_to_prod.train.tracking import tracking_errors
 
 # The project
@@ -925,7 +931,112 @@ def test_a_file_of_dvc_of_another_form_tracks_nothing(content: str) -> None:
     assert find_output(tracked_by_dvc(content)) is None
 
 
+# What a run and a sweep tell of in place of raising
+
+
+def told(error: dict[str, Any] | None) -> None:
+    """Raise what an outcome says."""
+    assert error is not None
+    raise getattr(errors, error["type"])(error["what"], where=error["where"], remedy=error["remedy"])
+
+
+def failing() -> Any:
+    raise MemoryError("no space")
+
+
+def unexpected() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("notebook_to_prod.train.sweep.run_notebook", lambda *some, **more: failing())
+        return _run_set(open_store(), "train.ipynb", {}, {})
+
+
+def kept_as(content: bytes) -> str:
+    return keep_stream(open_store(), io.BytesIO(content), "rows.parquet").digest
+
+
+class Unreadable(io.RawIOBase):
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        raise OSError("input/output error")
+
+
+OUTCOMES = {
+    "a set that fails unexpectedly": Wrong(
+        lambda: told(unexpected().error),
+        RunError,
+        "unexpected MemoryError: no space",
+        "train.ipynb",
+        "run this set alone",
+    ),
+    "a worker that is gone": Wrong(
+        lambda: told(_outcome(SimpleNamespace(result=failing), {}).error),
+        KernelDiedError,
+        "the worker is gone: MemoryError",
+        "worker",
+        "fewer --workers",
+    ),
+    "a notebook without code in papermill": Wrong(
+        lambda: _attempt_of(json.loads(make_notebook(Path("a.ipynb"), {}).read_text()), "a.ipynb"),
+        NotebookError,
+        "no code cells",
+        "a.ipynb",
+        "add cells",
+    ),
+    "a snapshot that a list names": Wrong(
+        lambda: _whole(open_store(), "sha256:00"),
+        NotFoundError,
+        "the snapshot is not in the store",
+        "sha256:00",
+        "n2p data list",
+    ),
+    "two snapshots of one beginning": Wrong(
+        lambda: two_alike(), NotFoundError, "fits 2 snapshots", "data", "more of the digest"
+    ),
+    "a footer that is none": Wrong(
+        lambda: _parquet_footer(open_store(), kept_as(b"a"), "rows.parquet"),
+        DataError,
+        "cannot be read as parquet",
+        "rows.parquet",
+        "its suffix",
+    ),
+    "a file that cannot be read on": Wrong(
+        lambda: keep_stream(open_store(), Unreadable(), "rows.csv"),
+        DataError,
+        "the file cannot be read: input/output error",
+        "rows.csv",
+        "the disk",
+    ),  # type: ignore[arg-type]
+    "Dask that is not installed": Wrong(
+        lambda: without_module("distributed", lambda: run_sweep(notebook(), [{}], dask="local")),
+        DependencyError,
+        "Dask is not installed",
+        "--dask",
+        "pip install",
+    ),
+}
+
+
+def test_a_file_that_changes_is_not_kept(project: Any) -> None:
+    with pytest.raises(DataError, match="the file changed while it was read") as caught:
+        keep_stream(open_store(), io.BytesIO(b"a"), "rows.csv", lambda: False)
+    assert (caught.value.where, caught.value.remedy) == ("rows.csv", "load it again when nothing writes to it")
+    assert not [*(open_store().data / "blobs").rglob("*.zst")], "nothing is left of it"
+
+
+def two_alike() -> Any:
+    """Find what begins like two snapshots."""
+    for number in range(2):
+        loaded(f"rows{number}.csv", f"a\n{number}\n")
+    from notebook_to_prod.train import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_SHORTEST", 0)
+        return find_dataset(open_store(), "sha256:")
+
+
 @pytest.mark.usefixtures("project")
-@each_of(PROJECT, NOTEBOOKS, DATA, AROUND)
+@each_of(PROJECT, NOTEBOOKS, DATA, AROUND, OUTCOMES)
 def test_it_is_refused(wrong: Wrong) -> None:
     check(wrong)

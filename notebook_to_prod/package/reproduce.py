@@ -96,7 +96,7 @@ def recorded_question(record: RunRecord) -> Question:
     notebook = read_notebook(record.input_notebook)
     if notebook.digest != record.spec.notebook:
         raise InputError("the stored notebook is not the one that ran", where=str(record.input_notebook), remedy="restore the store from a backup")
-    closure = {path: (record.code_folder / path).read_bytes() for path in record.code}
+    closure = {path: (record.code_folder / path).read_bytes() for path in record.code if (record.code_folder / path).is_file()}
     given = {name: decode(value) for name, value in record.spec.parameters.items()}
     question = Question(notebook, given, closure, record.threads or 1, {})
     if question.code != record.code:
