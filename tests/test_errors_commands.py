@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -35,7 +38,9 @@ from notebook_to_prod.release.score import declared_evidence
 from notebook_to_prod.release.stages import read_stages
 from notebook_to_prod.release.webhook import read_webhooks
 from notebook_to_prod.scaffold.new import _learnable, check_project_name, git, new_project, read_record, read_table
-from notebook_to_prod.scaffold.template import find_template, notebook_text, read_templates
+from notebook_to_prod.scaffold.template import Answers, find_template, notebook_text, read_templates, render
+from notebook_to_prod.scaffold.upgrade import Change, Upgrade, _present, _wanted, plan_upgrade
+from notebook_to_prod.ui.app import _version_number, change_approval
 from notebook_to_prod.ui.door import own_token, require_loopback
 from notebook_to_prod.ui.released import ask_server, attempt
 from notebook_to_prod.ui.rendered import render_notebook
@@ -518,8 +523,88 @@ UI = {
 }
 
 
+# Projects that are upgraded, and forms
+
+
+def project_made() -> Path:
+    made()
+    return Path("flights").resolve()
+
+
+def of_the_future() -> Any:
+    path = next(each for each in project_made().rglob("*.json") if "template_version" in each.read_text("utf-8"))
+    content = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(content | {"template_version": 999}), "utf-8")
+    return plan_upgrade(Path("flights"))
+
+
+def cut_short() -> Any:
+    path = next(each for each in project_made().rglob("*.json") if "template_version" in each.read_text("utf-8"))
+    path.write_text("{", "utf-8")
+    return plan_upgrade(Path("flights"))
+
+
+def linked() -> Any:
+    Path("notes.md").symlink_to("/etc/hostname")
+    return _present(Path.cwd(), "notes.md")
+
+
+def changed_meanwhile() -> Any:
+    written("notes.md", "mine")
+    return _wanted(Upgrade(Path.cwd(), 1, 2, (Change("notes.md", "written", b"before", b"after"),), (), None))  # type: ignore[arg-type]
+
+
+def wrong_mark() -> Any:
+    template = find_template("regression")
+    written("templates/common/a.jinja", "<< nothing >>")
+    Path("templates/regression").mkdir(parents=True)
+    return render(
+        replace(template, folder=Path("templates").resolve()), Answers("a", "regression", "y", "rows.csv", "3.11", "1")
+    )
+
+
+FORMS = {
+    "a record that is cut short": Wrong(
+        cut_short, InputError, "the record of the template cannot be read", "flights", "from version control"
+    ),
+    "a project of newer templates": Wrong(
+        of_the_future, InputError, "from version 999 of the templates", "flights", ""
+    ),
+    "a file that leads out of the project": Wrong(
+        linked, InputError, "this is no file of the project any more", "notes.md", "upgrade again"
+    ),
+    "a file that changes meanwhile": Wrong(
+        changed_meanwhile, InputError, "the file changed while the upgrade was decided", "notes.md", "upgrade again"
+    ),
+    "a template with a wrong mark": Wrong(
+        wrong_mark, InputError, "the template cannot be rendered: 'nothing' is undefined", "a.jinja", "<< name >>"
+    ),
+    "a form without a version": Wrong(
+        lambda: _version_number({"version": "two"}),
+        InputError,
+        "'two' is no version",
+        "version",
+        "the form of the page",
+    ),
+    "a form that does nothing": Wrong(
+        lambda: change_approval(desk(), {"action": "applaud", "version": "1", "stage": "production"}),
+        InputError,
+        "'applaud' is nothing that can be done",
+        "action",
+        "use one of approve",
+    ),
+}
+
+
+def desk() -> Any:
+    from notebook_to_prod.release.registry import Registry
+
+    store = open_store()
+    return SimpleNamespace(store=store, registry=Registry(store))
+
+
 @pytest.mark.usefixtures("project")
-@each_of(COMMANDS, JUPYTER, SCAFFOLD, UI)
+@each_of(COMMANDS, JUPYTER, SCAFFOLD, UI, FORMS)
 def test_it_is_refused(wrong: Wrong) -> None:
     check(wrong)
 

@@ -18,9 +18,9 @@ from notebook_to_prod.serve.access.known import AccessSettings
 from notebook_to_prod.serve.access.tls import Tls
 from notebook_to_prod.serve.configure import configure
 from notebook_to_prod.serve.demo import _ask, run_demo
-from notebook_to_prod.serve.export.folder import read_state
+from notebook_to_prod.serve.export.folder import _text, read_state
 from notebook_to_prod.serve.features import FeatureSettings
-from notebook_to_prod.serve.log.compact import ParquetTarget, SqlTarget, _alone
+from notebook_to_prod.serve.log.compact import ParquetTarget, SqlTarget, _alone, _reached
 from notebook_to_prod.serve.log.request_log import LogSettings, _check_columns
 from notebook_to_prod.serve.observe.dashboard import DashboardSettings
 from notebook_to_prod.serve.observe.journal import LoggingSettings
@@ -641,7 +641,46 @@ def test_secrets_in_settings_are_not_shown(project: Any) -> None:
     assert "hunter2" not in str(check(ACCESS["a key in place of its digest"]))
 
 
+# Where a log goes
+
+
+def reached(error: Exception) -> None:
+    with _reached("s3://ann:hunter2@bucket/log"):
+        raise error
+
+
+LOGS = {
+    "a log whose package is not there": Wrong(
+        lambda: reached(ImportError("Install s3fs to access S3")),
+        DependencyError,
+        "Install s3fs",
+        "s3://***@bucket/log",
+        "install what it names",
+    ),
+    "a log where nobody may write": Wrong(
+        lambda: reached(PermissionError("denied")),
+        StoreError,
+        "the log cannot be kept there: denied",
+        "s3://***@bucket/log",
+        "who may write there",
+    ),
+    "a log in a database without its driver": Wrong(
+        lambda: SqlTarget("mysql+mysqldb://h/db"), DependencyError, "the driver is missing", "'to'", "pip install"
+    ),
+    "a log in a database that does not answer": Wrong(
+        lambda: SqlTarget("postgresql+psycopg://ann:hunter2@127.0.0.1:1/db").read(None, None),
+        StoreError,
+        "the database refuses",
+        "ann:***@127.0.0.1:1",
+        "check that it runs",
+    ),
+    "a text of an export that is lost": Wrong(
+        lambda: _text(Path("service"), "sha256:0"), InputError, "missing or damaged", "service", "from version control"
+    ),
+}
+
+
 @pytest.mark.usefixtures("project")
-@each_of(ACCESS, PARTS)
+@each_of(ACCESS, PARTS, LOGS)
 def test_it_is_refused(wrong: Wrong) -> None:
     check(wrong)
