@@ -1,6 +1,6 @@
 # Every task of the project. Needs make, a Python with venv, and a package index for the first `make setup`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage check readme docs lock clean
+.PHONY: help setup demo test coverage errors check readme docs lock clean
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -58,6 +58,12 @@ coverage: setup ## Run the tests and list the modules with lines that none of th
 	-@$(RUN) coverage run -m pytest -q -n 2 --dist loadfile
 	@$(RUN) coverage combine -q
 	@$(RUN) coverage report
+
+errors: setup ## Run the tests and list the places that make an error of ours and that none of them comes to
+	@rm -f .errors
+	-@$(RUN) N2P_TEST_ERRORS="$(abspath .errors)" pytest -q -n 2 --dist loadfile
+	@$(BIN)/python tests/raised.py .errors
+	@rm -f .errors
 
 check: setup ## Export, clean and render; fail if that changed or added a file; then test
 	$(say) "nbdev-export"

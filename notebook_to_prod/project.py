@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,10 @@ def unknown_setting(key: str, known: Collection[str], where: str) -> InputError:
     return InputError(f"unknown setting '{key}'{did_you_mean(key, known)}", where=where, remedy=f"the settings are {', '.join(known)}")
 
 
-def refuse_unknown(table: Iterable[str], known: Collection[str], where: str) -> None:
-    "Raise `InputError` for the first setting of a table that there is not: passed over, a misspelt one would ask nothing."
+def refuse_unknown(table: Any, known: Collection[str], where: str) -> None:
+    "Raise `InputError` for the first setting of a table that there is not, passed over a misspelt one would ask nothing; and for what is no table."
+    if not isinstance(table, Mapping):
+        raise InputError("this is not a table", where=where, remedy="write settings as lines below it")
     for name in table:
         if name not in known:
             raise unknown_setting(name, known, where)
@@ -113,11 +115,13 @@ def project_settings(
     if not path.is_file():
         return {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("n2p", {})
-    except (OSError, ValueError, AttributeError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"the configuration cannot be read: {error}", where=str(path), remedy="correct the file") from error
-    if not isinstance(table, dict):
-        raise InputError("[tool.n2p] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
+    for name in ("tool", "tool.n2p"):
+        table = table.get(name.rpartition(".")[2], {})
+        if not isinstance(table, dict):
+            raise InputError(f"[{name}] is not a table", where=str(path), remedy="write settings as lines below [tool.n2p]")
     refuse_unknown(table, SETTINGS, f"{path}, [tool.n2p]")
     return table
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from notebooks import SETTINGS, Project, make_project, once, run_ridges
+from raised import record
 
 # As `n2p` itself does, see `notebook_to_prod.cli.app.main`: making its grammar takes seconds of every process of pytest.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -17,6 +18,8 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 # The same examples on every machine, however slow it is.
 settings.register_profile("n2p", deadline=None, derandomize=True, database=None)
 settings.load_profile("n2p")
+
+record()
 
 
 def pytest_configure(config: pytest.Config) -> None:

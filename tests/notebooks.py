@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from filelock import FileLock
+from raised import variables as recorded
 
 from notebook_to_prod.cli.app import main
 
@@ -153,7 +154,7 @@ class Project:
     def environment(self, variables: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(CLEARED)}
         ours = {"IPYTHONDIR": str(self.folder / ".ipython"), "COLUMNS": "120", **SETTINGS}
-        return kept | ours | self.variables | variables
+        return kept | ours | recorded() | self.variables | variables
 
     def start(
         self, command: str, *arguments: str | Path, cwd: Path | None = None, **variables: str

@@ -14,6 +14,7 @@ import papermill.execute  # noqa: F401
 import pyarrow.parquet  # noqa: F401
 import sklearn.ensemble
 import sklearn.pipeline  # noqa: F401
+from raised import record
 
 import notebook_to_prod.cli
 import notebook_to_prod.package
@@ -30,3 +31,5 @@ for minor in range(6):
 
 mlflow_tables.install()
 mlflow_tables.empty_tables()
+
+record()

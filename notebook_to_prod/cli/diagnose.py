@@ -81,9 +81,11 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
     """
     from notebook_to_prod.errors import InputError
     from notebook_to_prod.project import find_project, open_store, project_settings
+    from notebook_to_prod.watch.rules import project_rules
 
     if len(metrics) > 2:
         raise InputError(f"{len(metrics)} scrapes are given", where="--metrics", remedy="give one, or two with the earlier one first")
+    project_rules()  # raises if the table is none
     store, settings = open_store(), project_settings().get("watch", {})
     folder = Path(name)
     served = (folder / "app.py").is_file()

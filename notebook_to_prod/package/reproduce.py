@@ -95,7 +95,7 @@ def recorded_question(record: RunRecord) -> Question:
     notebook = read_notebook(record.input_notebook)
     if notebook.digest != record.spec.notebook:
         raise InputError("the stored notebook is not the one that ran", where=str(record.input_notebook), remedy="restore the store from a backup")
-    closure = {path: (record.code_folder / path).read_bytes() for path in record.code}
+    closure = {path: (record.code_folder / path).read_bytes() for path in record.code if (record.code_folder / path).is_file()}
     given = {name: decode(value) for name, value in record.spec.parameters.items()}
     question = Question(notebook, given, closure, record.threads or 1, {})
     if question.code != record.code:
@@ -160,7 +160,9 @@ def _replay_elsewhere(store: Store, record: RunRecord, interpreter: Path) -> Run
         done = subprocess.run(command, env=clean_variables(), cwd=folder, capture_output=True, text=True, check=False)
         said = json.loads(answer.read_text()) if answer.exists() else {"what": " ".join(done.stderr.split())[-400:]}
     if "run_id" not in said or "error" in said:
-        raise RunError(said.get("error", said)["what"], where=f"run {record.run_id} in its own environment", run_id=said.get("run_id", ""))
+        error = said.get("error", said)
+        remedy = error.get("remedy") or f"see whether it runs in the environment that is here: n2p reproduce {record.run_id}"
+        raise RunError(error["what"] or "the process ended without a word", where=f"run {record.run_id} in its own environment", remedy=remedy, run_id=said.get("run_id", ""))
     return read_record(store.runs / said["run_id"])
 
 

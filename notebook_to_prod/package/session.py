@@ -52,9 +52,9 @@ class Run(Displayed):
         "Record a number under `name`, in the notebook and in MLflow; returns it as a float; raises `DataError` if it is no number."
         try:
             number = float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(
-                f"a metric is a number, not {type(value).__name__}", where=f"metric '{name}'", remedy="record one number at a time"
+                f"a metric is a number that a float holds, not {type(value).__name__}", where=f"metric '{name}'", remedy="record one number at a time"
             ) from error
         if not isinstance(name, str) or not name.strip():
             raise DataError("a metric needs a name", where=f"run.metric({name!r}, ...)", remedy="give a text that is not empty")

@@ -82,7 +82,9 @@ def trusted_libraries() -> frozenset[str]:
         listed = project_settings().get("trusted", [])
     except InputError:
         listed = []
-    return frozenset(named | {str(name) for name in listed if isinstance(listed, list)})
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise InputError(f"trusted is {listed!r}", where="pyproject.toml, [tool.n2p]", remedy='write a list of names: trusted = ["LIBRARY"]')
+    return frozenset(named | {*listed})
 
 
 def refusal(

@@ -232,8 +232,10 @@ def declared_evidence(project: Path) -> dict[str, Evidence]:
     "What `[tool.n2p.score]` declares, by the key of the test; raises `InputError` on what is misspelt."
     found = project_settings(project).get("score", {})
     where = f"{project / 'pyproject.toml'}, [tool.n2p.score]"
+    if not isinstance(found, dict):
+        raise InputError("score is not a table", where=where, remedy='write [tool.n2p.score.KEY], and below it by = "Ada" and evidence = "reviews/privacy.md"')
     told = {}
-    for key, each in found.items() if isinstance(found, dict) else ():
+    for key, each in found.items():
         if key not in KEYS:
             raise InputError(f"there is no test '{key}'{did_you_mean(key, KEYS)}", where=where, remedy=f"the tests are {', '.join(KEYS)}")
         if not isinstance(each, Mapping) or not all(isinstance(each.get(name), str) and each[name] for name in ("by", "evidence")):

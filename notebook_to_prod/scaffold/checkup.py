@@ -349,7 +349,7 @@ def check_bundles(store: Store, deep: bool) -> Iterator[Finding]:
             if deep:
                 open_bundle(path, f"sha256:{path.name}")
             elif not (path / "manifest.json").is_file():
-                raise StoreError("it has no manifest", where=str(path))
+                raise StoreError("it has no manifest", where=str(path), remedy="restore it")
         except N2PError as error:
             wrong += 1
             yield Finding(FIX, f"bundle {path.name[:12]} is damaged: {error.what}", f"restore {shlex.quote(str(path))} from a backup, or remove it and run its notebook again with --force")

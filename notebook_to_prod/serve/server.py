@@ -50,7 +50,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         bound.close()
         reason, remedy = _REASONS.get(getattr(error, "errno", None) or 0, (f"cannot be used: {error}", "use --host 127.0.0.1 and a port from 1024 to 65535"))
         raise ServerError(f"the address {reason}", where=f"{host}:{port}", remedy=remedy) from error

@@ -88,4 +88,8 @@ def project_log(store: Store, model: str) -> LogSettings:
 
 def serving_settings(store: Store, model: str) -> dict[str, Any]:
     "`[tool.n2p.serve]` of this project for a model, with every path whole; raises `InputError`."
-    return place_settings(project_settings().get("serve", {}), find_project(), store.predictions(model), model)
+    root = find_project()
+    settings = project_settings(root).get("serve", {})
+    if not isinstance(settings, Mapping):
+        raise InputError("serve is not a table", where=f"{root / 'pyproject.toml'}, [tool.n2p.serve]", remedy="write settings as lines below [tool.n2p.serve.security] and the like")
+    return place_settings(settings, root, store.predictions(model), model)

@@ -71,17 +71,22 @@ def _entries(tracked: Path, root: Path) -> Iterator[tuple[Path, dict[str, Any]]]
             yield from _at(tracked, file, content.get("wdir", "."), content.get("outs"))
     for folder in tracked.parents:
         if (folder / "dvc.lock").is_file():
-            declared = _yaml(folder / "dvc.yaml").get("stages") or {}
-            for name, stage in (_yaml(folder / "dvc.lock").get("stages") or {}).items():
-                wdir = (declared.get(name) or {}).get("wdir", ".")
-                yield from _at(tracked, folder / "dvc.lock", wdir, (stage or {}).get("outs"))
+            declared = _mapping(_yaml(folder / "dvc.yaml").get("stages"))
+            for name, stage in _mapping(_yaml(folder / "dvc.lock").get("stages")).items():
+                wdir = _mapping(declared.get(name)).get("wdir", ".")
+                yield from _at(tracked, folder / "dvc.lock", wdir, _mapping(stage).get("outs"))
         if folder == root:
             return
 
 
-def _at(tracked: Path, file: Path, wdir: str, outs: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
-    for entry in outs or ():
-        if Path(os.path.normpath(file.parent / wdir / str(entry.get("path")))) == tracked:
+def _mapping(value: Any) -> dict[str, Any]:
+    "What a file of another form has in its place tracks nothing."
+    return value if isinstance(value, dict) else {}
+
+
+def _at(tracked: Path, file: Path, wdir: Any, outs: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    for entry in outs if isinstance(outs, list) else ():
+        if isinstance(entry, dict) and Path(os.path.normpath(file.parent / str(wdir) / str(entry.get("path")))) == tracked:
             yield file, entry
 
 

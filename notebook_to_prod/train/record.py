@@ -168,7 +168,7 @@ def read_record(folder: Path) -> RunRecord:
         content["metrics"] = {name: float(value) for name, value in content["metrics"].items()}
         known = {"host": ""} | {name: value for name, value in content.items() if name in _RECORD_FIELDS}
         return RunRecord(**known | {"folder": str(folder)} | _moved(folder, content.get("bundle")))
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise StoreError("the record of a run is damaged", where=str(path), remedy="run the notebook again") from error
 
 

@@ -148,7 +148,7 @@ def _decode_scientific(kind: str, value: dict[str, Any]) -> Any:
                 return frame
             column = frame["values"].rename(decode(value["name"]))
             return column if value["kind"] == "Series" else pd.Index(column)
-    raise DataError(f"unknown scrap type '{kind}'", remedy="read it with the version of notebook_to_prod that wrote it")
+    raise DataError(f"unknown scrap type '{kind}'", where=f"'{_TYPE}' of a scrap", remedy="read it with the version of notebook_to_prod that wrote it")
 
 # %% ../../nbs/train/00_scraps.ipynb #plain
 def plain(value: Any) -> Any:

@@ -124,6 +124,13 @@ def _file_system(source: str, storage_options: Mapping[str, Any]) -> tuple[Any, 
         raise DependencyError(f"reading {protocol}:// needs a package", where=public_address(source), remedy=f"pip install {package}") from error
     except ValueError as error:
         raise DataError(f"there is no file system '{protocol}://'", where=public_address(source), remedy="check the beginning of the address") from error
+    except Exception as error:  # noqa: BLE001 - whatever it raises that connects at once
+        raise _unanswered(error, public_address(source)) from error
+
+
+def _unanswered(error: Exception, name: str) -> ServerError:
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ServerError(f"the file system does not answer: {said}", where=name, remedy="check the address, the rights and the network")
 
 
 def find_parts(
@@ -146,8 +153,7 @@ def find_parts(
     except N2PError:
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ServerError(f"the file system does not answer: {said}", where=name, remedy="check the address, the rights and the network") from error
+        raise _unanswered(error, name) from error
 
 
 def _remote(source: str, file_system: Any, path: str) -> list[Part]:
@@ -283,8 +289,7 @@ def _keep_remote(store: Store, source: str, name: str, storage_options: Mapping[
     except N2PError:
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ServerError(f"the file system does not answer: {said}", where=name, remedy="check the address, the rights and the network") from error
+        raise _unanswered(error, name) from error
     return Kept(_snapshot(store, kept), _one_format(parts, name))
 
 

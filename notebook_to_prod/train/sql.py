@@ -181,7 +181,7 @@ def connected(source: str, name: str, create: bool = False) -> Iterator[Engine]:
     except exc.NoSuchTableError as error:
         raise DataError(f"there is no table '{error}'", where=name, remedy="check the name; write schema.table if it is not in the default schema") from error
     except exc.SQLAlchemyError as error:
-        said = str(getattr(error, "orig", None) or error).strip().replace(url.password or "\0", "***").splitlines()[0]
+        said = str(getattr(error, "orig", None) or error).strip().replace(url.password or "\0", "***").partition("\n")[0] or type(error).__name__
         if isinstance(error, exc.OperationalError | exc.InterfaceError) and url.get_backend_name() != "sqlite":
             raise ServerError(f"the database does not answer: {said}", where=name, remedy="check that it runs, the address and the password") from error
         raise DataError(f"the database refuses: {said}", where=name, remedy="check the query and its parameters") from error

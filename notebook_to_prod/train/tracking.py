@@ -52,7 +52,7 @@ def tracking_errors(store: Store) -> Iterator[None]:
             raise
         raise DependencyError("the driver of PostgreSQL is not installed", where=address(store), remedy="pip install 'notebook-to-prod[postgres]'") from error
     except (MlflowException, RequestException, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = masked(str(error).strip().splitlines()[0])[:300]
+        reason = masked((str(error).strip() or type(error).__name__).splitlines()[0])[:300]
         remedy = "start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the project"
         if store.environment:
             remedy = f"start the server or database that [tool.n2p.environments.{store.environment}] names, or correct the address there"

@@ -213,7 +213,7 @@ class Desk:
             self.begin(name, look, mark)
         found = [attempt(partial(self.kept, name, look, _GLANCE, mark)) for name, look in looks.items()]
         slow = sum(isinstance(problem, StoreError) for _, problem in found)
-        late = StoreError(f"{slow} other store{'s' if slow > 1 else ''} did not answer yet", remedy="wait: the page shows what is there when it is")
+        late = StoreError(f"{slow} other store{'s' if slow > 1 else ''} did not answer yet", where=", ".join(looks), remedy="wait: the page shows what is there when it is")
         return [each for each, _ in found if each], [each for each in (wrong, late if slow else None) if each]
 
     def versions_of(self, bundle: str) -> list[ModelVersion]:

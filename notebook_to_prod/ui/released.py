@@ -43,7 +43,7 @@ def attempt(make: Callable[[], Made]) -> tuple[Made | None, N2PError | None]:
     except N2PError as error:
         return None, error
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, OSError) as error:
-        return None, StoreError(f"a record is damaged: {type(error).__name__}: {error}", remedy="restore the file from a backup, or delete it")
+        return None, StoreError(f"a record is damaged: {type(error).__name__}: {error}", where=str(getattr(error, "filename", None) or "the store"), remedy="restore the file from a backup, or delete it")
 
 # %% ../../nbs/ui/04_released.ipynb #models
 @dataclass(frozen=True)
@@ -302,7 +302,7 @@ def _model_count(store: Store) -> int:
         return len(ask_server(uri, "registered-models/search", max_results="1000").get("registered_models", ()))
     found = ask_database(uri, "select count(*) from registered_models", _SHORT)
     if found is None:
-        raise StoreError("its registry cannot be read now", remedy="open it to see why")
+        raise StoreError("its registry cannot be read now", where=masked(uri), remedy="open it to see why")
     return int(found[0][0]) if found else 0
 
 

@@ -50,9 +50,16 @@ class Signal:
         try:
             found = cls(**content)
             datetime.fromisoformat(found.moment)
+            found._check()
         except (TypeError, ValueError) as error:
             raise InputError(f"this is no signal: {error}", where=where, remedy=f"write an object with {', '.join(each.name for each in fields(cls))}") from error
         return found
+
+    def _check(self) -> None:
+        for each in fields(self):
+            value, numeric = getattr(self, each.name), each.name == "value"
+            if not isinstance(value, bool if each.name == "fired" else int | float | None if numeric else str) or (numeric and isinstance(value, bool)):
+                raise TypeError(f"{each.name} is {value!r}")
 
 # %% ../../nbs/watch/50_alerts.ipynb #rule
 SEVERITIES = ("info", "warning", "critical")

@@ -210,7 +210,7 @@ class Work:
             return None
         try:
             return Manifest.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError("the manifest of the batch cannot be read", where=str(path), remedy="begin anew with --force") from error
 
     def begin(self) -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import BundleError, DataError
+from ..errors import DataError, StoreError
 from ..package.schema import Schema
 from ..project import store_errors, temporary_prefix
 from ..train.data import Format
@@ -302,7 +302,7 @@ class _Compact:
             self.place += 1
             count = head >> 4 if head >> 4 < 15 else self.number()
             return head & 15, [self.read(head & 15, True) for _ in range(count)]
-        raise BundleError(f"a footer has a field of type {kind}", where="Parquet", remedy="report this: it is a mistake of this package")
+        raise ValueError(f"a footer has a field of type {kind}")
 
     def fields(self) -> list[Field]:
         found: list[Field] = []
@@ -365,14 +365,17 @@ def _moved(fields: list[Field], places: Sequence[int], by: int) -> None:
             each[2] += by
 
 
-def _footer(file: BinaryIO) -> tuple[list[Field], int]:
-    "The fields of a footer, and where it begins."
-    file.seek(-8, os.SEEK_END)
-    size, mark = struct.unpack("<I4s", file.read(8))
-    start = file.seek(-8 - size, os.SEEK_END)
-    if mark != _MARK:
-        raise BundleError("a part is no Parquet file", where="Parquet", remedy="run the batch again with --force")
-    return _Compact(file.read(size)).fields(), start
+def _footer(file: BinaryIO, path: Path) -> tuple[list[Field], int]:
+    "The fields of a footer, and where it begins; raises `StoreError`."
+    try:
+        file.seek(-8, os.SEEK_END)
+        size, mark = struct.unpack("<I4s", file.read(8))
+        start = file.seek(-8 - size, os.SEEK_END)
+        if mark != _MARK:
+            raise ValueError("the mark at its end is missing")
+        return _Compact(file.read(size)).fields(), start
+    except (OSError, ValueError, IndexError, struct.error) as error:
+        raise StoreError(f"a part is no Parquet file: {error}", where=str(path), remedy="run the batch again with --force") from error
 
 
 def join_parquet(parts: Sequence[Path], file: BinaryIO) -> None:
@@ -381,7 +384,7 @@ def join_parquet(parts: Sequence[Path], file: BinaryIO) -> None:
     joined: list[Field] = []
     for path in parts:
         with path.open("rb") as part:
-            fields, end = _footer(part)
+            fields, end = _footer(part, path)
             found = {each[0]: each for each in fields}
             by = file.tell() - len(_MARK)
             for group in found[_GROUPS][2][1]:
@@ -395,7 +398,7 @@ def join_parquet(parts: Sequence[Path], file: BinaryIO) -> None:
             continue
         known = {each[0]: each for each in joined}
         if known[_SCHEMA] != found[_SCHEMA]:
-            raise BundleError("the parts have different schemas", where=str(path), remedy="run the batch again with --force")
+            raise StoreError("the parts have different schemas", where=str(path), remedy="run the batch again with --force")
         known[_ROWS][2] += found[_ROWS][2]
         kind, groups = known[_GROUPS][2]
         known[_GROUPS][2] = (_STRUCT if found[_GROUPS][2][1] else kind, [*groups, *found[_GROUPS][2][1]])

@@ -119,10 +119,11 @@ def find_owner(
 ) -> tuple[str, Built | None]:  # Empty if nobody is named; and where a view builds it
     "Who owns a column, and the cell of the view that builds it."
     with contextlib.suppress(N2PError, OSError):
+        views = project_features(project).views
         for named in project_settings(project).get("features", {}).get("definitions", ()):
             path = project / named
             sources = notebook_sources(path) if path.suffix == ".ipynb" else [(named, path.read_text(encoding="utf-8"))]
-            for view in project_features(project).views:
+            for view in views:
                 own = [each for each in sources if f"def {view.function.__name__}(" in each[1]]
                 built = find_built(column, own)
                 if own and (column in view.owners or column in view.types or (built is not None and not built.loaded)):

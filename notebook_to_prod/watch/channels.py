@@ -82,7 +82,7 @@ def _channel(name: str, table: Mapping[str, Any]) -> Channel:
 def _check(key: str, value: Any, where: str) -> None:
     if key in ("port", "timeout"):
         if isinstance(value, bool) or not isinstance(value, int if key == "port" else int | float) or not 0 < value < 65_536:
-            raise InputError(f"{key} is {value!r}", where=where, remedy="write a number")
+            raise InputError(f"{key} is {value!r}", where=where, remedy="write a number from 1 to 65535" if key == "port" else "write a number of seconds")
     elif key == "to":
         if not (isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(each, str) for each in value))):
             raise InputError(f"to is {value!r}", where=where, remedy='write to = ["ann@example.org"]')

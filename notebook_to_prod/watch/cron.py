@@ -45,9 +45,9 @@ class _Field(NamedTuple):
         if slash and not (step.isascii() and step.isdecimal() and int(step) > 0):
             raise InputError(f"'{text}' of the {self.name} has no step", where="--every", remedy="write steps as in */10")
         begin, dash, end = span.partition("-")
+        low, high = (self.first, self.last) if span == "*" else (self.number(begin), self.number(end if dash else begin))
         if span != "*" and slash and not dash:
             raise InputError(f"'{text}' of the {self.name} is read in two ways", where="--every", remedy=f"write {span}-{self.last}/{step}")
-        low, high = (self.first, self.last) if span == "*" else (self.number(begin), self.number(end if dash else begin))
         if low > high:
             raise InputError(f"'{span}' of the {self.name} ends before it begins", where="--every", remedy=f"write {low}-{self.last},{self.first}-{high}")
         found = range(low, high + 1, int(step) if slash else 1)

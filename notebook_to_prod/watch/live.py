@@ -5,6 +5,9 @@
 # %% ../../nbs/watch/10_live.ipynb #imports
 from __future__ import annotations
 
+import lzma
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -241,15 +244,18 @@ def watchable(
     return replace(rules, ignore=(*rules.ignore, *absent, *secret), slices=slices), tuple(notes)
 
 # %% ../../nbs/watch/10_live.ipynb #table
-def read_file(path: Path) -> pd.DataFrame:
+def read_file(
+    path: Path,
+    **options: Any,  # Of the function of pandas that reads that kind
+) -> pd.DataFrame:
     "A table from Parquet, CSV (compressed too), JSON lines or Excel, by the name of the file; raises `DataError`."
     import pandas as pd
 
-    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": lambda each: pd.read_json(each, lines=True), ".json": pd.read_json, ".xlsx": pd.read_excel}
+    readers = {".parquet": pd.read_parquet, ".csv": pd.read_csv, ".jsonl": lambda each, **more: pd.read_json(each, lines=True, **more), ".json": pd.read_json, ".xlsx": pd.read_excel}
     kind = next((suffix for suffix in reversed(path.suffixes) if suffix in readers), ".parquet" if path.is_dir() else "")
     if not kind:
         raise DataError("the kind of the file is unknown", where=str(path), remedy=f"give a file that ends in {', '.join(readers)}")
     try:
-        return readers[kind](path)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return readers[kind](path, **options)
+    except (OSError, EOFError, ValueError, KeyError, ImportError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise DataError(f"the table cannot be read: {error}", where=str(path), remedy="give a table of one line a row, with names") from error

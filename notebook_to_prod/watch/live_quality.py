@@ -39,13 +39,11 @@ def read_label_file(
     needed: Sequence[str] = ("id", "label"),  # Columns
 ) -> pd.DataFrame:
     "A table of labels; raises `DataError`."
+    import numpy as np
     import pandas as pd
 
     if ".csv" in path.suffixes:
-        try:
-            found = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            raise DataError(f"the labels cannot be read: {error}", where=str(path), remedy="give a file in CSV and UTF-8") from error
+        found = read_file(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     else:
         found = read_file(path)
     found.columns = found.columns.map(str)
@@ -54,7 +52,7 @@ def read_label_file(
         raise DataError(f"the file has no column '{lacking[0]}'", where=str(path), remedy="the columns are id, label and, if you like, row and time")
     if "row" in found.columns:
         rows = pd.to_numeric(found["row"].replace("", "0"), errors="coerce")
-        if rows.isna().any() or (rows != rows.round()).any():
+        if not np.isfinite(rows).all() or (rows != rows.round()).any():
             raise DataError("a row is no whole number", where=f"{path}, column 'row'", remedy="number the rows of a request from 0 on")
         found = found.assign(row=rows.astype(int))
     return found
@@ -62,9 +60,7 @@ def read_label_file(
 
 def read_group_file(path: Path) -> pd.DataFrame:
     "A table of sensitive attributes, with id; raises `DataError`."
-    import pandas as pd
-
-    found = pd.read_csv(path, dtype={"id": str}, encoding="utf-8-sig") if ".csv" in path.suffixes else read_file(path)
+    found = read_file(path, dtype={"id": str}, encoding="utf-8-sig") if ".csv" in path.suffixes else read_file(path)
     if "id" not in found.columns:
         raise DataError("the file has no column 'id'", where=str(path), remedy="the columns are id, the attributes and, if you like, row")
     return found

@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def ask_services(urls: Iterable[str], seconds: float = 5.0) -> dict[str, dict[st
             asked = urllib.request.Request(f"{url.rstrip('/')}/rollout", headers={"x-api-key": key} if (key := os.environ.get("N2P_API_KEY")) else {})
             with urllib.request.urlopen(asked, timeout=seconds) as answer:
                 found |= {str(each["process"]): each for each in json.load(answer)["reports"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             raise ServerError(f"the service does not tell its counters: {error}", where=url, remedy="see that it runs, and follows its alias") from error
     return found
 

@@ -78,7 +78,7 @@ class Rules:
     @classmethod
     def from_table(cls, table: Mapping[str, Any], where: str = _WHERE) -> Rules:
         "Read a table of settings; raises `InputError` on what is misspelt, of another type or out of range."
-        refuse_unknown([name for name in table if name not in ROOMS], [each.name for each in fields(cls)], where)
+        refuse_unknown(table, [*(each.name for each in fields(cls)), *ROOMS], where)
         defaults, found = cls(), {}
         for name, (least, most) in {"minimum": (1, 1e9), "persist": (1, 1_000), "of": (1, 1_000), "sample": (4, 100_000), "seed": (0, 2**31)}.items():
             found[name] = read_number(table, name, getattr(defaults, name), where, least, most, whole=True)

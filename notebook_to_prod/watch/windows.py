@@ -23,6 +23,8 @@ __all__ = ['Length', 'Window', 'cut', 'Slice', 'slices_of', 'slices_without']
 _LENGTH = re.compile(r"(\d+)\s*([mhdw]?)")
 _SECONDS = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _MONDAY = 4 * 86_400  # 5 January 1970
+_MOST_ROWS, _MOST_SECONDS = 2**53, 100 * 366 * 86_400
+_MOST_ROWS, _MOST_SECONDS = 2**53, 100 * 366 * 86_400
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Length:
         "Read `1d` or `1000`; raises `InputError`."
         found = _LENGTH.fullmatch(text.strip())
         number = int(found[1]) if found else 0
-        if not found or not number:
+        if not found or not 0 < number <= _MOST_ROWS or (found[2] and number * _SECONDS[found[2]] > _MOST_SECONDS):
             raise InputError(f"'{text}' is no length of a window", where=where, remedy="write a span such as 1d, 6h or 2w, or a number of rows such as 1000")
         return cls(seconds=number * _SECONDS[found[2]]) if found[2] else cls(rows=number)
 

@@ -443,6 +443,6 @@ def from_bytes(content: bytes) -> Plan:
         steps = [(STEPS[name](**{key: decode(value, arrays) for key, value in made.items()}), tuple(inputs)) for name, inputs, made in read["steps"]]
         return Plan(Schema.from_dict(read["schema"]), steps, read["ends"], read["classes"], read["width"], read.get("stepwise", "the plan is from before rows had functions"))
     except ImportError as error:
-        raise DependencyError(f"a step of the plan needs what is not installed: {error}", remedy="install the versions in the bundle's requirements.lock") from error
+        raise DependencyError(f"a step of the plan needs what is not installed: {error}", where="plan.json", remedy="install the versions in the bundle's requirements.lock") from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, IndexError) as error:
         raise BundleError(f"the plan cannot be read: {error}", where="plan", remedy="export the pipeline again") from error

@@ -34,9 +34,9 @@ def load_views(
     if file.suffix == ".ipynb":
         notebook = read_notebook(file)
         made = exported_module([Source(f"cell '{cell.id}'", cell.source) for cell in notebook.cells if cell.kind == "code"])
-        text = "" if made is None else made.source
+        text: str | bytes = "" if made is None else made.source
     elif file.is_file():
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
     else:
         raise NotFoundError("there is no such file", where=str(file), remedy="correct definitions below [tool.n2p.features]")
     module = types.ModuleType(file.stem)

@@ -25,6 +25,7 @@ __all__ = ['read_span', 'shown_span', 'nanoseconds', 'moments_of', 'Feature', 'j
 # %% ../../../nbs/package/features/00_definition.ipynb #moments
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
 _UNITS = {"s": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400, "day": 86_400, "w": 604_800, "week": 604_800}
+_MOST = 1000 * 366 * 86_400  # Seconds
 
 
 def read_span(
@@ -35,7 +36,8 @@ def read_span(
     if isinstance(value, str):
         found = [(float(number), unit if unit in _UNITS else unit.removesuffix("s")) for number, unit in _SPAN.findall(value.lower())]
         whole = bool(found) and not _SPAN.sub("", value.lower()).strip() and all(unit in _UNITS for _, unit in found)
-        value = timedelta(seconds=sum(number * _UNITS[unit] for number, unit in found)) if whole else timedelta(-1)
+        seconds = sum(number * _UNITS[unit] for number, unit in found) if whole else -1.0
+        value = timedelta(seconds=seconds) if seconds < _MOST else timedelta(-1)
     if not isinstance(value, timedelta) or value < timedelta(0):
         raise InputError("this is no span of time", where=where, remedy='write it as in "2 days", "90 min" or "1 h 30 min"')
     return value

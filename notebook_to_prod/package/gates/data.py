@@ -38,7 +38,13 @@ class Expectations:
         "The same for pandera; raises `InputError` on a check that it does not have."
         import pandera.pandas as pa
 
-        return pa.DataFrameSchema({name: _pandera_column(name, asked) for name, asked in self.columns.items()})
+        made = {}
+        for name, asked in self.columns.items():
+            try:
+                made[name] = _pandera_column(name, asked)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise InputError(f"what is expected cannot be read: {error}", where=f"column '{name}'", remedy=f"write {', '.join(_KNOWN)} with their values") from error
+        return pa.DataFrameSchema(made)
 
     def _repr_markdown_(self) -> str:
         rows = "".join(f"| {name} | {', '.join(f'{key} {value}' for key, value in asked.items())} |\n" for name, asked in self.columns.items())
@@ -107,7 +113,7 @@ def read_expectations(path: Path) -> Expectations:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Expectations(content["columns"], float(content.get("unexpected", 0.0)))
+        return Expectations(dict(content["columns"]), float(content.get("unexpected", 0.0)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         remedy = "write a file to start from: n2p gate BUNDLE --write-expectations FILE"
         raise InputError(f"the expectations cannot be read: {' '.join(str(error).split())}", where=str(path), remedy=remedy) from error

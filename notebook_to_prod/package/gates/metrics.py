@@ -280,7 +280,7 @@ def asked_metrics(policy: Policy) -> list[Asked]:
         wish = wish if isinstance(wish, Mapping) else {"max" if name.endswith(_LOSSES) and not name.startswith("neg_") else "min": wish}
         limits = {key: wish[key] for key in ("min", "max") if key in wish}
         metric = find_metric(name, {key: value for key, value in wish.items() if key not in limits})
-        if not limits or any(isinstance(value, bool) or not isinstance(value, int | float) for value in limits.values()):
+        if not limits or any(isinstance(value, bool) or not isinstance(value, int | float) or value != value for value in limits.values()):
             raise InputError(f"'{name}' needs a number", where="policy, quality, metrics", remedy=f"write {name} = 0.8, or {{min = 0.8}} or {{max = 12}}")
         found += [Asked(metric, float(value), key == "min") for key, value in limits.items()]
     return found

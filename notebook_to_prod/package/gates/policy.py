@@ -198,8 +198,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     wanted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}.get(hint, (object,))
     if not isinstance(value, wanted) or (hint in (int, float) and isinstance(value, bool)):
         raise InputError(f"{hint.__name__} is needed, not {value!r}", where=where, remedy="see the defaults: n2p gate --show-policy")
-    if hint in (int, float) and value < 0 and not where.endswith("champion_margin"):
-        raise InputError(f"{value!r} is below zero", where=where, remedy="give a number from 0 on")
+    if hint in (int, float) and not (value >= 0 or (value < 0 and where.endswith("champion_margin"))):
+        raise InputError(f"{value!r} is {'below zero' if value < 0 else 'no number'}", where=where, remedy="give a number from 0 on")
     return float(value) if hint is float else value
 
 # %% ../../../nbs/package/gates/01_policy.ipynb #read-policy
@@ -217,8 +217,18 @@ def read_policy(
     where = str(path)
     shared = path.name == "pyproject.toml" or (isinstance(content, dict) and not content.keys().isdisjoint(("tool", "gates")))
     if path.suffix == ".toml" and shared:  # else a section without its prefix would be passed over, and nothing asked
-        content, where = content.get("tool", {}).get("n2p", {}).get("gates", content.get("gates", {})), f"{path}, [tool.n2p.gates]"
+        content, where = _section(content), f"{path}, [tool.n2p.gates]"
     return replace(make_policy(content or {}, where), folder=str(path.parent))
+
+
+def _section(content: Mapping[str, Any]) -> Any:
+    "What stands below `[tool.n2p.gates]`, or below `[gates]`."
+    found: Any = content
+    for name in ("tool", "n2p", "gates"):
+        if not isinstance(found, Mapping):
+            return found  # which is no table, as it is said then
+        found = found.get(name, {} if name != "gates" else content.get("gates", {}))
+    return found
 
 
 def _yaml(text: str) -> Any:

@@ -231,6 +231,6 @@ def read_reports(
         try:
             with store_errors(path):
                 found.append(Report.from_dict(json.loads(path.read_text(encoding="utf-8"))))
-        except (ValueError, KeyError, TypeError, InputError) as error:
-            raise StoreError(f"a report is damaged: {error}", where=str(path), remedy="delete the file, then gate the bundle again: n2p gate BUNDLE") from error
+        except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
+            raise StoreError(f"a report is damaged: {error.what if isinstance(error, InputError) else error}", where=str(path), remedy="delete the file, then gate the bundle again: n2p gate BUNDLE") from error
     return sorted(found, key=lambda each: each.made, reverse=True)

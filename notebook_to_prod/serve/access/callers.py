@@ -158,9 +158,9 @@ def _end(text: str) -> str:
             end = datetime.now(UTC) + timedelta(hours=int(found[1]) * _HOURS[found[2]])
         else:
             parsed = datetime.fromisoformat(text.strip())
-            end = parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
+            end = parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)
     except (ValueError, OverflowError) as error:
         raise InputError(f"'{text}' is no end of a key", where="--expires", remedy='write a span such as "90 days", or a date such as 2027-01-31') from error
     if end.timestamp() <= time.time():
         raise InputError(f"'{text}' is over", where="--expires", remedy="name a moment to come")
-    return end.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return end.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,7 +74,10 @@ def _words(key: str, value: Any, where: str) -> tuple[str, ...]:
 
 
 def _check_address(address: str, where: str) -> None:
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:
+        raise InputError(f"this is no address: {error}", where=f"{where} {address}", remedy="write https://HOST/PATH") from error
     if parts.scheme == "http" and not _is_here(parts.hostname or ""):
         raise InputError("keys would be fetched without encryption, so anybody on the way could give others", where=f"{where} {address}", remedy="write https://")
 
@@ -99,12 +103,12 @@ _LIMIT, _PATIENCE = 1_048_576, 5.0  # Bytes, seconds
 
 def fetch_keys(issuer: Issuer) -> dict[str | None, Any]:
     "The issuer's public keys by their ids; raises `ServerError` if they cannot be had."
-    address = issuer.jwks or _read(f"{issuer.issuer.rstrip('/')}/.well-known/openid-configuration").get("jwks_uri", "")
+    address = issuer.jwks or str(_read(f"{issuer.issuer.rstrip('/')}/.well-known/openid-configuration").get("jwks_uri", ""))
     _check_address(address, "jwks_uri")
     jwt = _pyjwt()
     try:
         found = jwt.PyJWKSet.from_dict(_read(address)).keys
-    except jwt.PyJWTError as error:
+    except (jwt.PyJWTError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ServerError(f"the issuer's keys are none: {error}", where=address, remedy="name its JSON Web Key Set as jwks") from error
     return {key.key_id: key for key in found if key.public_key_use in (None, "sig")}
 
@@ -117,7 +121,7 @@ def _read(address: str) -> dict[str, Any]:
         else:
             data = Path(address).read_bytes()
         found = json.loads(data)
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise ServerError(f"the issuer's keys cannot be read: {error}", where=address or "jwks", remedy="correct jwks, or see that the issuer answers") from error
     if not isinstance(found, dict):
         raise ServerError("the issuer's keys are no object of JSON", where=address, remedy="name its JSON Web Key Set as jwks")

@@ -94,11 +94,18 @@ def _checked_without(value: Any, where: str) -> bool:
     return value
 
 
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and f"{parts.scheme}://{parts.netloc}" == text
+
+
 def _checked_origins(value: Any, where: str) -> tuple[str, ...]:
-    for each in value if isinstance(value, list) else [None]:
-        parts = urlsplit(each) if isinstance(each, str) else None
-        if each != "*" and not (parts and parts.scheme in ("http", "https") and parts.netloc and f"{parts.scheme}://{parts.netloc}" == each):
-            raise InputError(f"cors has {each!r}, which is no origin", where=where, remedy='write cors = ["https://app.example.com"], without a path')
+    for each in value if isinstance(value, list) else [value]:
+        if not isinstance(value, list) or (each != "*" and not (isinstance(each, str) and _is_origin(each))):
+            raise InputError(f"cors has {each!r}, which is no origin", where=where, remedy='write a list such as cors = ["https://app.example.com"], without a path')
     return tuple(value)
 
 # %% ../../../nbs/serve/access/03_known.ipynb #known

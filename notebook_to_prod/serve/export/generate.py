@@ -194,8 +194,8 @@ def export_service(
     "Write a service into `folder`, or bring the one there up to date; raises `InputError` if the folder holds something else."
     target = Path(folder).expanduser().resolve()
     state = read_state(target)
-    if state and state["model"] != predictor.name and not force:
-        raise InputError(f"the folder holds the service of the model '{state['model']}'", where=str(target), remedy="name another folder, or give --force")
+    if state and (model := state.get("model", predictor.name)) != predictor.name and not force:
+        raise InputError(f"the folder holds the service of the model '{model}'", where=str(target), remedy="name another folder, or give --force")
     lock = service_lock(predictor, hashes)
     texts = {"service.toml": settings_text().encode(), "requirements.lock": lock.encode(), "Dockerfile": _dockerfile(predictor.bundle.metadata["python"], hashes).encode()}
     made = {"n2p": notebook_to_prod.__version__, **predictor.identity}

@@ -140,7 +140,8 @@ class ParquetTarget:
 
 
 @contextlib.contextmanager
-def _reached(uri: str) -> Iterator[None]:
+def _reached(address: str) -> Iterator[None]:
+    uri = re.sub(r"(://)[^@/\s]+@", r"\1***@", address)
     try:
         yield
     except ImportError as error:
@@ -221,7 +222,7 @@ class SqlTarget:
         except ArgumentError as error:
             raise StoreError("the address of the database cannot be read", where=shown, remedy="write postgresql+psycopg://USER:$PASSWORD@HOST/DATABASE") from error
         except SQLAlchemyError as error:
-            reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+            reason = str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__
             raise StoreError(f"the database refuses: {reason}", where=shown, remedy="check that it runs, and that the user may create tables and write") from error
 
     def put(self, entries: Entries) -> None:

@@ -194,7 +194,7 @@ def _secret(value: Any, where: str) -> str:
 
 
 _READERS: dict[str, Callable[[Any, str], Any]] = {
-    **{"folder": lambda value, where: Path(expanded(str(value), where)).expanduser(), "enabled": _flag, "sample": _number, "redact": _names, "hash": _names, "salt": _secret},
+    **{"folder": lambda value, where: Path(expanded(str(value) if isinstance(value, Path) else value, where)).expanduser(), "enabled": _flag, "sample": _number, "redact": _names, "hash": _names, "salt": _secret},
     **{"on_error": _policy, "segment_size": _bytes, "segment_age": _seconds, "to": expanded, "retention": _days, "columns": _rules},
 }
 

@@ -187,7 +187,7 @@ def _blame(stages: list[tuple[str, Draft]], expected: Execution, files: dict[str
             skipped.update({f"{each.kind}:{each.cell_id}": wrong for each in new})
             return
         before |= set(draft.done)
-    raise N2PError("the notebook does otherwise each time it is run", where=stages[0][1].notebook.path.name, remedy="seed what n2p check names, and adopt it again")
+    raise NotebookError("the notebook does otherwise each time it is run", where=stages[0][1].notebook.path.name, remedy="seed what n2p check names, and adopt it again")
 
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #marks
 def marked(notebook: Notebook, todos: tuple[Todo, ...]) -> Notebook:
