@@ -122,6 +122,32 @@ def test_production_is_entered_through_the_gates(
     assert "gates overridden" in lines and "ten rows are all there are" in lines
 
 
+def test_who_watches_a_rollout_is_told_once_that_its_last_step_is_refused(
+    trained: Project, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.folder)
+    register(registry, "overruled")
+    registry.promote("overruled", 1)
+    policy, outcomes = trained.folder / "pyproject.toml", trained.folder / "outcomes.csv"
+    skipped = '["data", "robustness", "fairness", "explain", "serving"]'
+    policy.write_text(f"[tool.n2p.gates]\nskip = {skipped}\n")
+    outcomes.write_text("version,value\n" + "1,0\n2,1\n" * 200)
+    try:
+        start = ("rollout", "start", "overruled", "2", "--ab", "50%", "--override", "--reason", "a trial")
+        started = trained.n2p(*start, N2P_REQUIRE_GATE="1")
+        assert started.code == 0 and "n2p rollout advance overruled --override" in started.stderr, started
+        watch = ("rollout", "watch", "overruled", "--every", "0.1 s", "--outcomes", outcomes, "--json")
+        refused = trained.n2p(*watch, N2P_REQUIRE_GATE="1")
+    finally:
+        policy.write_text("")
+    assert refused.code == 1 and "the gates of production say no" in refused.error["what"], refused
+    assert "n2p rollout advance overruled --override --reason" in refused.error["remedy"]
+    refusals = [event for event in registry.history("overruled") if event.action == "gate-failed"]
+    assert len(refusals) == 1 and registry.aliased("overruled", "production") == 1
+    advance = trained.n2p("rollout", "advance", "overruled", "--override", "--reason", "a trial", N2P_REQUIRE_GATE="1")
+    assert advance.code == 0 and registry.aliased("overruled", "production") == 2, advance
+
+
 def test_what_a_version_was_promoted_against() -> None:
     def event(action: str, **details: Any) -> Event:
         alias = None if action == "override" else "production"

@@ -95,7 +95,10 @@ def start(terminal: Terminal, name: str, version: int, canary: str | None, shado
         raise InputError("--canary is one step, --steps are all", where="--steps", remedy="leave --canary out")
     kind = "shadow" if shadow else "ab" if ab is not None else "canary"
     told = parse_steps(ab or steps or canary or "10%", "--ab" if ab else "--canary" if canary else "--steps")
-    return _shown(start_rollout(_registry(), name, version, kind, told, parse_period(every), None, reason, unsealed, override, terminal.note, tuple(map(parse_challenger, also))))
+    made = start_rollout(_registry(), name, version, kind, told, parse_period(every), None, reason, unsealed, override, terminal.note, tuple(map(parse_challenger, also)))
+    if override:
+        terminal.note(f"overruled for the start alone: the last step asks again, and n2p rollout advance {shlex.quote(name)} --override --reason TEXT overrules it")
+    return _shown(made)
 
 
 @command("status")
@@ -179,6 +182,7 @@ def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str
     registry, settings, seconds, told = _registry(), rollout_settings(), parse_period(every), ""
     watched = running_rollout(registry, name)
     logged = _logged(registry, name, settings)
+    refusals = _refusals(registry, watched)
     while True:
         try:
             found, decision = look(registry, name, settings, urls, outcomes, logged)
@@ -189,12 +193,22 @@ def watch(terminal: Terminal, name: str, every: str, once: bool, urls: tuple[str
                 return _decided(done)
         except NotFoundError:  # somebody else has ended it
             return _decided(ended_decision(registry, watched))
-        except (UnavailableError, VerdictError) as error:  # asked again: a registry that is away, or a gate that says no
+        except (UnavailableError, VerdictError) as error:  # asked again: a registry that is away, or people who may still approve
             if once:
                 raise
+            if _refusals(registry, watched) > refusals:  # the same gates would say the same again
+                remedy = f"overrule them: n2p rollout advance {shlex.quote(name)} --override --reason TEXT; or end it: n2p rollout abort {shlex.quote(name)}"
+                raise VerdictError(error.what, where=error.where, remedy=remedy) from error
             if str(error) != told:
                 terminal.note(told := str(error))
         time.sleep(seconds)
+
+
+def _refusals(registry: Any, watched: Any) -> int:
+    "How often gates have said no to the versions of a rollout."
+    from notebook_to_prod.release.audit import read_events
+
+    return sum(each.action == "gate-failed" and each.version in watched.versions for each in read_events(registry.store, watched.name))
 
 
 def _decided(done: "Decision") -> Result:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['register', 'sign', 'new_alias', 'promoting', 'promote', 'keep_refusal', 'locked_events', 'alias_path', 'overruled',
-           'Drill', 'drill_rollback', 'rollback', 'retire', 'archive']
+__all__ = ['register', 'sign', 'new_alias', 'promoting', 'promote', 'require_approved', 'keep_refusal', 'locked_events',
+           'alias_path', 'overruled', 'Drill', 'drill_rollback', 'rollback', 'retire', 'archive']
 
 # %% ../../nbs/release/09_moves.ipynb #register
 def register(registry: Versions, record: RunRecord, name: str, variant: Bundle | None = None, origin: Origin | None = None) -> ModelVersion:
@@ -170,9 +170,7 @@ def promote(
     before = registry.aliased(name, alias)
     if before == version:
         return None
-    if stage_rules(alias).asks_people:
-        with _ready(registry, name):
-            _approved(registry, target, alias, who, override, reason)  # before anything that takes long
+    require_approved(registry, target, alias, who, override, reason)  # before anything that takes long
     sealed = _sealed(registry, target, not unsealed and seal_required(), progress)
     champion = lambda: None if before is None else registry.bundle(registry.read(name, before))  # noqa: E731 - only asked if there are gates
     passed = pass_gates(registry.store, registry.bundle(target), alias, champion, override, progress, partial(keep_refusal, registry, target, alias, who))
@@ -184,6 +182,13 @@ def promote(
         _living(registry.read(name, version))
         details = {"unsealed": not sealed, "gates": passed.gates, "verdicts": passed.verdicts, "origin": origin} | _approved(registry, target, alias, who, override, reason)
         return _move(registry, "promote", target, who, alias, before, reason, **details)
+
+
+def require_approved(registry: Versions, version: ModelVersion, alias: str, who: Identity, override: bool = False, reason: str | None = None) -> None:
+    "Raise `VerdictError` if a stage asks for approvals of a version that are missing, with the request for them on record."
+    if stage_rules(alias).asks_people:
+        with _ready(registry, version.name):
+            _approved(registry, version, alias, who, override, reason)
 
 
 def keep_refusal(registry: Versions, version: ModelVersion, alias: str, who: Identity, report: Report) -> Event:

@@ -21,7 +21,7 @@ from .announce import announcing
 from .audit import Event
 from .change import ROLLOUT, make_change, recover, registry_lock
 from .gated import Passed, pass_gates
-from .moves import keep_refusal, promote, promoting
+from .moves import keep_refusal, promote, promoting, require_approved
 from .people import Identity, acting
 from .rows import model_tags
 from .versions import ModelVersion, Versions, check_name
@@ -298,6 +298,8 @@ def advance_rollout(
         raise VerdictError(f"'{name}' is version {live} now, and the rollout began beside version {before.base}", where=f"{name}@{before.alias}", remedy=f"end it, and start again: n2p rollout abort {shlex.quote(name)}")
     if before.step + 1 < len(before.steps) and before.steps[before.step + 1] < 100:
         return _change(registry, before, replace(before, step=before.step + 1, moved=now(), seen=seen), who, None, reason)
+    if live != chosen:
+        require_approved(registry, registry.read(name, chosen), before.alias, who, override, reason)  # before the history tells of a promotion
     claimed = before if before.state == PROMOTING else _change(registry, before, replace(before, state=PROMOTING, moved=now(), winner=chosen), who, None, reason)
     try:
         promote(registry, name, chosen, before.alias, "; ".join(filter(None, (before.told, reason))), unsealed, override, progress)
