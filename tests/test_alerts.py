@@ -18,7 +18,15 @@ from notebooks import Project
 
 from notebook_to_prod.errors import InputError, StoreError
 from notebook_to_prod.project import Store
-from notebook_to_prod.watch.alert_book import deliver, raise_signals, read_book, read_history, read_signals, silence
+from notebook_to_prod.watch.alert_book import (
+    deliver,
+    raise_signals,
+    read_book,
+    read_history,
+    read_signals,
+    silence,
+    told_of,
+)
 from notebook_to_prod.watch.alerts import FIRING, RESOLVED, Alert, Notice, Rule, Signal, observe, read_rules
 from notebook_to_prod.watch.channels import message_text, read_channels, send
 
@@ -268,6 +276,21 @@ def test_a_damaged_book_is_told_and_kept(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="book of alerts"):
         raise_signals(store, shifted(1), [RULE], {})
     assert len(path.read_text()) == 20
+
+
+def test_what_a_silence_keeps_back_is_said_and_what_was_always_quiet_is_no_history(project: Project) -> None:
+    store = Store(project.home)
+    quiet = raise_signals(store, shifted(1, value=0.01), [RULE], {})
+    assert quiet == [] and read_history(store) == [] and told_of(store, quiet) == "nothing new"
+    silence(store, 7_200, "ann", "moved")
+    kept = raise_signals(store, shifted(2, 3), [RULE], {})
+    assert kept == [] and "1 that fires is kept back by a silence" in told_of(store, kept)
+    assert "kept back by a silence" in project.n2p("alerts", "list").stdout
+    (listed,) = json.loads(project.n2p("alerts", "list", "--json").stdout)["alerts"]
+    assert listed["silenced"] is True
+    raise_signals(store, shifted(4, 5, 6, value=0.01), [RULE], {})
+    shown = project.n2p("alerts", "history", "--last", "1").stdout
+    assert "2 changes: --last 3" in shown and "resolved" in shown and RULE.name in shown
 
 
 # The command

@@ -47,15 +47,16 @@ def list_(terminal: Terminal, every: bool) -> Result:
     Example: n2p alerts list
     """
     from notebook_to_prod.project import open_store
-    from notebook_to_prod.watch.alert_book import read_book
+    from notebook_to_prod.watch.alert_book import kept_back, read_book
     from notebook_to_prod.watch.alerts import RESOLVED
 
     book = read_book(open_store())
+    hushed = {each.id for each in kept_back(book)}
     shown = sorted((each for each in book.alerts.values() if every or each.state != RESOLVED), key=lambda each: (each.state, each.since))
-    lines = [(each.id[:8], _told(each)) for each in shown]
+    lines = [(each.id[:8], _told(each) + ", kept back by a silence" * (each.id in hushed)) for each in shown]
     lines += [("silence", f"{each.id} until {each.until[:16]}: {each.rule}, {each.model}, {each.subject} by {each.by}: {each.reason}") for each in book.silences]
     lines += [("waiting", f"{each.notice['title']}, to {each.channel}: {each.problem or 'not tried yet'} ({each.attempts} attempts)") for each in book.letters]
-    data = book.to_dict() | {"alerts": [each.to_dict() | {"id": each.id} for each in shown]}
+    data = book.to_dict() | {"alerts": [each.to_dict() | {"id": each.id, "silenced": each.id in hushed} for each in shown]}
     return Result(data, lines or [("alerts", "none")])
 
 # %% ../../nbs/cli/04f_alerts.ipynb #silence
@@ -216,8 +217,10 @@ def history(terminal: Terminal, last: int) -> Result:
     from notebook_to_prod.project import open_store
     from notebook_to_prod.watch.alert_book import read_history
 
-    found = read_history(open_store())[-last:]
-    return Result({"history": found}, [(str(each["time"])[:16], _change(each)) for each in found] or [("history", "none")])
+    every = read_history(open_store())
+    found = every[-last:]
+    older = [("older", f"{len(every) - len(found)} changes: --last {len(every)} shows them, too")] if len(every) > len(found) else []
+    return Result({"history": found}, [*older, *((str(each["time"])[:16], _change(each)) for each in found)] or [("history", "none")])
 
 
 def _change(line: dict[str, Any]) -> str:
@@ -228,7 +231,8 @@ def _change(line: dict[str, Any]) -> str:
     if "given_up" in line:
         return f"given up, to {line['channel']}: {line['title']} ({line['problem']})"
     by = f" by {line['by']}: {line['reason']}" if "by" in line else ""
-    return f"{line['state']}: {line['rule']}, {line['model']} {line['subject']}{by}"
+    what = " ".join(filter(None, (line["model"], line["subject"])))
+    return f"{line['state']}: {line['rule']}, {what} ({line['about']} {line['measure']}){by}"
 
 
 for _command in (list_, silence, hear, resolve, deliver, test, backtest, history):

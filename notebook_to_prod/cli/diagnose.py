@@ -281,7 +281,7 @@ def _print(told: _Told) -> None:
 
 def _alert(terminal: Terminal, store: "Store", told: _Told) -> str:
     "Observe what was found, and tell who is to be told."
-    from notebook_to_prod.watch.alert_book import deliver, raise_signals
+    from notebook_to_prod.watch.alert_book import deliver, raise_signals, told_of
     from notebook_to_prod.watch.alerts import read_rules
     from notebook_to_prod.watch.channels import read_channels
 
@@ -291,4 +291,4 @@ def _alert(terminal: Terminal, store: "Store", told: _Told) -> str:
     for problem in sent.problems:
         terminal.note(f"warning: {problem}")
     told.data["alerts"] = {"told": [each.to_dict() for each in notices], "sent": sent.sent, "waiting": sent.waiting}
-    return "; ".join(each.title for each in notices) or "nothing new"
+    return told_of(store, notices)

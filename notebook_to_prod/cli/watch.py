@@ -151,7 +151,7 @@ def _window(asked: str | None, rules: "Rules", observed: "Observed", data: Path 
 def _tell(terminal: Terminal, store: "Store", report: "DriftReport", live: "LiveQuality", observed: "Observed", data: dict[str, Any]) -> str:
     "Observe what was found, and tell who is to be told."
     from notebook_to_prod.train.record import now
-    from notebook_to_prod.watch.alert_book import deliver, raise_signals
+    from notebook_to_prod.watch.alert_book import deliver, raise_signals, told_of
     from notebook_to_prod.watch.alerts import read_rules
     from notebook_to_prod.watch.channels import read_channels
     from notebook_to_prod.watch.signals import drift_signals, fairness_signals, quality_signals
@@ -166,5 +166,4 @@ def _tell(terminal: Terminal, store: "Store", report: "DriftReport", live: "Live
     for problem in sent.problems:
         terminal.note(f"warning: {problem}")
     data["alerts"] = {"told": [each.to_dict() for each in notices], "sent": sent.sent, "waiting": sent.waiting, "problems": list(sent.problems)}
-    told = "; ".join(each.title for each in notices) or "nothing new"
-    return f"{told} ({sent.sent} messages sent, {sent.waiting} waiting{'' if channels else '; there are no [tool.n2p.channels]'})"
+    return f"{told_of(store, notices)} ({sent.sent} messages sent, {sent.waiting} waiting{'' if channels else '; there are no [tool.n2p.channels]'})"

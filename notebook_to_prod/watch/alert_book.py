@@ -20,12 +20,12 @@ from ..project import Store, append_json, did_you_mean, read_json_lines, store_e
 from ..release.outbox import backoff
 from ..release.people import read_people
 from ..train.record import now
-from .alerts import RESOLVED, Alert, Notice, Rule, Signal, Silence, observe
+from .alerts import FIRING, RESOLVED, Alert, Notice, Rule, Signal, Silence, observe
 from .channels import Channel, send
 
 # %% auto #0
-__all__ = ['Letter', 'Book', 'read_book', 'raise_signals', 'read_signals', 'Sent', 'notice_of', 'deliver', 'silence', 'unsilence',
-           'resolve', 'read_history']
+__all__ = ['Letter', 'Book', 'read_book', 'raise_signals', 'kept_back', 'told_of', 'read_signals', 'Sent', 'notice_of', 'deliver',
+           'silence', 'unsilence', 'resolve', 'read_history']
 
 # %% ../../nbs/watch/52_alert_book.ipynb #book
 _ATTEMPTS = 10  # Before a message is given up
@@ -107,8 +107,29 @@ def raise_signals(
             named = channels if "*" in notice.rule.to else notice.rule.to
             told = notice.to_dict() | {"rule_content": notice.rule.to_dict()}
             book.letters += [Letter(each, told) for each in named]
-        append_json(_folder(store) / "history.jsonl", *({"time": moment, "was": before[key].state if key in before else "", **alert.to_dict()} for key, alert in book.alerts.items() if key not in before or before[key].state != alert.state))
+        append_json(_folder(store) / "history.jsonl", *({"time": moment, "was": before[key].state if key in before else "", **alert.to_dict()} for key, alert in book.alerts.items() if _is_change(before.get(key), alert)))
     return notices
+
+
+def _is_change(before: Alert | None, after: Alert) -> bool:
+    "Whether there is something to write down; what was all right from its first look on is none."
+    return after.state != (before.state if before else RESOLVED)
+
+
+def kept_back(book: Book) -> list[Alert]:
+    "What fires, and is told to nobody as long as a silence lasts."
+    moment = now()
+    return [each for each in book.alerts.values() if each.state == FIRING and any(silence.covers(each, moment) for silence in book.silences)]
+
+
+def told_of(
+    store: Store,
+    notices: Sequence[Notice],  # Of `raise_signals`
+) -> str:
+    "What has become of alerts, in a line."
+    hushed = len(kept_back(read_book(store)))
+    told = "; ".join(each.title for each in notices) or "nothing new"
+    return told + (f"; {hushed} that fire{'s' * (hushed == 1)} {'is' if hushed == 1 else 'are'} kept back by a silence" if hushed else "")
 
 
 def _keep_signals(store: Store, signals: Sequence[Signal]) -> None:
