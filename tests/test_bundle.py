@@ -1470,3 +1470,11 @@ def test_any_flipped_byte_of_any_file_is_refused_before_unpickling(seed: int, ma
     path.chmod(0o644)
     path.write_bytes(data)
     assert_refused(marked.path, marked.digest, marker)
+
+
+def test_a_prediction_is_an_array_and_short_to_read() -> None:
+    said = Prediction([1.5, None, *range(10_000)], None)
+    assert np.asarray(said, dtype=float).shape == (10_002,) and len(repr(said)) < 200
+    with pytest.raises(NotFoundError) as error:
+        open_bundle("flights@production")
+    assert "n2p.Predictor('flights@production')" in (error.value.remedy or "")

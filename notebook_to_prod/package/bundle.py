@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import json
 import math
+import reprlib
 import shutil
 import sys
 import tempfile
@@ -221,7 +222,8 @@ def open_bundle(
     path = Path(path)
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise NotFoundError("this is not a bundle: it has no manifest.json", where=str(path), remedy="give the folder that `n2p run` printed")
+        registered = f"; for a registered model: n2p.Predictor({path.name!r})" if "@" in path.name else ""
+        raise NotFoundError("this is not a bundle: it has no manifest.json", where=str(path), remedy=f"give the folder that `n2p run` printed{registered}")
     found = digest_file(manifest_path)
     if digest is not None and found != digest:
         raise _damaged(f"the manifest is {found[:19]}, not {digest[:19]}", manifest_path)
@@ -379,6 +381,14 @@ class Prediction:
 
     predictions: list[Any]  # One a row; a list a row for several outputs
     probabilities: list[list[float]] | None = None  # One list a row, in the order of the classes
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        import numpy as np
+
+        return np.array(self.predictions, dtype=dtype)
+
+    def __repr__(self) -> str:
+        return f"Prediction(predictions={reprlib.repr(self.predictions)}, probabilities={reprlib.repr(self.probabilities)})"
 
 
 def predict(
