@@ -196,7 +196,7 @@ def refusal(
     times = sorted(datetime.fromisoformat(began) for each in states for began in (*each.earlier, each.began))
     if times and moment - times[-1] < settings.cooldown:
         last = max(states, key=lambda each: each.began)
-        return f"cooldown: the last one began {shown_span(moment - times[-1])} ago, less than {shown_span(settings.cooldown)} ({last.told})"
+        return f"cooldown: the last one began {shown_span(moment - times[-1])} ago, less than {shown_span(settings.cooldown)} ({last.told}{'; if it was cut short, the next call goes on with it' if last.goes_on else ''})"
     used = [each for each in times if moment - each < settings.per]
     if len(used) >= settings.budget:
         return f"budget: {len(used)} in {shown_span(settings.per)}, of {settings.budget}; the next may begin at {(used[-settings.budget] + settings.per).isoformat(timespec='minutes')}"
