@@ -36,6 +36,7 @@ from notebook_to_prod.package.compile.ends import Largest
 from notebook_to_prod.package.compile.numeric import Scale
 from notebook_to_prod.package.compile.parity import Parity, prove_parity
 from notebook_to_prod.package.compile.plan import Plan, columns_of, compile_pipeline
+from notebook_to_prod.package.compile.scorer import Scorer
 from notebook_to_prod.package.compile.step import Finite, NotCompiled, Refused, Step
 from notebook_to_prod.package.compile.trees import ENGINES, Forest, LeafSum, Single
 from notebook_to_prod.package.schema import infer_schema
@@ -429,6 +430,7 @@ def test_transformer_of_ones_own_stays_python(own: Any) -> None:
     pipeline.fit(table, targets(table)["two"])
     plan = proved(pipeline, table)
     assert plan.outside == ["columntransformer/own"]
+    assert "columntransformer/own stays Python" in Scorer(None, pipeline, plan).engine  # type: ignore[arg-type]  # no bundle is read
     with pytest.raises(BundleError, match="stays Python"):
         Plan.from_bytes(plan.to_bytes()).predict(columns_of(plan.schema, table))
     with pytest.raises(BundleError, match="has no"):

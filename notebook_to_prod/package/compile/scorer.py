@@ -43,7 +43,10 @@ class Scorer:
     @property
     def engine(self) -> str:
         "What answers, for people."
-        return "compiled plan" if self.plan is not None else f"the pipeline itself: {self.reason}"
+        if self.plan is None:
+            return f"the pipeline itself: {self.reason}"
+        outside = self.plan.outside
+        return "compiled plan" + (f"; {', '.join(outside)} {'stays' if len(outside) == 1 else 'stay'} Python, which is slower" if outside else "")
 
     def score(
         self,
