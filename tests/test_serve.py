@@ -472,6 +472,12 @@ def test_the_description_is_the_schema(classifier: Service) -> None:
         assert answer.json()["predictions"] == classifier.golden["predictions"][:count]
 
 
+@pytest.mark.parametrize("path", ["/predict", "/explain", "/invocations", "/v2/models/{model_name}/infer"])
+def test_the_description_names_every_status(classifier: Service, path: str) -> None:
+    document = classifier.client.get("/openapi.json").json()
+    assert {"200", "408", "413", "415", "500", "503", "504"} <= {*document["paths"][path]["post"]["responses"]}
+
+
 def test_the_description_shows_the_metrics_of_the_run(classifier: Service, trained: Project) -> None:
     said = classifier.client.get("/openapi.json").json()["info"]["description"]
     score = trained.record(run_id(trained, "five"))["metrics"]["score"]
