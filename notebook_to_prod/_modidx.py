@@ -5810,6 +5810,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'notebook_to_prod/serve/predictor.py'),
                                                   'notebook_to_prod.serve.predictor._compile': ( 'serve/predictor.html#_compile',
                                                                                                  'notebook_to_prod/serve/predictor.py'),
+                                                  'notebook_to_prod.serve.predictor._open_named': ( 'serve/predictor.html#_open_named',
+                                                                                                    'notebook_to_prod/serve/predictor.py'),
                                                   'notebook_to_prod.serve.predictor._prepare': ( 'serve/predictor.html#_prepare',
                                                                                                  'notebook_to_prod/serve/predictor.py'),
                                                   'notebook_to_prod.serve.predictor.compile_meanwhile': ( 'serve/predictor.html#compile_meanwhile',

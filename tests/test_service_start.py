@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 from pipelines import fitted
 from test_scorer import bundle_of
 
-from notebook_to_prod.package.bundle import Bundle
+from notebook_to_prod.package.bundle import Bundle, write_bundle
 from notebook_to_prod.serve.export.generate import export_service
 from notebook_to_prod.serve.predictor import load_predictor
 
@@ -45,3 +47,21 @@ def test_an_interrupt_ends_it_without_a_traceback(folder: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1] == "stopped" and "Traceback" not in said
+
+
+def test_an_export_that_could_not_merge_says_so_when_it_is_started(
+    folder: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    app = folder / "app.py"
+    app.write_text(re.sub(r"^BUNDLE = .*$", lambda found: f"{found[0]}  # ours", app.read_text(), flags=re.MULTILINE))
+    contents = {name: (bundle.path / name).read_bytes() for name in bundle.files}
+    contents["metadata.json"] = json.dumps({**json.loads(contents["metadata.json"]), "seed": 12345}).encode()
+    (tmp_path / "other").mkdir()
+    other = write_bundle(tmp_path / "other", contents)
+    report = export_service(load_predictor(other.path, name="flights", version="2"), folder, hashes=False)
+    assert report.paths("conflict") == ("app.py",)
+    process = begun(folder)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert bundle.digest[:19] in said and other.digest[:19] in said
+    assert re.search(r"merge \S*app\.py\.new into app\.py", said)
