@@ -6194,6 +6194,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'notebook_to_prod/serve/server.py'),
                                                'notebook_to_prod.serve.server._with_options': ( 'serve/server.html#_with_options',
                                                                                                 'notebook_to_prod/serve/server.py'),
+                                               'notebook_to_prod.serve.server.docs_url': ( 'serve/server.html#docs_url',
+                                                                                           'notebook_to_prod/serve/server.py'),
                                                'notebook_to_prod.serve.server.forkable': ( 'serve/server.html#forkable',
                                                                                            'notebook_to_prod/serve/server.py'),
                                                'notebook_to_prod.serve.server.open_apart': ( 'serve/server.html#open_apart',

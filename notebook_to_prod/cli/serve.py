@@ -86,16 +86,18 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     settings = serving_settings(open_store(), name)
     settings, previous = _previous(terminal, loaded[0], settings, workers > 1, source is not None)
 
+    described: list[str] = []
+
     def announce(url: str) -> None:
         lines = [
             ("serving", f"{identity['model']} version {identity['version']}, bundle {identity['bundle'][:19]}{'; it follows the alias' if source else ''}"),
             ("answers by", engine),
             ("url", f"{url}/predict"),
-            ("docs", f"{url}/docs (Ctrl-C stops the service)"),
+            ("docs", f"{described[0] or 'off'} (Ctrl-C stops the service)"),
         ]
         terminal.result(Result({"url": url, **identity}, lines))
 
-    serve_predictor(loaded.pop(), host, port, announce, workers, settings, source, without_authentication, certfile, keyfile, previous)
+    serve_predictor(loaded.pop(), host, port, announce, workers, settings, source, without_authentication, certfile, keyfile, previous, pages=described.append)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one
