@@ -49,6 +49,28 @@ def test_an_interrupt_ends_it_without_a_traceback(folder: Path) -> None:
     assert said.splitlines()[-1] == "stopped" and "Traceback" not in said
 
 
+def test_a_log_in_json_has_the_banner_and_the_warnings(folder: Path) -> None:
+    (folder / "service.toml").write_text('[logging]\nformat = "json"\n')
+    app = folder / "app.py"
+    app.write_text(
+        app.read_text().replace(
+            "    return load_predictor(", '    __import__("warnings").warn("old")\n    return load_predictor('
+        )
+    )
+    process = begun(folder)
+    assert process.stderr
+    said = []
+    while not said or not said[-1]["message"].startswith("running on http"):
+        said.append(json.loads(process.stderr.readline()))
+    process.send_signal(signal.SIGINT)
+    plain, _ = process.communicate(timeout=60)
+    assert plain == ""
+    assert said[-1]["level"] == "info"
+    assert [each["level"] for each in said if each["logger"] == "py.warnings" and "old" in each["message"]] == [
+        "warning"
+    ]
+
+
 def test_an_export_that_could_not_merge_says_so_when_it_is_started(
     folder: Path, bundle: Bundle, tmp_path: Path
 ) -> None:
