@@ -255,6 +255,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'notebook_to_prod/cli/predictions.py'),
                                                   'notebook_to_prod.cli.predictions._table': ( 'cli/predictions.html#_table',
                                                                                                'notebook_to_prod/cli/predictions.py'),
+                                                  'notebook_to_prod.cli.predictions._version': ( 'cli/predictions.html#_version',
+                                                                                                 'notebook_to_prod/cli/predictions.py'),
                                                   'notebook_to_prod.cli.predictions.compact': ( 'cli/predictions.html#compact',
                                                                                                 'notebook_to_prod/cli/predictions.py'),
                                                   'notebook_to_prod.cli.predictions.count': ( 'cli/predictions.html#count',

@@ -555,6 +555,9 @@ def test_what_was_answered_is_read_labelled_and_compacted(
     compacted = trained.n2p("predictions", "compact", "classes", "--json").json
     assert compacted["labels"] == 3 and compacted["waiting"] == 1  # the service still writes
     assert trained.n2p("predictions", "count", "classes", "--json").json == before
+    for of_version in ("classes@1", "classes@production"):
+        alone = trained.n2p("predictions", "count", of_version, "--json").json
+        assert (alone["predictions"], alone["labels_without_prediction"]) == (before["predictions"], None)
     assert "late" in trained.n2p("predictions", "show", "classes").stdout
     unknown = trained.n2p("predictions", "show", "clases", "--json")
     assert (unknown.code, unknown.error["type"]) == (2, "NotFoundError")
