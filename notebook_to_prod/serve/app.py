@@ -72,7 +72,7 @@ class Accepted(BaseModel):
     "What `/feedback` returns."
 
     accepted: int = Field(description="Labels that are in the log now")
-    pending: int = Field(description="Of these, labels of which the log has no prediction yet: it may be compacted, in the log of another replica, or never have been")
+    pending: int = Field(description="Of these, labels of which the log has no prediction yet, by id and row: it may be compacted, in the log of another replica, or never have been")
 
 
 class Explanation(BaseModel):
