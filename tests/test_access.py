@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ from notebook_to_prod.serve.access.callers import NewKey, new_key
 from notebook_to_prod.serve.access.guard import OPEN, caller_of, refuse_other_server, require
 from notebook_to_prod.serve.app import Application, create_app
 from notebook_to_prod.serve.predictor import load_predictor
-from notebook_to_prod.serve.server import open_apart
+from notebook_to_prod.serve.server import docs_url, open_apart
 from notebook_to_prod.serve.settings import read_settings
 
 SCRIPT = """
@@ -654,6 +655,18 @@ def test_administration_answers_on_its_own_listener_only(workers: int, bundle: B
         assert comes(counted)
     with pytest.raises(httpx.ConnectError):
         apart.get("/health")
+
+
+def test_the_description_is_told_where_it_is(bundle: Bundle) -> None:
+    port, url = free_port(), "https://here:8443"
+    cases = {"": f"{url}/docs", 'docs = "off"': "", f'admin = "127.0.0.1:{port}"': f"https://127.0.0.1:{port}/docs"}
+    for more, shown in cases.items():
+        security = {"keys": table(KEYS["predict"]), **tomllib.loads(more)}
+        service = create_app(load_predictor(bundle.path), settings={"security": security}).service
+        apart = open_apart(service, 8443)
+        assert docs_url(service, url, apart) == shown
+        for each in apart:
+            each.close()
 
 
 def free_port() -> int:

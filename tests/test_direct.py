@@ -127,6 +127,19 @@ def test_both_ways_say_the_same(predictor: Predictor, bundle: Bundle, pause: flo
     assert asgi == (len(requests) if pause else 0)
 
 
+def test_a_body_that_is_compressed_is_refused_by_the_name_of_its_header(
+    predictor: Predictor, bundle: Bundle, pause: float
+) -> None:
+    row = bundle.golden["rows"][0]
+    requests = [wire(row, b"Content-Encoding: " + value) for value in (b"gzip", b"identity, br", b"Identity", b"")]
+    got, _ = answers(app_of(predictor), wire(row), *requests, wire(row), pause=pause)
+    assert [status for status, _, _ in got] == [200, 415, 415, 200, 200, 200]
+    assert got[1][1]["accept-encoding"] == "identity"
+    (told,) = got[1][2]["detail"]
+    assert told["loc"] == ["header", "content-encoding"]
+    assert "content-encoding" in told["msg"]
+
+
 def test_a_head_that_has_come_before_is_not_parsed_again(
     predictor: Predictor, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -184,6 +184,13 @@ VERSIONS = {
         "flights@staging",
         "n2p promote flights 3 --to staging",
     ),
+    "an alias that is nearly another": Wrong(
+        lambda: registry().resolve("flights@prod"),
+        NotFoundError,
+        "no version of 'flights' is 'prod', did you mean 'production'?",
+        "flights@prod",
+        "write flights@production",
+    ),
     "a version by its letter": Wrong(
         lambda: registry().resolve("flights@v2"),
         NotFoundError,

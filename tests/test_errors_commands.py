@@ -143,6 +143,13 @@ COMMANDS = {
         "flights",
         "n2p serve",
     ),
+    "a log of one version": Wrong(
+        n2p("predictions", "compact", "flights@1"),
+        NotFoundError,
+        "there are no predictions of 'flights@1'",
+        "flights",
+        "write flights",
+    ),
     "no environment": Wrong(
         n2p("promote", "flights", "--from", "staging"),
         InputError,

@@ -262,6 +262,13 @@ ACCESS = {
         "none.pem",
         "correct the path",
     ),
+    "a certificate without its key": Wrong(
+        lambda: certificate("-----BEGIN CERTIFICATE-----\nMII=\n-----END CERTIFICATE-----\n"),
+        InputError,
+        "the key of the certificate is missing",
+        "service.pem",
+        "--keyfile",
+    ),
     "a certificate that is none": Wrong(
         lambda: certificate("nothing of the kind"),
         InputError,

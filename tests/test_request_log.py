@@ -192,8 +192,10 @@ def test_labels_are_joined_by_id_and_row(served: tuple[Any, str, Path], bundle: 
     ).json() == {"accepted": 2, "pending": 0}
     other = [{"id": "of-another-replica", "label": right}, {"id": "single", "label": right}]
     assert post(url, "/feedback", other).json() == {"accepted": 2, "pending": 1}
+    beyond = [{"id": "pair", "row": 2, "label": right}, {"id": "single", "row": 5, "label": right}]
+    assert post(url, "/feedback", beyond).json() == {"accepted": 2, "pending": 2}
     told = read_predictions(LogSettings(folder=folder))
-    assert count_unmatched(LogSettings(folder=folder)) == 1 and "of-another-replica" not in set(told["id"])
+    assert count_unmatched(LogSettings(folder=folder)) == 3 and "of-another-replica" not in set(told["id"])
     refused = post(url, "/feedback", [{"id": "pair", "label": right}, {"id": "pair", "label": "delayed"}], "told")
     assert (refused.status_code, refused.json()["detail"][0]["loc"], refused.headers["x-request-id"]) == (
         422,

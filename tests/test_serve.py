@@ -472,6 +472,12 @@ def test_the_description_is_the_schema(classifier: Service) -> None:
         assert answer.json()["predictions"] == classifier.golden["predictions"][:count]
 
 
+@pytest.mark.parametrize("path", ["/predict", "/explain", "/invocations", "/v2/models/{model_name}/infer"])
+def test_the_description_names_every_status(classifier: Service, path: str) -> None:
+    document = classifier.client.get("/openapi.json").json()
+    assert {"200", "408", "413", "415", "500", "503", "504"} <= {*document["paths"][path]["post"]["responses"]}
+
+
 def test_the_description_shows_the_metrics_of_the_run(classifier: Service, trained: Project) -> None:
     said = classifier.client.get("/openapi.json").json()["info"]["description"]
     score = trained.record(run_id(trained, "five"))["metrics"]["score"]
@@ -549,6 +555,9 @@ def test_what_was_answered_is_read_labelled_and_compacted(
     compacted = trained.n2p("predictions", "compact", "classes", "--json").json
     assert compacted["labels"] == 3 and compacted["waiting"] == 1  # the service still writes
     assert trained.n2p("predictions", "count", "classes", "--json").json == before
+    for of_version in ("classes@1", "classes@production"):
+        alone = trained.n2p("predictions", "count", of_version, "--json").json
+        assert (alone["predictions"], alone["labels_without_prediction"]) == (before["predictions"], None)
     assert "late" in trained.n2p("predictions", "show", "classes").stdout
     unknown = trained.n2p("predictions", "show", "clases", "--json")
     assert (unknown.code, unknown.error["type"]) == (2, "NotFoundError")

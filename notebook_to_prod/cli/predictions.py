@@ -44,13 +44,24 @@ def _settings(model: str) -> "LogSettings":
     else:
         settings = project_log(open_store(), model)
     if not settings.to and settings.folder and not settings.folder.is_dir():
-        raise NotFoundError(f"there are no predictions of '{model}'", where=str(settings.folder), remedy="name a model that n2p serve has served, or the folder of an exported service")
+        remedy = f"a log is of all versions: write {shlex.quote(model.partition('@')[0])}" if "@" in model else "name a model that n2p serve has served, or the folder of an exported service"
+        raise NotFoundError(f"there are no predictions of '{model}'", where=str(settings.folder), remedy=remedy)
     return settings
 
 
-def _name(model: str) -> str | None:
-    "Whose predictions are meant, where a target has those of several models."
-    return None if (Path(model) / _APP).is_file() else model
+def _name(model: str) -> str:
+    "The model that is meant, or the folder of an exported service."
+    return model if (Path(model) / _APP).is_file() else model.partition("@")[0]
+
+
+def _version(model: str) -> str | None:
+    "The version that is meant, if one is; raises `NotFoundError`."
+    from notebook_to_prod.project import open_store
+    from notebook_to_prod.release.registry import Registry
+
+    if "@" not in model or (Path(model) / _APP).is_file():
+        return None
+    return str(Registry(open_store()).resolve(model).version)
 
 
 def _bundle(model: str) -> "Bundle":
@@ -92,7 +103,9 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 def _table(model: str, since: datetime | None, until: datetime | None) -> "pd.DataFrame":
     from notebook_to_prod.serve.log.compact import read_predictions
 
-    return read_predictions(_settings(model), since and since.date(), until and until.date(), _name(model))
+    name, version = _name(model), _version(model)
+    found = read_predictions(_settings(name), since and since.date(), until and until.date(), None if (Path(name) / _APP).is_file() else name)
+    return found if version is None else found[found["version"] == version]
 
 
 def _plain(value: Any) -> Any:
@@ -112,7 +125,7 @@ def _plain(value: Any) -> Any:
 def show(terminal: Terminal, model: str, last: int, since: datetime | None, until: datetime | None) -> Result:
     """Show the last predictions, with what was true.
 
-    MODEL is a name, or the folder of an exported service.
+    MODEL is a name, with @VERSION or @ALIAS if the answers of that version alone are meant, or the folder of an exported service.
 
     Example: n2p predictions show flights --last 5
     """
@@ -134,7 +147,8 @@ def show(terminal: Terminal, model: str, last: int, since: datetime | None, unti
 def count(terminal: Terminal, model: str, since: datetime | None, until: datetime | None) -> Result:
     """Count predictions and labels, by version and by day.
 
-    MODEL is a name, or the folder of an exported service. Without days it also tells how many labels have no prediction:
+    MODEL is a name, with @VERSION or @ALIAS if the answers of that version alone are meant, or the folder of an exported service.
+    Without days and a version it also tells how many labels have no prediction:
     of ids that were misspelt, never answered, not in the sample or past their retention, or that are in the log of a replica
     with another folder and target.
 
@@ -143,7 +157,7 @@ def count(terminal: Terminal, model: str, since: datetime | None, until: datetim
     from notebook_to_prod.serve.log.compact import count_unmatched
 
     found = _table(model, since, until)
-    alone = count_unmatched(_settings(model)) if since is None and until is None else None
+    alone = count_unmatched(_settings(model)) if since is None and until is None and _name(model) == model else None
     labelled = found["label"].notna()
     by = {name: {} if found.empty else {str(key): int(number) for key, number in values.value_counts().sort_index().items()} for name, values in (("versions", found["version"]), ("days", found["time"].map(lambda time: time.date())))}
     data = {"model": model, "predictions": len(found), "requests": int(found["id"].nunique()), "labels": int(labelled.sum()), "labels_without_prediction": alone, **by}
@@ -168,7 +182,7 @@ def feedback(terminal: Terminal, model: str, file: Path) -> Result:
     from notebook_to_prod.serve.log.compact import write_labels
     from notebook_to_prod.serve.log.feedback import read_labels
 
-    name = model if (Path(model) / _APP).is_file() else model.partition("@")[0]
+    name = _name(model)
     settings = _settings(name)
     labels = read_labels(file, _bundle(model))
     write_labels(settings, labels)

@@ -75,27 +75,33 @@ def serve(terminal: Terminal, model: str, port: int, host: str, workers: int, ce
     Example: n2p serve flights@production --port 8000
     """
     from notebook_to_prod.project import open_store
+    from notebook_to_prod.serve.observe.journal import announce as log_line, speak_as, speaks_json
     from notebook_to_prod.serve.settings import serving_settings
     from notebook_to_prod.serve.server import serve as serve_predictor
     from notebook_to_prod.serve.source import registry_source
 
     source = registry_source(open_store(), model, rollout_settings())
+    settings = serving_settings(open_store(), model.partition("@")[0])
+    speak_as(settings)
     loaded = [_predictor(model, forkable=workers > 1)]
     identity, engine = loaded[0].identity, loaded[0].scorer.engine
-    name = identity["model"]
-    settings = serving_settings(open_store(), name)
     settings, previous = _previous(terminal, loaded[0], settings, workers > 1, source is not None)
+
+    described: list[str] = []
 
     def announce(url: str) -> None:
         lines = [
             ("serving", f"{identity['model']} version {identity['version']}, bundle {identity['bundle'][:19]}{'; it follows the alias' if source else ''}"),
             ("answers by", engine),
             ("url", f"{url}/predict"),
-            ("docs", f"{url}/docs (Ctrl-C stops the service)"),
+            ("docs", f"{described[0] or 'off'} (Ctrl-C stops the service)"),
         ]
-        terminal.result(Result({"url": url, **identity}, lines))
+        if speaks_json() and not terminal.json:
+            log_line("; ".join(f"{label} {text}" for label, text in lines))
+        else:
+            terminal.result(Result({"url": url, **identity}, lines))
 
-    serve_predictor(loaded.pop(), host, port, announce, workers, settings, source, without_authentication, certfile, keyfile, previous)
+    serve_predictor(loaded.pop(), host, port, announce, workers, settings, source, without_authentication, certfile, keyfile, previous, pages=described.append)
 
 # %% ../../nbs/cli/04_serve.ipynb #export-service
 _TOLD = ("conflict", "deleted", "kept", "merged", "removed")  # What happened to files that are named one by one

@@ -22,7 +22,7 @@ from ..package.bundle import MANIFEST, Bundle, is_damaged, open_bundle, write_bu
 from ..package.keys import Signature, found_signatures, restore_signatures
 from ..package.lineage import Lineage, derivation, find_lineage
 from ..package.schema import Column
-from ..project import Store, digest_text, temporary_folder
+from ..project import Store, digest_text, nearest, temporary_folder
 from .audit import Event, read_events, record_event
 from .change import ARCHIVED, is_pending, parse_events, read_tags, recover, registry_lock
 from .flavour import bundle_within
@@ -182,6 +182,9 @@ class Versions:
             if not known:
                 raise NotFoundError(f"there is no model '{name}'", where=reference, remedy=f"n2p list shows the models; n2p register RUN --name {shlex.quote(name)} makes one")
             numbered = re.fullmatch(r"v(\d+)", target)
+            meant = None if numbered else nearest(target, sorted({alias for each in known for alias in each.aliases}), 0.5)  # of prod: production
+            if meant:
+                raise NotFoundError(f"no version of '{name}' is '{target}', did you mean '{meant}'?", where=reference, remedy=f"write {shlex.quote(f'{name}@{meant}')}; or n2p promote {shlex.quote(name)} VERSION --to {target} makes that alias")
             remedy = f"a version has a number: {name}@{numbered[1]}" if numbered else f"n2p promote {shlex.quote(name)} {known[-1].version} --to {target}"
             raise NotFoundError(f"no version of '{name}' is '{target}'", where=reference, remedy=remedy)
         return self.read(name, version)

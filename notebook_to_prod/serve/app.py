@@ -72,7 +72,7 @@ class Accepted(BaseModel):
     "What `/feedback` returns."
 
     accepted: int = Field(description="Labels that are in the log now")
-    pending: int = Field(description="Of these, labels of which the log has no prediction yet: it may be compacted, in the log of another replica, or never have been")
+    pending: int = Field(description="Of these, labels of which the log has no prediction yet, by id and row: it may be compacted, in the log of another replica, or never have been")
 
 
 class Explanation(BaseModel):
@@ -90,12 +90,16 @@ class Explanation(BaseModel):
 
 
 _TABLES = {kind.decode(): {"schema": {"type": "string"}} for kind in spoken_kinds() if kind != JSON}
-_OTHER_KINDS: Any = {
-    200: {"content": _TABLES},
-    415: {"description": "Another content type"},
+_TAKEN: Any = {
+    408: {"description": "The body did not arrive in time"},
+    413: {"description": "The body is too long"},
+    500: {"description": "The service failed to answer; its log has the reason"},
+}
+_SCORED: Any = _TAKEN | {
     503: {"description": "More load than can be answered, or a model that has failed too often; `Retry-After` says when to come again"},
     504: {"description": "The time for the request is over"},
 }
+_OTHER_KINDS: Any = _SCORED | {200: {"content": _TABLES}, 415: {"description": "Another content type, or a body that is compressed"}}
 
 
 class Status(BaseModel):
@@ -252,7 +256,7 @@ def _build(service: Service) -> Application:
     def root() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    @app.post("/explain", operation_id="explain", summary="What each column adds to the answer", responses={404: {"description": "The model has no exact contributions"}, 415: {"description": "Neither JSON nor CSV"}}, openapi_extra={"requestBody": {"content": {"text/csv": {"schema": {"type": "string"}}}}})
+    @app.post("/explain", operation_id="explain", summary="What each column adds to the answer", responses=_SCORED | {404: {"description": "The model has no exact contributions"}, 415: {"description": "Neither JSON nor CSV, or a body that is compressed"}}, openapi_extra={"requestBody": {"content": {"text/csv": {"schema": {"type": "string"}}}}})
     def explain(request: Annotated[Rows, Body(openapi_examples=examples)]) -> Explanation:  # type: ignore[valid-type]
         raise NotImplementedError("the function of the service answers")
 
@@ -294,7 +298,7 @@ def _add_feedback(app: FastAPI, service: Service) -> None:
     bundle = service.model.predictor.bundle
     Labels = labels_type(label_model(bundle))
 
-    @app.post("/feedback", operation_id="feedback", summary="Tell what was true", responses={415: {"description": "Not JSON"}, 503: {"description": "The log cannot be written"}})
+    @app.post("/feedback", operation_id="feedback", summary="Tell what was true", responses=_TAKEN | {415: {"description": "Not JSON, or a body that is compressed"}, 503: {"description": "The log cannot be written, or there is more load than can be answered"}})
     def feedback(request: Labels) -> Accepted:  # type: ignore[valid-type]
         raise NotImplementedError("the function of the service answers")
 
@@ -335,7 +339,7 @@ def _add_mlflow(app: FastAPI, service: Service, schema: Schema, rows: list[dict[
     def version() -> Response:
         return Response(described_server()["version"], media_type="application/json")
 
-    @app.post("/invocations", operation_id="invocations", summary="Predict, as MLflow asks", description="`GET /ping` answers 200 while the process is alive.", tags=["MLflow"], openapi_extra=invocations_document(schema, rows))
+    @app.post("/invocations", operation_id="invocations", summary="Predict, as MLflow asks", description="`GET /ping` answers 200 while the process is alive.", tags=["MLflow"], responses=_SCORED, openapi_extra=invocations_document(schema, rows))
     def invocations() -> None:
         raise NotImplementedError("the function of the service answers")
 
@@ -388,7 +392,7 @@ def _add_open_inference(app: FastAPI, service: Service, rows: list[dict[str, Any
             predictor = service.model.predictor
             return ready({"name": predictor.name}) if is_here(predictor, request.path_params) else not_here()
 
-        @app.post(f"{path}/infer", operation_id=f"{named}_infer", summary="Predict, as the Open Inference Protocol asks", tags=tags, openapi_extra=infer_document(service.model.predictor, rows) | parameters)
+        @app.post(f"{path}/infer", operation_id=f"{named}_infer", summary="Predict, as the Open Inference Protocol asks", tags=tags, responses=_SCORED | {415: {"description": "A body that is compressed"}}, openapi_extra=infer_document(service.model.predictor, rows) | parameters)
         def infer() -> None:
             raise NotImplementedError("the function of the service answers")
 

@@ -199,7 +199,7 @@ class Exchange:
 # %% ../../nbs/serve/08_direct.ipynb #protocol
 _PATIENCE, _HEAD = 0.1, 65_536  # Seconds, and bytes of an unfinished head
 _HEADS, _LONG = 1024, 1024  # Heads that are remembered, and the bytes of the longest of them
-_ELSEWHERE = frozenset((b"expect", b"transfer-encoding", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"))
+_ELSEWHERE = frozenset((b"content-encoding", b"expect", b"transfer-encoding", b"upgrade", b"x-forwarded-for", b"x-forwarded-proto"))
 
 
 def direct_protocol(app: Application) -> Any:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..display import Displayed, Shown, pairs
-from ..errors import DataError, N2PError
+from ..errors import BundleError, DataError, N2PError
 from ..package.bundle import Bundle, LatePipeline, Prediction, at_hand, open_bundle, unusable_row
 from ..package.compile.plan import Plan
 from ..package.compile.scorer import Scorer, load_scorer
@@ -151,6 +151,21 @@ class Predictor(Displayed):
         return Shown(f"{self.name} version {self.version}, ready to predict", ("", ""), pairs(rows))
 
 
+def _open_named(path: Path, digest: str | None) -> Bundle:
+    "Open a bundle; if an export has replaced it and could not merge who names it, the error says so."
+    try:
+        return open_bundle(path, digest)
+    except BundleError as error:
+        offered = path.with_name("app.py.new")
+        if digest is None or not offered.is_file():
+            raise
+        try:
+            found = open_bundle(path).digest
+        except (N2PError, OSError):
+            raise error from None
+        raise BundleError(f"app.py names the bundle {digest[:19]}, and the last export has brought {found[:19]}", where=str(path), remedy=f"merge {offered} into app.py, which could not be done for you, delete it, and start again") from error
+
+
 def load_predictor(
     path: str | Path,  # The bundle's folder
     digest: str | None = None,  # What it must be
@@ -162,7 +177,7 @@ def load_predictor(
     late: bool = False,  # Whether the pipeline may be loaded and replayed when it is first asked for, if the plan answers without it
 ) -> Predictor:
     "Verify, load and replay a bundle; raises `BundleError` or `DependencyError` that says what is wrong with it."
-    bundle = open_bundle(path, digest)
+    bundle = _open_named(Path(path), digest)
     require_signature(bundle.path, bundle.digest, trusted_keys() if keys is None else keys)
     source = LatePipeline(bundle, tuple(trusted))
     if not late:

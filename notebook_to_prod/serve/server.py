@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.serve.rollout.follow import Source
 
 # %% auto #0
-__all__ = ['Work', 'open_socket', 'run_server', 'open_apart', 'forkable', 'run_workers', 'serve']
+__all__ = ['Work', 'open_socket', 'run_server', 'open_apart', 'docs_url', 'forkable', 'run_workers', 'serve']
 
 # %% ../../nbs/serve/09_server.ipynb #open-socket
 _REASONS = {
@@ -129,6 +129,20 @@ def open_apart(
         raise
     access.apart = bound.getsockname()[1]
     return [bound]
+
+
+def docs_url(
+    service: Service,
+    url: str,  # Of everything else
+    apart: Sequence[socket.socket] = (),  # As `open_apart` has opened them
+) -> str:
+    "Where the description of a service is shown, empty if it is nowhere."
+    if isinstance(service.guard, Access) and service.guard.settings.docs == "off":
+        return ""
+    if not apart:
+        return f"{url}/docs"
+    host, port = apart[0].getsockname()[:2]
+    return f"{url.partition(':')[0]}://{f'[{host}]' if ':' in host else host}:{port}/docs"
 
 # %% ../../nbs/serve/09_server.ipynb #workers
 @contextlib.contextmanager
@@ -248,6 +262,7 @@ def serve(
     keyfile: str | None = None,
     previous: Predictor | None = None,  # An earlier version, for the fallback of that name
     extend: Callable[[FastAPI], None] = lambda app: None,  # Adds routes and middleware
+    pages: Callable[[str], None] = lambda url: None,  # Told before `announce` where the description is; empty if it is off
 ) -> None:
     "Serve a model until the process is stopped; raises `ServerError` if the address cannot be used, `InputError` if it must not be."
     bound = open_socket(host, port)
@@ -265,7 +280,9 @@ def serve(
         apart = open_apart(app.service, port)
         for each in (bound, *apart):
             each.listen(_BACKLOG)
-        announce(f"{'https' if app.service.tls else 'http'}://{shown}:{port}")
+        url = f"{'https' if app.service.tls else 'http'}://{shown}:{port}"
+        pages(docs_url(app.service, url, apart))
+        announce(url)
         if workers == 1:
             run_server(app, bound, apart=apart)
         else:

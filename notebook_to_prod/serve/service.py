@@ -113,11 +113,16 @@ def by_headers(
             kind = value
         elif name == b"accept":
             accept = value
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            return _COMPRESSED
         elif name == b"content-length" and value.isdigit() and int(value) > limit:
             return _too_large(limit, closing=int(value) > 2 * limit)
     if plainly and kind == _JSON and accept in PLAIN:
         return None
     return wires(kind.partition(b";")[0].strip().lower(), accept)
+
+
+_COMPRESSED = refusal(415, "content_encoding", ["header", "content-encoding"], "The body must be sent as it is: a content-encoding such as gzip is not taken", ((b"accept-encoding", b"identity"),))
 
 
 def _too_large(limit: int, closing: bool = False) -> Refusal:

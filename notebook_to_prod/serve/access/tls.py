@@ -58,6 +58,8 @@ class Tls:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certfile, self.keyfile, password=lambda: "")
         except (ssl.SSLError, ValueError) as error:
+            if self.keyfile is None and b"-----BEGIN CERTIFICATE-----" in self.certfile.read_bytes() and b"PRIVATE KEY-----" not in self.certfile.read_bytes():
+                raise InputError("the key of the certificate is missing: this file has none", where=str(self.certfile), remedy="name the file of the key, too: keyfile, or --keyfile") from error
             raise InputError(f"certificate and key cannot be used: {_told(error)}", where=f"{self.certfile}, {self.keyfile or self.certfile}", remedy="give the PEM files of one certificate and of its key, which has no password") from error
 
 

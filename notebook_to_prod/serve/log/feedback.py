@@ -92,8 +92,8 @@ def take_labels(bundle: Bundle, log: RequestLog) -> Callable[[Call], Awaitable[P
             log.write_labels([(each.id, each.row, each.label) for each in labels])  # type: ignore[union-attr]
         except OSError:
             return _NOT_LOGGED
-        missing = await asyncio.to_thread(known.missing, {each.id for each in labels})  # type: ignore[union-attr]
-        call.content = b'{"accepted":%d,"pending":%d}' % (len(labels), sum(each.id in missing for each in labels))  # type: ignore[union-attr]
+        missing = await asyncio.to_thread(known.missing, {(each.id, each.row) for each in labels})  # type: ignore[union-attr]
+        call.content = b'{"accepted":%d,"pending":%d}' % (len(labels), sum((each.id, each.row) in missing for each in labels))  # type: ignore[union-attr]
         return Prediction([])
 
     return take

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import threading
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ __all__ = ['KnownIds']
 # %% ../../../nbs/serve/log/01b_ids.ipynb #ids
 _MOST, _BYTES = 1_000_000, 128 * 2**20  # Ids that are kept, and what is read at once, the newest first
 _ID = re.compile(rb'\["p",\d+,"([^"\\]*)"')
+_ROW = re.compile(rb',\d+,(?:"[^"\\]*",){3}\d+,\[\[(?:[^"\[\]]++|"(?:[^"\\]++|\\.)*+")*+\](.)')  # What follows an id up to what follows the first row
+_PREDICTIONS = 9  # Place in a record
 
 
 class KnownIds:
@@ -29,19 +32,21 @@ class KnownIds:
     def __init__(self, folder: Path):
         self._folder = folder
         self._read: dict[str, int] = {}  # By segment how far it was read
-        self._found: list[np.ndarray] = []  # Sorted hashes, the oldest first
+        self._found: list[np.ndarray] = []  # Sorted hashes, and below each how many rows its record has, (2, records); the oldest first
         self._lock = threading.Lock()
 
-    def missing(self, ids: Iterable[str]) -> set[str]:
-        "Those ids that no record has; raises nothing."
+    def missing(self, labelled: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+        "Those rows, by id and number, that no record has; raises nothing."
         with self._lock:
             self._look()
-            left = {each: hash(each.encode()) for each in ids}
+            left = {each: hash(each[0].encode()) for each in labelled}
             for known in reversed(self._found):
-                names, hashes = [*left], np.array([*left.values()], dtype=np.int64)
-                places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-                for name in (name for name, there in zip(names, known[places] == hashes, strict=True) if there):
-                    del left[name]
+                asked, hashes = [*left], np.array([*left.values()], dtype=np.int64)
+                rows = np.array([row for _, row in asked], dtype=np.int64)
+                places = np.minimum(np.searchsorted(known[0], hashes), known.shape[1] - 1)
+                there = (known[0, places] == hashes) & (rows < known[1, places])
+                for each in (each for each, found in zip(asked, there, strict=True) if found):
+                    del left[each]
                 if not left:
                     break
             return {*left}
@@ -57,10 +62,10 @@ class KnownIds:
             place, hashes = 0, []
             for first, place, _ in frames(content):
                 if match := _ID.match(content, first, place):
-                    hashes.append(hash(match[1]))
+                    hashes.append((hash(match[1]), _rows(content, match.end(), first, place)))
             self._read[path.stem] = since + place
             if hashes:
-                found.append(np.sort(np.array(hashes, dtype=np.int64)))
+                found.append(_sorted(np.array(hashes, dtype=np.int64).T))
             if budget <= 0:
                 break
         else:
@@ -70,9 +75,24 @@ class KnownIds:
     def _keep(self, found: list[np.ndarray]) -> None:
         self._found += found
         if len(self._found) > 64:  # or each question would look into all of many
-            self._found = [np.sort(np.concatenate(self._found))]
-        while sum(map(len, self._found)) > _MOST and len(self._found) > 1:
+            self._found = [_sorted(np.concatenate(self._found, axis=1))]
+        while sum(known.shape[1] for known in self._found) > _MOST and len(self._found) > 1:
             del self._found[0]
+
+
+def _sorted(found: np.ndarray) -> np.ndarray:
+    "By hash, and of the same hash the one with the most rows first."
+    return found[:, np.lexsort((-found[1], found[0]))]
+
+
+def _rows(content: bytes, after: int, first: int, end: int) -> int:
+    "How many rows a record has, given where it begins and ends and where its id does; one row is told without reading it as JSON."
+    if (match := _ROW.match(content, after, end)) and match[1] == b"]":
+        return 1
+    try:
+        return len(json.loads(content[first:end])[_PREDICTIONS])
+    except (ValueError, IndexError, TypeError):
+        return 1
 
 
 def _content(path: Path, since: int, most: int) -> bytes:

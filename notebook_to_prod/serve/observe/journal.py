@@ -28,8 +28,8 @@ from .settings import settings_of
 from ..service import Call, Service
 
 # %% auto #0
-__all__ = ['Parent', 'parent_of', 'request_id', 'LoggingSettings', 'JsonLines', 'speak_json', 'access_line', 'EachSecond',
-           'AccessLog', 'add_logging']
+__all__ = ['Parent', 'parent_of', 'request_id', 'LoggingSettings', 'JsonLines', 'speak_json', 'speak_as', 'speaks_json',
+           'announce', 'access_line', 'EachSecond', 'AccessLog', 'add_logging']
 
 # %% ../../../nbs/serve/observe/08_journal.ipynb #ids
 _PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
@@ -107,7 +107,8 @@ class JsonLines(logging.Formatter):
 
 
 def speak_json() -> None:
-    "Let everything that this process logs be lines of JSON."
+    "Let everything that this process logs, and the warnings of Python, be lines of JSON."
+    logging.captureWarnings(True)
     own = logging.getLogger("notebook_to_prod")
     if not own.handlers:
         own.addHandler(logging.StreamHandler())
@@ -118,6 +119,27 @@ def speak_json() -> None:
     for logger in (own, root, *(logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "uvicorn.access"))):
         for handler in logger.handlers:
             handler.setFormatter(JsonLines())
+
+
+def speak_as(settings: Mapping[str, Any]) -> None:
+    "Let a process log as the settings of its service want it, before it has read them all; raises nothing."
+    table = settings.get("logging")
+    if isinstance(table, Mapping) and table.get("format") == "json":
+        speak_json()
+
+
+def speaks_json() -> bool:
+    "Whether this process logs lines of JSON."
+    return any(isinstance(handler.formatter, JsonLines) for handler in logging.getLogger("notebook_to_prod").handlers)
+
+
+def announce(text: str) -> None:
+    "Tell who has started a service: a line, or one of the log if that is JSON."
+    log = logging.getLogger("notebook_to_prod.serve")
+    if speaks_json():
+        log.handle(log.makeRecord(log.name, logging.INFO, __name__, 0, text, (), None))  # whatever the level of the log
+    else:
+        print(text, flush=True)
 
 
 def access_line(call: Call, seconds: float) -> dict[str, Any]:

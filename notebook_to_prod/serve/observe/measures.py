@@ -34,7 +34,7 @@ MEASURES = (
     Measure("n2p_prediction_value", "histogram", ("version", "output"), "What a regression predicted, by the twentieths of its test"),
     Measure("n2p_fallbacks_total", "counter", ("version", "kind"), "Answers that another gave in the model's place: cache, previous, default"),
     Measure("n2p_adjusted_values_total", "counter", ("version", "column", "what"), "Values that the policy of a column has dealt with"),
-    Measure("n2p_refused_total", "counter", ("reason",), "Requests refused before they were parsed (overloaded), or at the door of a page (unauthorized, forbidden and others): n2p_requests_total has the rest"),
+    Measure("n2p_refused_total", "counter", ("reason",), "Requests refused because there were more than can be answered (overloaded), or at the door of a page (unauthorized, forbidden and others): n2p_requests_total has the rest"),
     Measure("n2p_traffic_weight", "gauge", ("version", "traffic"), "The part of the requests that a version is to answer; a shadow answers none"),
     Measure("n2p_swaps_total", "counter", ("result",), "Versions that a process was told to answer with: done if it took the place of the live one, failed if it could not be loaded or verified, refused if clients would have had to change"),
     Measure("n2p_shadow_rows_total", "counter", ("version", "result"), "Rows mirrored to a shadow: same, different, failed, and dropped for want of time"),

@@ -29,6 +29,7 @@ from .settings import settings_of
 from .sketches import Sketch, Windows
 from .versions import Counted
 from ..predictor import Predictor
+from ..request import Refusal
 from ..service import Call, Service
 
 # %% auto #0
@@ -143,6 +144,9 @@ class Metrics:
     def ended(self, call: Call) -> None:
         "Count a request that is over."
         now, numbers, status = perf_counter(), self._numbers, call.status
+        if status == 503 and type(call.said) is Refusal and call.said.detail[0]["type"] == "overloaded":
+            self.count("n2p_refused_total", "overloaded")  # where those are that were not even parsed
+            return
         version = (call.model or self.service.model).predictor.version
         try:
             known = self._known[call.scope.get("path"), version, status, call.route]
