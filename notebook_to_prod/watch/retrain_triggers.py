@@ -5,6 +5,7 @@
 # %% ../../nbs/watch/44_retrain_triggers.ipynb #imports
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -150,7 +151,7 @@ def _performance(asked: Question) -> Trigger:
 
 def _stale(asked: Question) -> Trigger:
     if asked.live is None:
-        raise NotFoundError("no version is live", where=asked.alias, remedy=f"promote one: n2p promote {asked.settings.name} VERSION")
+        raise NotFoundError("no version is live", where=asked.alias, remedy=f"promote one: n2p promote {shlex.quote(asked.settings.name)} VERSION")
     made = next((each for each in reversed(asked.states) if each.version == asked.live), None)
     told = "its newest row is of"
     since = made.end if made else ""
@@ -159,7 +160,7 @@ def _stale(asked: Question) -> Trigger:
         moves = (each for each in reversed(asked.registry.events(asked.settings.name)) if each.action in MOVES and (each.alias, each.version) == (asked.alias, asked.live))
         since = next((each.time for each in moves), "")
     if not since:
-        raise NotFoundError(f"nobody knows since when version {asked.live} is live", where=asked.alias, remedy=f"promote it again, or leave stale out: n2p history {asked.settings.name}")
+        raise NotFoundError(f"nobody knows since when version {asked.live} is live", where=asked.alias, remedy=f"promote it again, or leave stale out: n2p history {shlex.quote(asked.settings.name)}")
     age = asked.moment - datetime.fromisoformat(since)
     return Trigger("stale", age > asked.settings.stale, f"version {asked.live}: {told} {since[:19]}, {shown_span(age)} ago, of {shown_span(asked.settings.stale)}")
 
