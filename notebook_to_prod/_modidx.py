@@ -9650,6 +9650,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'notebook_to_prod/watch/live.py'),
                                              'notebook_to_prod.watch.live.watchable': ( 'watch/live.html#watchable',
                                                                                         'notebook_to_prod/watch/live.py'),
+                                             'notebook_to_prod.watch.live.with_probabilities': ( 'watch/live.html#with_probabilities',
+                                                                                                 'notebook_to_prod/watch/live.py'),
                                              'notebook_to_prod.watch.live.within': ( 'watch/live.html#within',
                                                                                      'notebook_to_prod/watch/live.py')},
             'notebook_to_prod.watch.live_quality': { 'notebook_to_prod.watch.live_quality.LiveQuality': ( 'watch/live_quality.html#livequality',

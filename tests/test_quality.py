@@ -527,3 +527,21 @@ def test_watch_takes_labels_and_groups_from_files(live: Project, project: Projec
     ):
         wrong = project.n2p("watch", "flights", *arguments, "--json")
         assert wrong.code == 2 and what in json.loads(wrong.stdout)["error"]["what"], wrong
+
+
+def test_watch_takes_what_batch_has_written(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    random = np.random.default_rng(5)
+    rows = pd.DataFrame({"delay": random.normal(0, 1, 300), "carrier": "AA", "when": "2026-03-01T00:00:00"})
+    rows.to_csv(project.folder / "rows.csv", index=False)
+    done = project.n2p("batch", "flights", "rows.csv", "scored.csv", "--json")
+    assert done.code == 0, done
+    scored = pd.read_csv(project.folder / "scored.csv")
+    assert {"prediction", "probability pozdě", "probability včas"} <= {*scored.columns}
+    true = np.where(random.random(300) < scored["probability pozdě"], "pozdě", "včas")
+    scored.assign(label=true).to_csv(project.folder / "true.csv", index=False)
+    found = json.loads(project.n2p("watch", "flights", "--data", "true.csv", "--window", "all", "--json").stdout)
+    told = {each["metric"]: each["number"] for each in found["quality"]["windows"][0]["metrics"]}
+    assert all(told[each] is not None for each in ("roc_auc", "log_loss")), told
+    watched = {each["column"] for each in found["windows"][0]["columns"]}
+    assert {"probability pozdě", "probability včas"} <= watched, watched

@@ -51,7 +51,7 @@ def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime
     NAME is a model, as NAME@VERSION or NAME@ALIAS if it is not the live version, the folder of an exported service, or any bundle with
     --data. [tool.n2p.watch] has the rules. Exit code 1 if something has drifted, quality has dropped or a group is worse off, and
     that has lasted until the last window that could be judged. Labels are those of n2p predictions feedback, of --labels, or a column
-    label beside prediction in --data.
+    label beside prediction in --data, which may be what n2p batch wrote, with its probabilities.
     With --alert what is news is told by the channels, and kept for n2p alerts.
 
     Example: n2p watch flights --window 1d --html drift.html

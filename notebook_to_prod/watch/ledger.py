@@ -16,6 +16,7 @@ from ..errors import DataError
 from ..package.bundle import Bundle
 from ..package.gates.case import Answers
 from ..serve.log.predictions import features
+from .live import with_probabilities
 from .windows import Length, Window
 
 if TYPE_CHECKING:
@@ -122,12 +123,12 @@ class Ledger:
 
 def open_ledger(
     bundle: Bundle,
-    predictions: pd.DataFrame,  # As `read_predictions` gives it, or the columns of the model, prediction, perhaps probabilities, label, time
+    predictions: pd.DataFrame,  # As `read_predictions` gives it, or the columns of the model, prediction, perhaps probabilities (or a `probability CLASS` each), label, time
     time: str = "",  # The column that cuts the windows, instead of the time of the answers
     labels: pd.DataFrame | None = None,  # With id, label and perhaps row: they count instead of those of `predictions`
 ) -> Ledger:
     "The answers of a bundle with their labels; raises `DataError` if there are none, or a column is missing."
-    named = predictions.set_axis(predictions.columns.map(str), axis="columns")
+    named = with_probabilities(bundle, predictions.set_axis(predictions.columns.map(str), axis="columns"))
     found, notes = answers_of(named, bundle)
     labels = None if labels is None else labels.assign(id=labels["id"].astype(str)) if "id" in labels.columns else labels
     exported = features(found)
