@@ -469,6 +469,19 @@ def test_a_log_knows_when_labels_came(live: Project) -> None:
     assert "UTC" in str(ledger.asked.dtype) if ledger.asked is not None else False
 
 
+def test_labels_of_a_file_come_before_those_of_the_log_and_leave_the_others(live: Project) -> None:
+    bundle, predictions = log_of(live)
+    told = open_ledger(bundle, predictions)
+    file = pd.DataFrame({"id": ["007", "000", "000"], "row": [0, 0, 1], "label": ["pozdě", "", "none of them"]})
+    merged = open_ledger(bundle, predictions, labels=file)
+    place = {(id, row): at for at, (id, row) in enumerate(zip(predictions["id"], predictions["row"], strict=True))}
+    new, empty, changed = (place[each] for each in (("007", 0), ("000", 0), ("000", 1)))
+    assert merged.labelled.sum() == told.labelled.sum() + 1 and merged.labelled[new]
+    assert merged.truth[empty] == told.truth[empty] and merged.truth[changed] == 2
+    assert np.isfinite(merged.delays).sum() == 7 * 120 - 1
+    assert "839 labels are those that were known before, which the file does not have" in merged.notes
+
+
 def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) -> None:
     live.copy_to(project)
     settings = project.folder / "pyproject.toml"

@@ -169,11 +169,11 @@ def _true(bundle: "Bundle", own: "pd.DataFrame", given: "pd.DataFrame | None", o
 
     from notebook_to_prod.errors import DataError
     from notebook_to_prod.project import find_project
-    from notebook_to_prod.watch.ledger import join_labels, label_notes, label_windows, open_ledger
+    from notebook_to_prod.watch.ledger import label_notes, label_windows, merge_labels, open_ledger
     from notebook_to_prod.watch.rules import project_rules
     from notebook_to_prod.watch.windows import Length, cut
 
-    labels = join_labels(own, given, "label") if given is not None else own["label"].tolist() if "label" in own.columns else [None] * len(own)
+    labels, _, _ = merge_labels(own, given, own="label" not in bundle.schema.names)
     try:
         ledger = open_ledger(bundle, own, time, given)
     except DataError as error:
