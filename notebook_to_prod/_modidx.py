@@ -210,6 +210,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'notebook_to_prod/cli/output.py'),
                                              'notebook_to_prod.cli.output._cell_said': ( 'cli/output.html#_cell_said',
                                                                                          'notebook_to_prod/cli/output.py'),
+                                             'notebook_to_prod.cli.output._printing_aside': ( 'cli/output.html#_printing_aside',
+                                                                                              'notebook_to_prod/cli/output.py'),
                                              'notebook_to_prod.cli.output.command': ( 'cli/output.html#command',
                                                                                       'notebook_to_prod/cli/output.py'),
                                              'notebook_to_prod.cli.output.in_environment': ( 'cli/output.html#in_environment',
