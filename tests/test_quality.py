@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -540,6 +541,24 @@ def test_watch_takes_labels_and_groups_from_files(live: Project, project: Projec
     ):
         wrong = project.n2p("watch", "flights", *arguments, "--json")
         assert wrong.code == 2 and what in json.loads(wrong.stdout)["error"]["what"], wrong
+
+
+def test_diagnose_and_the_report_cut_windows_as_watch_does(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    (project.folder / "kpis.py").write_text("def rows(table):\n    return len(table)\n")
+    settings = '[tool.n2p.watch]\ntime = "when"\nminimum = 50\n[tool.n2p.kpis]\nrows = "kpis.py:rows"\n'
+    (project.folder / "pyproject.toml").write_text(settings)
+    done = project.n2p("diagnose", "flights", "--window", "1d", "--json")
+    told = {each["window"]: each["rows"] for each in json.loads(done.stdout)["kpis"]["values"]}
+    assert told == {f"2026-03-0{day}": 150 for day in range(1, 9)}, done
+    some = project.n2p("diagnose", "flights", "--since", "2026-03-02", "--until", "2026-03-03", "--json")
+    assert [each["rows"] for each in json.loads(some.stdout)["kpis"]["values"]] == [300], some
+    notebook = Path(__file__).parents[1] / "nbs/examples/monitoring.ipynb"
+    options = ("-p", "model", "flights", "-p", "since", "2026-03-02", "-p", "until", "2026-03-07")
+    ran = project.papermill("--no-progress-bar", notebook, "report.ipynb", *options)
+    assert ran.code == 0, ran.stderr[-3000:]
+    report = (project.folder / "report.ipynb").read_text("utf-8")
+    assert "6 of 1d" in report and "900" in report
 
 
 def test_watch_takes_what_batch_has_written(live: Project, project: Project) -> None:
