@@ -8679,6 +8679,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts._by_threads': ( 'watch/batch_parts.html#_by_threads',
                                                                                                         'notebook_to_prod/watch/batch_parts.py'),
+                                                    'notebook_to_prod.watch.batch_parts._cells': ( 'watch/batch_parts.html#_cells',
+                                                                                                   'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts._finished': ( 'watch/batch_parts.html#_finished',
                                                                                                       'notebook_to_prod/watch/batch_parts.py'),
                                                     'notebook_to_prod.watch.batch_parts._in_worker': ( 'watch/batch_parts.html#_in_worker',
