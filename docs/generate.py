@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -379,7 +379,8 @@ def _default(text: str) -> str:
 def _fields(table: Table, meanings: dict[str, str]) -> Iterator[tuple[str, str, str]]:
     module, name = table.home.split(":")
     kind = getattr(importlib.import_module(f"notebook_to_prod.{module}"), name)
-    told = docments(kind)
+    constants = vars(importlib.import_module(f"notebook_to_prod.{module}"))
+    told = {name: _with_values(text or "", constants) for name, text in docments(kind).items()}
     for each in dataclasses.fields(kind):
         if each.name not in table.without:
             yield (
@@ -387,6 +388,16 @@ def _fields(table: Table, meanings: dict[str, str]) -> Iterator[tuple[str, str, 
                 _written(each),
                 told.get(each.name) or meanings.get(each.name, ""),
             )
+
+
+def _with_values(text: str, constants: Mapping[str, Any]) -> str:
+    """What a key means, with the values in place of the constant that holds them."""
+
+    def values(found: re.Match[str]) -> str:
+        known = constants.get(found[1])
+        return " ".join(["One of", ", ".join(f"`{each}`" for each in known)]) if isinstance(known, tuple) else found[0]
+
+    return re.sub(r"^(?:One of|Of) `([A-Z_]+)`", values, text)
 
 
 def _written(field: dataclasses.Field[Any]) -> str:

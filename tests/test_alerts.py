@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,11 @@ def test_a_mail_arrives_with_what_is_to_be_done(mails: tuple[int, list[Any]]) ->
 def test_a_mail_that_is_refused_says_so(mails: tuple[int, list[Any]], to: str, final: bool) -> None:
     answer = send(mail_channel(mails[0], to), NOTICE)
     assert to in answer.problem and answer.final == final and not mails[1]
+
+
+def test_a_mail_server_without_encryption_is_told_with_its_setting(mails: tuple[int, list[Any]]) -> None:
+    answer = send(replace(mail_channel(mails[0], "ann@example.org"), security="starttls"), NOTICE)
+    assert "STARTTLS" in answer.problem and "security to tls or none" in answer.problem and not answer.final
 
 
 def test_a_mail_server_that_is_away_is_asked_again() -> None:

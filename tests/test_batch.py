@@ -262,6 +262,11 @@ def test_refused_rows_are_told_by_row_column_and_reason(bundle: Bundle, tmp_path
         row: column for row, (column, _) in wrong.items()
     } | {1_000: ""}
     assert "9 cells" in why.loc[why["row"] == 1_000, "reason"].item() and why["reason"].str.len().min() > 5
+    values = dict(zip(why["row"], map(json.loads, why["values"]), strict=True))
+    assert {row: values[row][column] for row, (column, _) in wrong.items()} == {
+        row: value for row, (_, value) in wrong.items()
+    }
+    assert [*values[5]] == [*table]
     assert len(back) == 3_000 and back.index[back["prediction"].isna()].tolist() == sorted([*wrong, 1_000])
     kept = back["prediction"].notna()
     assert back["prediction"][kept].tolist() == [label for label, keep in zip(labels, kept, strict=True) if keep]
@@ -327,7 +332,9 @@ def test_a_row_that_the_pipeline_refuses_is_found_among_others(tmp_path: Path) -
         reject=tmp_path / "why.jsonl",
         engine="pipeline",
     )
-    refused = [json.loads(line)["row"] for line in (tmp_path / "why.jsonl").read_text().splitlines()]
+    told = [json.loads(line) for line in (tmp_path / "why.jsonl").read_text().splitlines()]
+    refused = [each["row"] for each in told]
+    assert [each["values"]["délai"] for each in told] == given["délai"][refused].tolist()
     service = load_predictor(numbers.path)
     one_by_one = []
     for row, cells in enumerate(given.to_dict("records")):

@@ -254,6 +254,15 @@ def test_without_labels_quality_is_estimated(served: Project) -> None:
     assert second["rows"] == 600 and "kpis" in found["fired"]
 
 
+def test_what_a_function_prints_is_not_in_the_answer(served: Project, project: Project) -> None:
+    served.copy_to(project)
+    project.notebook(
+        "kpis.ipynb", {"late": "#| export\ndef late(table):\n    print('of', len(table), 'rows')\n    return 1.0"}
+    )
+    done = project.n2p("diagnose", "flights", "--json")
+    assert said(done)["kpis"]["values"][0]["value"] == 1.0 and "of 1200 rows" in done.stderr, done
+
+
 def test_with_labels_the_broken_feature_is_named_with_its_cell_and_owner(served: Project) -> None:
     pytest.importorskip("river")
     done = served.n2p("diagnose", "flights", "--labels", "labels.csv", "--metrics", "metrics.txt", "--json")

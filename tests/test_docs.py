@@ -441,6 +441,12 @@ def test_long_examples_of_the_commands_run_as_they_stand(hour: Path, tmp_path: P
 # The site
 
 
+def test_settings_are_told_with_their_values() -> None:
+    text = generate.settings_page()
+    assert "One of `info`, `warning`, `critical`" in text and "One of `webhook`, `slack`" in text
+    assert "One of `drift`, `performance`" in text and not re.search(r"(One of|Of) `[A-Z_]+`", text)
+
+
 def test_every_error_and_setting_is_in_the_reference(tmp_path: Path) -> None:
     generate.write_reference(tmp_path)
     settings = (tmp_path / "settings.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 from pathlib import Path
@@ -28,6 +29,18 @@ def test_the_outputs_that_are_kept_tell_the_story() -> None:
     weeks = told(NOTEBOOK, "weeks")
     assert "drift: nothing has drifted" in weeks and "promoted as version" in weeks
     assert "bad retraining" in weeks and "rejected" in weeks and NOTEBOOK.stat().st_size < 600_000
+
+
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOK.parents[1].rglob("*.ipynb")), ids=lambda each: each.stem)
+def test_processes_of_an_example_do_not_inherit_the_store_of_the_run(notebook: Path) -> None:
+    """`n2p run` names its own store in the environment of the kernel, where the project of an example has none yet."""
+    cells = [each for each in json.loads(notebook.read_text("utf-8"))["cells"] if each["cell_type"] == "code"]
+    calls = [
+        each for cell in cells for each in ast.walk(ast.parse("".join(cell["source"]))) if isinstance(each, ast.Call)
+    ]
+    started = [each for each in calls if ast.unparse(each.func).startswith("subprocess.")]
+    assert len(started) == (2 if notebook == NOTEBOOK else 0)
+    assert all("env" in [option.arg for option in each.keywords] for each in started)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -469,6 +470,19 @@ def test_a_log_knows_when_labels_came(live: Project) -> None:
     assert "UTC" in str(ledger.asked.dtype) if ledger.asked is not None else False
 
 
+def test_labels_of_a_file_come_before_those_of_the_log_and_leave_the_others(live: Project) -> None:
+    bundle, predictions = log_of(live)
+    told = open_ledger(bundle, predictions)
+    file = pd.DataFrame({"id": ["007", "000", "000"], "row": [0, 0, 1], "label": ["pozdě", "", "none of them"]})
+    merged = open_ledger(bundle, predictions, labels=file)
+    place = {(id, row): at for at, (id, row) in enumerate(zip(predictions["id"], predictions["row"], strict=True))}
+    new, empty, changed = (place[each] for each in (("007", 0), ("000", 0), ("000", 1)))
+    assert merged.labelled.sum() == told.labelled.sum() + 1 and merged.labelled[new]
+    assert merged.truth[empty] == told.truth[empty] and merged.truth[changed] == 2
+    assert np.isfinite(merged.delays).sum() == 7 * 120 - 1
+    assert "839 labels are those that were known before, which the file does not have" in merged.notes
+
+
 def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) -> None:
     live.copy_to(project)
     settings = project.folder / "pyproject.toml"
@@ -527,3 +541,39 @@ def test_watch_takes_labels_and_groups_from_files(live: Project, project: Projec
     ):
         wrong = project.n2p("watch", "flights", *arguments, "--json")
         assert wrong.code == 2 and what in json.loads(wrong.stdout)["error"]["what"], wrong
+
+
+def test_diagnose_and_the_report_cut_windows_as_watch_does(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    (project.folder / "kpis.py").write_text("def rows(table):\n    return len(table)\n")
+    settings = '[tool.n2p.watch]\ntime = "when"\nminimum = 50\n[tool.n2p.kpis]\nrows = "kpis.py:rows"\n'
+    (project.folder / "pyproject.toml").write_text(settings)
+    done = project.n2p("diagnose", "flights", "--window", "1d", "--json")
+    told = {each["window"]: each["rows"] for each in json.loads(done.stdout)["kpis"]["values"]}
+    assert told == {f"2026-03-0{day}": 150 for day in range(1, 9)}, done
+    some = project.n2p("diagnose", "flights", "--since", "2026-03-02", "--until", "2026-03-03", "--json")
+    assert [each["rows"] for each in json.loads(some.stdout)["kpis"]["values"]] == [300], some
+    notebook = Path(__file__).parents[1] / "nbs/examples/monitoring.ipynb"
+    options = ("-p", "model", "flights", "-p", "since", "2026-03-02", "-p", "until", "2026-03-07")
+    ran = project.papermill("--no-progress-bar", notebook, "report.ipynb", *options)
+    assert ran.code == 0, ran.stderr[-3000:]
+    report = (project.folder / "report.ipynb").read_text("utf-8")
+    assert "6 of 1d" in report and "900" in report
+
+
+def test_watch_takes_what_batch_has_written(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    random = np.random.default_rng(5)
+    rows = pd.DataFrame({"delay": random.normal(0, 1, 300), "carrier": "AA", "when": "2026-03-01T00:00:00"})
+    rows.to_csv(project.folder / "rows.csv", index=False)
+    done = project.n2p("batch", "flights", "rows.csv", "scored.csv", "--json")
+    assert done.code == 0, done
+    scored = pd.read_csv(project.folder / "scored.csv")
+    assert {"prediction", "probability pozdě", "probability včas"} <= {*scored.columns}
+    true = np.where(random.random(300) < scored["probability pozdě"], "pozdě", "včas")
+    scored.assign(label=true).to_csv(project.folder / "true.csv", index=False)
+    found = json.loads(project.n2p("watch", "flights", "--data", "true.csv", "--window", "all", "--json").stdout)
+    told = {each["metric"]: each["number"] for each in found["quality"]["windows"][0]["metrics"]}
+    assert all(told[each] is not None for each in ("roc_auc", "log_loss")), told
+    watched = {each["column"] for each in found["windows"][0]["columns"]}
+    assert {"probability pozdě", "probability včas"} <= watched, watched

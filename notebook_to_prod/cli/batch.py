@@ -53,7 +53,7 @@ def _told(terminal: Terminal) -> Iterator[Any]:
 @click.argument("output", metavar="OUT")
 @click.option("--resume", is_flag=True, help="Go on with a batch that was begun; nothing is done again.")
 @click.option("--force", is_flag=True, help="Begin anew, and replace OUT when all is there.")
-@click.option("--reject", metavar="FILE", help="Take the rows that are refused, with the reason: .csv or .jsonl.")
+@click.option("--reject", metavar="FILE", help="Take the rows that are refused, with the reason and, as JSON, their values: .csv or .jsonl.")
 @click.option("--workers", type=click.IntRange(1, 1024), help="At the same time; the cores of this machine by default.")
 @click.option("--pool", type=click.Choice(["threads", "processes"]), help="What workers are; the faster one by default.")
 @click.option("--dask", metavar="ADDRESS", help="Score on Dask: local, or the address of a scheduler.")

@@ -66,7 +66,7 @@ class _Told:
 @click.option("--since", type=_TIME, help="From this day or time on, in UTC.")
 @click.option("--until", type=_TIME, help="Up to the end of this day, or to this time, in UTC.")
 @click.option("--data", type=_FILE, help="A table with columns and predictions to look at instead of the request log.")
-@click.option("--time", default="", help="The column of --data that has the times.")
+@click.option("--time", default="", help="The column that has the times; of the log, a column of the model instead of when it was asked.")
 @click.option("--labels", type=_FILE, help="A table with what was true: id, row and label, or one line for each of --data.")
 @click.option("--metrics", multiple=True, help="URL of the service or a file with its metrics; twice: the earlier one first.")
 @click.option("--window", help="A span such as 1d, or a number of rows; all rows by default.")
@@ -75,7 +75,7 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
     """Say how good a live model is, with labels or without, and why.
 
     NAME is a model, as NAME@VERSION or NAME@ALIAS if it is not the live version, the folder of an exported service, or any bundle with
-    --data. Exit code 1 if something is beyond its limits: [tool.n2p.watch.estimate], .detectors, .health, [tool.n2p.kpis].
+    --data. Windows are cut by time in [tool.n2p.watch], if it is set. Exit code 1 if something is beyond its limits: [tool.n2p.watch.estimate], .detectors, .health, [tool.n2p.kpis].
 
     Example: n2p diagnose flights --since 2026-01-01 --metrics http://127.0.0.1:8000
     """
@@ -85,7 +85,7 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
 
     if len(metrics) > 2:
         raise InputError(f"{len(metrics)} scrapes are given", where="--metrics", remedy="give one, or two with the earlier one first")
-    project_rules()  # raises if the table is none
+    rules = project_rules()
     store, settings = open_store(), project_settings().get("watch", {})
     folder = Path(name)
     served = (folder / "app.py").is_file()
@@ -94,7 +94,7 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
     end = until + timedelta(days=1) if until and (until.hour, until.minute, until.second) == (0, 0, 0) else until
     told = _Told({"model": model, "bundle": bundle.digest})
     seen: list[tuple[Any, Any, tuple[str, ...]]] = []
-    told.attempt("what was asked", lambda: seen.append(_seen(store, bundle, model, served, data, time, labels, since, end)))
+    told.attempt("what was asked", lambda: seen.append(_seen(store, bundle, model, served, data, time or rules.time, labels, since, end, bool(time))))
     for observed, table, notes in seen:
         told.notes += [f"labels: {each}" for each in notes]
         _quality(told, store, bundle, observed, model, window, settings, find_project())
@@ -112,7 +112,7 @@ def diagnose(terminal: Terminal, name: str, since: datetime | None, until: datet
     return Result(told.data, [*lines, ("diagnosis", f"{', '.join(told.fired)}: see above" if told.fired else "nothing is beyond its limits")], exit_code=int(bool(told.fired)))
 
 # %% ../../nbs/cli/04h_diagnose.ipynb #seen
-def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path | None, time: str, labels: Path | None, since: datetime | None, end: datetime | None) -> "tuple[Observed, pd.DataFrame, tuple[str, ...]]":
+def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path | None, time: str, labels: Path | None, since: datetime | None, end: datetime | None, named: bool = True) -> "tuple[Observed, pd.DataFrame, tuple[str, ...]]":
     "What was observed, the table that the numbers of the business are computed of, row by row the same, and what is to be said of the labels."
     from notebook_to_prod.errors import InputError
     from notebook_to_prod.serve.log.compact import read_predictions
@@ -124,19 +124,21 @@ def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path
         if Path(model).is_dir() and not served:
             raise InputError("a bundle alone has no request log", where=model, remedy="give a table with --data FILE, or name a model or an exported service")
         settings, hashed = open_log(store, model)
-        table, given = _given(read_predictions(settings, since and since.date(), end and end.date(), None if served else model), labels)
+        days = (None, None) if time else (since and since.date(), end and end.date())  # of the answers
+        table, given = _given(read_predictions(settings, *days, None if served else model), labels)
         own, notes = answers_of(table, bundle) if len(table) else (table, ())
-        observed = observed_of_log(bundle, own if len(own) else table)
+        observed = observed_of_log(bundle, own if len(own) else table, time)
         observed = replace(observed, table=observed.table[[each for each in observed.table.columns if each not in hashed]])
-        asked, now = kpi_table(own), datetime.now(UTC)
+        asked, now = kpi_table(own), None if time else datetime.now(UTC)
     else:
         table, given = _given(read_file(data), labels)
         table = table.set_axis(table.columns.map(str), axis="columns")
+        time = time if named or time in table.columns else ""  # a setting may be about the log alone
         own, notes = answers_of(table, bundle) if "prediction" in table.columns else (table, ())
         observed, asked, now = observed_of_table(bundle, own, time), own, None
     label = own["label"].tolist() if "label" in own.columns and "label" not in bundle.schema.names else [None] * len(own)
     if "prediction" in own.columns and (given is not None or "label" not in bundle.schema.names):
-        label, errors, said = _true(bundle, own, given, observed, time if data else "", now)
+        label, errors, said = _true(bundle, own, given, observed, time, now)
         observed, notes = replace(observed, errors=errors), (*notes, *said)
     asked = asked.assign(__label=label)
     if since or end:
@@ -169,11 +171,11 @@ def _true(bundle: "Bundle", own: "pd.DataFrame", given: "pd.DataFrame | None", o
 
     from notebook_to_prod.errors import DataError
     from notebook_to_prod.project import find_project
-    from notebook_to_prod.watch.ledger import join_labels, label_notes, label_windows, open_ledger
+    from notebook_to_prod.watch.ledger import label_notes, label_windows, merge_labels, open_ledger
     from notebook_to_prod.watch.rules import project_rules
     from notebook_to_prod.watch.windows import Length, cut
 
-    labels = join_labels(own, given, "label") if given is not None else own["label"].tolist() if "label" in own.columns else [None] * len(own)
+    labels, _, _ = merge_labels(own, given, own="label" not in bundle.schema.names)
     try:
         ledger = open_ledger(bundle, own, time, given)
     except DataError as error:

@@ -41,11 +41,12 @@ class Terminal:
     verbose: bool
     environment: str = ""  # That was asked for, see `[tool.n2p.environments]`
     screen: Any = None  # Of the notebook that the command was typed into, see `jupyter.magics`
+    output: Any = None  # The stream of the result; standard output by default
 
     def result(self, result: Result) -> None:
         "Print the result of the command to standard output."
         if self.json:
-            click.echo(json.dumps({**result.data, **self._where}, ensure_ascii=False, allow_nan=False, default=str))
+            click.echo(json.dumps({**result.data, **self._where}, ensure_ascii=False, allow_nan=False, default=str), file=self.output)
         elif self.screen is not None:
             self.screen.show(result.shown or Shown("", ("", ""), (*self._where.items(), *result.lines)))
         else:
@@ -66,7 +67,7 @@ class Terminal:
     def error(self, error: N2PError) -> None:
         "Print an error: as JSON to standard output too, if that was asked for."
         if self.json:
-            click.echo(json.dumps({"status": "failed", "error": error.to_dict()}, ensure_ascii=False, default=str))
+            click.echo(json.dumps({"status": "failed", "error": error.to_dict()}, ensure_ascii=False, default=str), file=self.output)
         click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
         if said := _cell_said(error):
             click.echo(said, err=True)
@@ -148,6 +149,14 @@ def in_environment(name: str | None) -> Iterator[None]:
             os.environ["N2P_ENV"] = before
 
 
+def _printing_aside(terminal: Terminal) -> contextlib.AbstractContextManager[Any]:
+    "Have what a user's code prints go to standard error while a command is to print one JSON object."
+    if not terminal.json or terminal.screen is not None:
+        return contextlib.nullcontext()
+    terminal.output = sys.stdout
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 _EXAMPLE = re.compile(r"^( *)Example: ", re.MULTILINE)  # A paragraph that click does not wrap, so that it can be copied as a line
 
 
@@ -159,7 +168,7 @@ def command(name: str) -> Callable[[Callable[..., Result | None]], click.Command
             screen = click.get_current_context().find_root().obj
             terminal = Terminal(json_output, verbose, env or "", screen)
             try:
-                with in_environment(env):
+                with in_environment(env), _printing_aside(terminal):
                     result = function(terminal, **options)
                 if result is not None:
                     terminal.result(result)

@@ -37,7 +37,7 @@ _FILE = click.Path(path_type=Path, exists=True)
 @click.option("--since", type=_TIME, help="From this day or time on, in UTC.")
 @click.option("--until", type=_TIME, help="Up to the end of this day, or to this time, in UTC.")
 @click.option("--data", type=_FILE, help="A table to look at instead of the request log: Parquet, CSV, JSON lines or Excel.")
-@click.option("--labels", type=_FILE, help="A table of what was true: id and label, and row if a request had several.")
+@click.option("--labels", type=_FILE, help="A table of what was true: id and label, and row if a request had several; it comes before labels that are known.")
 @click.option("--groups", type=_FILE, help="A table of the sensitive attributes of the policy: id, and row if a request had several.")
 @click.option("--time", default="", help="The column that has the times; of the log, a column of the model instead of when it was asked.")
 @click.option("--reference", type=_FILE, help="A table to compare with instead of what the bundle was trained on.")
@@ -51,7 +51,7 @@ def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime
     NAME is a model, as NAME@VERSION or NAME@ALIAS if it is not the live version, the folder of an exported service, or any bundle with
     --data. [tool.n2p.watch] has the rules. Exit code 1 if something has drifted, quality has dropped or a group is worse off, and
     that has lasted until the last window that could be judged. Labels are those of n2p predictions feedback, of --labels, or a column
-    label beside prediction in --data.
+    label beside prediction in --data, which may be what n2p batch wrote, with its probabilities.
     With --alert what is news is told by the channels, and kept for n2p alerts.
 
     Example: n2p watch flights --window 1d --html drift.html

@@ -107,7 +107,7 @@ def run_batch(
     dask: str | None = None,  # `local`, or the address of a scheduler
     resume: bool = False,
     force: bool = False,
-    reject: str | Path | None = None,  # A file for the rows that are refused: .csv or .jsonl
+    reject: str | Path | None = None,  # A file for the rows that are refused, with the values of each as JSON: .csv or .jsonl
     prefix: str = "",  # Of the added columns
     format: str | None = None,  # Of the input, where the suffix does not tell
     separator: str | None = None,  # Of CSV
@@ -318,15 +318,16 @@ def _write_rejects(job: Job, offsets: Sequence[int], suffix: str, file: Any) -> 
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     lines = csv.writer(text, lineterminator="\n")
     if suffix == ".csv":
-        lines.writerow(["row", "column", "reason"])
+        lines.writerow(["row", "column", "reason", "values"])
     for part, offset in zip(job.work.manifest.partitions, offsets, strict=True):
         with (job.work.parts / f"{part.number:05d}.rejects").open(encoding="utf-8") as held_lines:
             for line in held_lines:
-                row, column, reason = json.loads(line)
+                row, column, reason, *rest = json.loads(line)  # of a batch that an earlier version began, without values
+                values = rest[0] if rest else None
                 if suffix == ".csv":
-                    lines.writerow([row + offset, column, reason])
+                    lines.writerow([row + offset, column, reason, json.dumps(values, ensure_ascii=False)])
                 else:
-                    text.write(json.dumps({"row": row + offset, "column": column, "reason": reason}, ensure_ascii=False) + "\n")
+                    text.write(json.dumps({"row": row + offset, "column": column, "reason": reason, "values": values}, ensure_ascii=False) + "\n")
     text.flush()
     text.detach()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -108,7 +109,7 @@ def score_part(
             batch = _added(scored) if as_lines else output_batch(rows, scored, scorer.predictor.bundle.schema, job.schema, kind)
             writer.write(batch, rows.lines if as_lines else None)
             for each in scored.rejects:
-                rejects.write(json.dumps([each.row + report["rows"], each.column, each.reason], ensure_ascii=False).encode() + b"\n")
+                rejects.write(json.dumps([each.row + report["rows"], each.column, each.reason, _cells(rows, each.row)], ensure_ascii=False, default=str).encode() + b"\n")
             if log is not None:
                 report["logged"] += log(scorer, scored, report["rows"])
             report["rows"] += rows.count
@@ -122,6 +123,15 @@ def score_part(
         log.end()
     write_json(job.work.parts / f"{partition.number:05d}.json", report)
     return report
+
+
+def _cells(rows: Rows, row: int) -> Any:
+    "What was in a row that is refused, by column; the text of a line that is none."
+    if row in rows.bad and rows.lines is not None:
+        return rows.lines[row].decode(errors="replace").strip()
+    cells = {name: values[row] for name, values in rows.columns.items()}
+    found = {name: each.as_py() if hasattr(each, "as_py") else each for name, each in cells.items()}
+    return {name: str(each) if isinstance(each, float) and not math.isfinite(each) else each for name, each in found.items()}
 
 
 def _added(scored: Scored) -> pa.RecordBatch:

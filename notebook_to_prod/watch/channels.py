@@ -181,7 +181,8 @@ def _email(channel: Channel, notice: Notice) -> Answer:
         codes = [code for code, _ in error.recipients.values()]
         return Answer(f"the server refuses {', '.join(error.recipients)}", final=all(500 <= code < 600 for code in codes))
     except (OSError, smtplib.SMTPException) as error:
-        return Answer(f"{type(error).__name__}: {error}"[:200])
+        remedy = f" Set security to tls or none below {channel.where}." if isinstance(error, smtplib.SMTPNotSupportedError) and "STARTTLS" in str(error) else ""
+        return Answer(f"{type(error).__name__}: {error}"[:200] + remedy)
     return Answer()
 
 

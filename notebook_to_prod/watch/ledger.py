@@ -16,6 +16,7 @@ from ..errors import DataError
 from ..package.bundle import Bundle
 from ..package.gates.case import Answers
 from ..serve.log.predictions import features
+from .live import with_probabilities
 from .windows import Length, Window
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'answers_of', 'join_labels', 'Arrival',
-           'WindowLabels', 'label_windows', 'label_notes', 'in_utc']
+__all__ = ['class_numbers', 'is_missing', 'Ledger', 'open_ledger', 'ledger_of', 'answers_of', 'merge_labels', 'join_labels',
+           'Arrival', 'WindowLabels', 'label_windows', 'label_notes', 'in_utc']
 
 # %% ../../nbs/watch/30_ledger.ipynb #classes
 _NOTHING = ("", "na", "n/a", "nan", "null", "none", "<na>")  # As R, pandas and databases write a cell without a value
@@ -122,27 +123,25 @@ class Ledger:
 
 def open_ledger(
     bundle: Bundle,
-    predictions: pd.DataFrame,  # As `read_predictions` gives it, or the columns of the model, prediction, perhaps probabilities, label, time
+    predictions: pd.DataFrame,  # As `read_predictions` gives it, or the columns of the model, prediction, perhaps probabilities (or a `probability CLASS` each), label, time
     time: str = "",  # The column that cuts the windows, instead of the time of the answers
-    labels: pd.DataFrame | None = None,  # With id, label and perhaps row: they count instead of those of `predictions`
+    labels: pd.DataFrame | None = None,  # With id, label and perhaps row: they come before those of `predictions`
 ) -> Ledger:
     "The answers of a bundle with their labels; raises `DataError` if there are none, or a column is missing."
-    named = predictions.set_axis(predictions.columns.map(str), axis="columns")
+    named = with_probabilities(bundle, predictions.set_axis(predictions.columns.map(str), axis="columns"))
     found, notes = answers_of(named, bundle)
     labels = None if labels is None else labels.assign(id=labels["id"].astype(str)) if "id" in labels.columns else labels
     exported = features(found)
     table = exported if len(exported.columns) else found[[each for each in bundle.schema.names if each in found]]
     if "prediction" not in found.columns or not len(found):
         raise DataError("there are no answers of this bundle" if len(found.columns) else "the table is empty", where=bundle.digest, remedy="give a table with the column prediction, or name the version that has answered")
-    true = _labels(found, labels)
+    true, came, kept = merge_labels(found, labels, own=bool(len(exported.columns)) or "label" not in bundle.schema.names)
+    notes += (f"{kept:,} labels are those that were known before, which the file does not have",) if kept else ()
     if labels is not None:  # joined, so that both have ids
         missed = len(labels) - len(labels.merge(found[["id"]].astype(str).drop_duplicates(), on="id"))
         notes += (f"{missed:,} labels have no answer of this bundle",) if missed else ()
     classes = bundle.metadata.get("classes")
-    asked, came = (_moments(found, name) for name in ("time", "label_time"))
-    if labels is not None:
-        came = join_labels(found, labels, "time") if "time" in labels.columns else None
-        came = None if came is None else _as_moments(came, "time")
+    asked = _moments(found, "time")
     cut = _moments(found if time in found.columns else table, time, required=True) if time else asked
     ledger = ledger_of(found["prediction"].tolist(), true, classes, found["probabilities"].tolist() if "probabilities" in found else None, table, found.drop(columns=table.columns, errors="ignore"))
     return replace(ledger, times=cut, asked=asked, came=came, replayed=bool(time), notes=(*notes, *ledger.notes))
@@ -201,10 +200,27 @@ def answers_of(
     return kept.reset_index(drop=True), tuple(f"left out: {each}" for each in notes)
 
 
-def _labels(found: pd.DataFrame, labels: pd.DataFrame | None) -> list[Any]:
-    if labels is not None:
-        return join_labels(found, labels, "label")
-    return found["label"].tolist() if "label" in found.columns else [None] * len(found)
+def merge_labels(
+    found: pd.DataFrame,  # Answers, perhaps with label and label_time
+    labels: pd.DataFrame | None,  # As `join_labels` takes it: they come before those of the answers
+    own: bool = True,  # Whether a column `label` of the answers is what was true, and none of the model
+) -> tuple[list[Any], pd.Series | None, int]:  # (answers,), when each came in UTC, (answers,), and how many are of the answers though labels are given
+    "What is known to be true, from both; raises `DataError` if a column to join by is missing."
+    import numpy as np
+
+    known = found["label"].tolist() if own and "label" in found.columns else [None] * len(found)
+    known_at = _moments(found, "label_time")
+    if labels is None:
+        return (found["label"].tolist() if "label" in found.columns else known), known_at, 0
+    given = join_labels(found, labels, "label")
+    lacks = np.array([is_missing(each) or (isinstance(each, str) and not each) for each in given], dtype=bool)
+    kept = lacks & np.array([not is_missing(each) for each in known], dtype=bool)
+    given_at = _as_moments(join_labels(found, labels, "time"), "time") if "time" in labels.columns else None
+    if given_at is None:
+        came = None if known_at is None or not kept.any() else known_at.where(kept)
+    else:
+        came = given_at if known_at is None else known_at.where(kept, given_at)
+    return [one if old else new for one, new, old in zip(known, given, kept, strict=True)], came, int(kept.sum())
 
 
 def join_labels(

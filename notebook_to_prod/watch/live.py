@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['open_baseline', 'chosen', 'observed_of_log', 'observed_of_table', 'said_by', 'errors_of', 'rows_between', 'within',
-           'open_log', 'watchable', 'read_file']
+__all__ = ['open_baseline', 'chosen', 'observed_of_log', 'observed_of_table', 'with_probabilities', 'said_by', 'errors_of',
+           'rows_between', 'within', 'open_log', 'watchable', 'read_file']
 
 # %% ../../nbs/watch/10_live.ipynb #baseline
 def open_baseline(
@@ -122,7 +122,7 @@ def observed_of_table(
     time: str = "",  # The column of the times
 ) -> Observed:
     "A table with the columns of the model; raises `DataError` if one is missing, or the times are none."
-    named = table.set_axis(table.columns.map(str), axis="columns")
+    named = with_probabilities(bundle, table.set_axis(table.columns.map(str), axis="columns"))
     exported = features(named)
     rows = chosen(bundle.schema, exported if len(exported.columns) else named, "the table of --data").reset_index(drop=True)
     time = time or ("time" if len(exported.columns) else "")
@@ -130,6 +130,19 @@ def observed_of_table(
     parts = {name: named[name].reset_index(drop=True) for name in ("prediction", "probabilities", "label") if name in named.columns and name not in bundle.schema.names}
     said = parts.get("prediction")
     return Observed(rows, None if said is None else said_by(bundle, said, parts.get("probabilities")), None if said is None or "label" not in parts else errors_of(bundle, said, parts["label"]), times)
+
+
+def with_probabilities(
+    bundle: Bundle,
+    table: pd.DataFrame,  # The names of its columns as texts
+) -> pd.DataFrame:
+    "A table with the column `probabilities`, as a log has it, if it has those that `n2p batch` writes: one a class."
+    import pandas as pd
+
+    names = [f"probability {each}" for each in bundle.metadata.get("classes") or ()]
+    if not names or "probabilities" in table.columns or not {*names} <= {*table.columns} - {*bundle.schema.names}:
+        return table
+    return table.assign(probabilities=table[names].apply(pd.to_numeric, errors="coerce").to_numpy("float64").tolist())
 
 
 def _times(table: pd.DataFrame, time: str, what: str) -> pd.Series:

@@ -206,7 +206,7 @@ def quality_of(
     rules: Rules | None = None,
     *,
     window: str | None = "",  # None for one of all rows; by default that of the rules
-    labels: pd.DataFrame | None = None,  # With id and label, instead of the table's own
+    labels: pd.DataFrame | None = None,  # With id and label: they come before the table's own
     held_out: Ledger | None = None,  # The rows that the bundle was judged on, with its answers: for slices and calibration
     policy: Policy | None = None,  # Whose limit of the calibration error holds
     model: str = "",

@@ -75,6 +75,8 @@ def window_ends(settings: RetrainSettings, until: datetime | None = None) -> tup
 
 
 def _called(settings: RetrainSettings, project: Path, start: datetime | None, end: datetime) -> Any:
+    import pandas as pd
+
     module, _, name = settings.ingest.partition(":")
     where = f"[tool.n2p.retrain.{settings.name}] ingest"
     sys.path.insert(0, str(project))
@@ -84,7 +86,7 @@ def _called(settings: RetrainSettings, project: Path, start: datetime | None, en
         function = getattr(loaded, name, None)
         if not callable(function):
             raise InputError(f"'{module}' has no function '{name}'{did_you_mean(name, vars(loaded))}", where=where, remedy="name one that is called with the start and the end of the window")
-        return function(start, end)
+        return function(None if start is None else pd.Timestamp(start), pd.Timestamp(end))
     except N2PError:
         raise
     except ModuleNotFoundError as error:
