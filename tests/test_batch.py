@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.feather as feather
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sql
 from notebooks import SETTINGS
@@ -157,6 +158,22 @@ def test_every_format_comes_back_in_order(bundle: Bundle, tmp_path: Path, name: 
         if name == "in.parquet" and output in ("out.parquet", "parts"):
             pd.testing.assert_frame_equal(back[list(table)], table)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
+def test_texts_of_parquet_keep_their_type_whether_they_repeat_or_not(
+    bundle: Bundle, tmp_path: Path, kind: pa.DataType
+) -> None:
+    table = pa.Table.from_pandas(flights(3_000), preserve_index=False)
+    for name in ("carrier", "note"):  # four values and none, and as many values as rows
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].cast(kind))
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=1_000)
+    score(bundle, tmp_path / "in.parquet", tmp_path / "out.parquet", partition_rows=1_000, workers=2)
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.schema.field("carrier").type == written.schema.field("note").type == kind
+    assert written.select(table.column_names).to_pylist() == table.to_pylist()
+    predicted, _ = expected(bundle, flights(3_000))
+    assert written["prediction"].to_pylist() == predicted
 
 
 def test_text_stays_the_text_that_it_was(bundle: Bundle, tmp_path: Path) -> None:

@@ -38,12 +38,29 @@ def _either(*masks: np.ndarray | None) -> np.ndarray | None:
     return np.logical_or.reduce(found) if found else None
 
 
+def _numpy(array: pa.Array) -> np.ndarray:
+    "Numbers or booleans with NaN for missing, of numbers without copying them; Arrow's own `to_numpy` imports pandas."
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_boolean(array.type) and not array.null_count:
+        return np.from_dlpack(array.cast(pa.uint8())).view(bool)
+    if not (types.is_integer(array.type) or types.is_floating(array.type)):
+        return array.to_numpy(zero_copy_only=False)
+    if not array.null_count:
+        return np.from_dlpack(array)
+    every = pa.Array.from_buffers(array.type, len(array), [None, array.buffers()[1]], 0, array.offset)
+    values = np.from_dlpack(every).astype(np.float64)
+    values[_numpy(array.is_null())] = np.nan
+    return values
+
+
 def _quick_number(column: Column, array: pa.Array) -> Quick | None:
     from pyarrow import types
 
     if not (types.is_floating(array.type) or types.is_integer(array.type) or types.is_decimal(array.type) or types.is_null(array.type)):
         return None
-    values = array.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
+    values = _numpy(array).astype(np.float64, copy=False)
     if not column.bounded and np.isfinite(np.add.reduce(values)):
         return values, None
     missing = None if column.nullable else np.isnan(values)
@@ -60,7 +77,7 @@ def _quick_integer(column: Column, array: pa.Array) -> Quick | None:
     whole = types.is_integer(array.type)
     if not (whole or types.is_floating(array.type) or types.is_null(array.type)) or array.type == pa.uint64():
         return None
-    values = array.to_numpy(zero_copy_only=False)
+    values = _numpy(array)
     low, high = integer_ends(column)
     if whole and not array.null_count:
         values = values.astype(np.int64, copy=False)
@@ -84,8 +101,8 @@ def _quick_boolean(column: Column, array: pa.Array) -> Quick | None:
     if not types.is_boolean(array.type):
         return None
     if not array.null_count:
-        return array.to_numpy(zero_copy_only=False), None
-    return array.to_pylist(), None if column.nullable else array.is_null().to_numpy(zero_copy_only=False)
+        return _numpy(array), None
+    return array.to_pylist(), None if column.nullable else _numpy(array.is_null())
 
 # %% ../../nbs/watch/21_batch_check.ipynb #moments
 _PLAIN_YEARS = (np.datetime64("1700-01-01"), np.datetime64("2200-01-01"))
@@ -129,7 +146,7 @@ def _encoded(array: pa.Array) -> Coded:
     if codes.null_count:
         codes = codes.cast(pa.int64()).fill_null(len(values))
         values.append(None)
-    return Coded(values, codes.to_numpy(zero_copy_only=False))
+    return Coded(values, _numpy(codes))
 
 
 def _is_missing(value: Any) -> bool:

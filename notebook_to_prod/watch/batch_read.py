@@ -334,10 +334,24 @@ def _with_path(rows: Rows, told: Sequence[tuple[str, str]]) -> Rows:
     return Rows({**rows.columns, **made}, rows.texts | {*made}, rows.count, rows.bad, rows.lines)
 
 
+def _few_texts(groups: Sequence[Any]) -> list[str]:
+    "Columns of texts that repeat: the file has each once, and codes of less than two bytes, which need not become texts to be checked."
+    if not groups:
+        return []
+    chunks = ([group.column(place) for group in groups] for place in range(groups[0].num_columns))
+    return [some[0].path_in_schema for some in chunks if all(_has_few_texts(each) for each in some)]
+
+
+def _has_few_texts(chunk: Any) -> bool:
+    return chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page and chunk.total_uncompressed_size < 1.75 * chunk.num_values
+
+
 def _read_parquet(table: Table, partition: Partition, file: Any) -> Iterator[Rows]:
     import pyarrow.parquet as pq
 
-    reader = pq.ParquetFile(file, pre_buffer=False)
+    metadata = pq.read_metadata(file)
+    groups = [metadata.row_group(each) for each in range(partition.start, partition.stop)]
+    reader = pq.ParquetFile(file, metadata=metadata, pre_buffer=False, read_dictionary=_few_texts(groups))
     own = [each for each in table.columns if each not in table.path_columns]
     skip, left = partition.skip, partition.rows
     for batch in reader.iter_batches(BATCH, row_groups=list(range(partition.start, partition.stop)), columns=own, use_threads=False):

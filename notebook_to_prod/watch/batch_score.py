@@ -200,6 +200,16 @@ class Scored:
     answer: Answer | None  # Of the accepted rows; None if there is none
 
 
+def _arrow(values: np.ndarray) -> pa.Array:
+    "Numbers, without copying them; `pyarrow.array` would import pandas to learn that they are no Series."
+    import pyarrow as pa
+
+    kind = pa.from_numpy_dtype(values.dtype)
+    if pa.types.is_boolean(kind):
+        return pa.array(values)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
 class BatchScorer:
     "Checks and scores rows of tables."
 
@@ -237,7 +247,7 @@ class BatchScorer:
         import pyarrow as pa
 
         if values.dtype.kind in "biuf" and not pa.types.is_string(kind):
-            return pa.array(values).cast(kind)
+            return _arrow(values).cast(kind)
         cells = jsonable(values)
         return pa.array([str(each) for each in cells] if pa.types.is_string(kind) else cells, kind)
 

@@ -65,7 +65,7 @@ def rows_of(columns: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
     return zip(*(column.tolist() if isinstance(column, np.ndarray) else column for column in columns), strict=True)
 
 
-_PORTION, _CACHED = 4_000_000, 2048  # Numbers of one matrix at a time, and rows
+_PORTION, _CACHED = 4_000_000, 8192  # Numbers of one matrix at a time, and rows: fewer make threads wait for each other, more leave the cache
 _FEW = 64  # Rows that go through the steps as they stand
 
 
