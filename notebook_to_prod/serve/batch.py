@@ -21,7 +21,7 @@ from ..errors import BundleError, DataError, DependencyError
 from ..package.bundle import Prediction, unusable_row
 from ..package.compile.plan import Plan
 from .decode import Decoder
-from .predictor import Predictor, compile_meanwhile
+from .predictor import Predictor, compile_meanwhile, is_machine_code_there
 from .request import ROW_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
@@ -99,6 +99,7 @@ class Model:
         self._plan = predictor.scorer.plan
         self._until_compiled = _WORTH_COMPILING if self._plan is not None and self._plan.masks else -1  # Rows
         self._classes = predictor.classes
+        self.noted: dict[tuple[object, int], Any] = {}  # What the log knows of it
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Waiting] = []
         self._told: set[tuple[type, str, int]] = set()  # Why requests were refused
@@ -180,12 +181,14 @@ class Model:
 
     def _by_plan(self, rows: list[Row]) -> tuple[Prediction, bool]:
         "What the plan says, and whether all of it is finite."
-        said = Prediction(*self._plan.answer_rows(rows))
+        *said, finite = self._plan.answer_rows_known(rows)
         if self._until_compiled >= 0:
             self._until_compiled -= len(rows)
-            if self._until_compiled < 0:
+            if self._until_compiled < 0 or is_machine_code_there():  # for another version, and is at hand
+                self._until_compiled = -1
                 compile_meanwhile(self._plan)
-        return said, unusable_row(said, self._classes) is None
+        found = Prediction(*said)
+        return found, finite or unusable_row(found, self._classes) is None
 
     def _score_elsewhere(self, rows: list[Row], tell: Tell) -> None:
         running = asyncio.get_running_loop().run_in_executor(None, self.score_alone, rows)

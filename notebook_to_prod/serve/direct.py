@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import copy_context
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -66,9 +66,9 @@ class Exchange:
     __slots__ = ("_call", "_context", "_over", "_protocol", "_steps", "_task", "disconnected", "keep_alive", "response_complete")
     message_event = _Nobody()
 
-    def __init__(self, protocol: Any, steps: Steps, body: bytes, keep_alive: bool):
+    def __init__(self, protocol: Any, steps: Steps, body: bytes, keep_alive: bool, fields: Mapping[bytes, bytes] | None = None):
         self._protocol, self._steps = protocol, steps
-        self._call = call = Call(protocol.scope)
+        self._call = call = Call(protocol.scope, None, fields)
         call.body = body
         self._context = copy_context()  # What hooks set is of this request alone
         self._task: asyncio.Task[None] | None = None
@@ -220,7 +220,7 @@ def direct_protocol(app: Application) -> Any:
             found.append(app.steps)
         return found[0]
 
-    heads: dict[bytes, tuple[int, dict[str, Any], list[tuple[bytes, bytes]]]] = {}  # The bytes of the body, the scope, the headers
+    heads: dict[bytes, tuple[int, dict[str, Any], list[tuple[bytes, bytes]], dict[bytes, bytes]]] = {}  # The bytes of the body, the scope, the headers, and those by name
     told: list[tuple[Exchange, Prediction | Refusal]] = []
     opened: dict[tuple[int, bytes], bytes] = {}  # Answers up to their length, of this second
     dated: list[Any] = [None]
@@ -320,7 +320,7 @@ def direct_protocol(app: Application) -> Any:
                 end = data.find(b"\r\n\r\n") + 4
                 if (known := heads.get(data[:end])) is not None and known[0] == len(data) - end:
                     self.scope = {**known[1], "headers": known[2][:], "server": self.server, "client": self.client, "state": self.app_state.copy()}  # type: ignore[typeddict-item]
-                    self.cycle = exchange = Exchange(self, found[0], data[end:], keep_alive=True)  # type: ignore[arg-type,assignment]
+                    self.cycle = exchange = Exchange(self, found[0], data[end:], True, known[3])  # type: ignore[arg-type,assignment]
                     exchange.begin()
                     return
             super().data_received(data)
@@ -361,7 +361,7 @@ def direct_protocol(app: Application) -> Any:
             if end <= _LONG:
                 if len(heads) >= _HEADS:
                     heads.clear()
-                heads[data[:end]] = len(data) - end, dict(self.scope), self.headers[:]
+                heads[data[:end]] = len(data) - end, dict(self.scope), self.headers[:], dict(self.headers)
 
         def on_response_complete(self) -> None:
             if self.pipeline or self.transport.is_closing():

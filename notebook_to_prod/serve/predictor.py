@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..package.explain.origins import NotExplained
 
 # %% auto #0
-__all__ = ['Predictor', 'load_predictor', 'polite', 'prepare_meanwhile', 'compile_meanwhile']
+__all__ = ['Predictor', 'load_predictor', 'polite', 'prepare_meanwhile', 'compile_meanwhile', 'is_machine_code_there']
 
 # %% ../../nbs/serve/02_predictor.ipynb #predictor
 @dataclass(frozen=True)
@@ -228,6 +228,15 @@ def _prepare(predictor: Predictor) -> None:
             logging.getLogger("notebook_to_prod.serve").error("the pipeline behind the plan cannot be loaded, the service is not ready: %s", error)
 
 
+def is_machine_code_there() -> bool:
+    "Whether `compile_meanwhile` has made any in this process: to have it for another plan takes a moment."
+    return bool(_compiled)
+
+
+_compiled: list[bool] = []
+
+
 def _compile(plan: Plan) -> None:
     with polite():
-        plan.compile_masks()
+        if plan.compile_masks():
+            _compiled[:] = [True]

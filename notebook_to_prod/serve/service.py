@@ -33,27 +33,30 @@ Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 class Call:
     "One request for predictions and its answer."
 
-    __slots__ = ("began", "body", "cached", "cancel", "content", "cut", "decoded", "encoded", "fallback", "fields", "headers", "id", "model", "read", "route", "rows", "said", "scope", "scored", "state", "status", "wire")
+    read = decoded = scored = encoded = 0.0  # When the body was there, its rows, the prediction, and the answer or refusal, in seconds of `perf_counter`; 0 is a moment that did not come
+    id = ""  # Of the request, as log, answer and traces know it; who needs one sets it
+    route = ""  # By which way the model was chosen: `canary`, `shadow`; empty is the service's own
+    fallback = ""  # What stands in for the model's answer: `cache`, `previous`, `default`; empty is none
+    cached = False  # Whether the prediction was kept from an earlier request
+    cut: Refusal | None = None  # What is answered if this call is cancelled; who cancels it, sets it
+    cancel: Callable[[], Any] | None = None  # Ends what the call waits for
+    state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
+    body: bytes | None = None
+    model: Model | None = None  # Who answers; known before the body is decoded
+    rows: list[Row] | None = None  # None if the body was refused; `Adjusted` if a policy has touched a value
+    said: Prediction | Refusal | None = None
+    status = 0
+    content = b""  # The body of the answer
 
-    def __init__(self, scope: Scope, wire: Wire | None = None):
-        self.scope = scope  # As ASGI gives it: method, path, headers, client
-        self.fields: dict[bytes, bytes] = dict(scope["headers"])  # Of headers that come twice, the last
-        self.wire = wire  # How request and answer are spelt; None is the JSON of `/predict`
-        self.began = perf_counter()  # Seconds of that clock, as the moments below are; 0 is a moment that did not come
-        self.read = self.decoded = self.scored = self.encoded = 0.0  # When the body was there, its rows, the prediction, and the answer or refusal
-        self.id = ""  # Of the request, as log, answer and traces know it; who needs one sets it
-        self.route = ""  # By which way the model was chosen: `canary`, `shadow`; empty is the service's own
-        self.fallback = ""  # What stands in for the model's answer: `cache`, `previous`, `default`; empty is none
-        self.cached = False  # Whether the prediction was kept from an earlier request
-        self.cut: Refusal | None = None  # What is answered if this call is cancelled; who cancels it, sets it
-        self.cancel: Callable[[], Any] | None = None  # Ends what the call waits for
-        self.state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
-        self.body: bytes | None = None
-        self.model: Model | None = None  # Who answers; known before the body is decoded
-        self.rows: list[Row] | None = None  # None if the body was refused; `Adjusted` if a policy has touched a value
-        self.said: Prediction | Refusal | None = None
-        self.status = 0
-        self.content = b""  # The body of the answer
+    def __init__(
+        self,
+        scope: Scope,  # As ASGI gives it: method, path, headers, client
+        wire: Wire | None = None,  # How request and answer are spelt; None is the JSON of `/predict`
+        fields: Mapping[bytes, bytes] | None = None,  # The headers, if they are known by name: of those that come twice, the last
+    ):
+        self.scope, self.wire = scope, wire
+        self.fields = dict(scope["headers"]) if fields is None else fields
+        self.began = perf_counter()
         self.headers: list[tuple[bytes, bytes]] = []  # Of the answer, besides its type and length
 
     @property

@@ -9,6 +9,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -209,12 +210,19 @@ class Plan:
         rows: Sequence[Sequence[Any]],  # As `answer_row` takes them
     ) -> tuple[list[Any], list[list[float]] | None]:
         "As `answer`, of rows and as Python values; raises `Refused`."
+        return self.answer_rows_known(rows)[:2]
+
+    def answer_rows_known(self, rows: Sequence[Sequence[Any]]) -> tuple[list[Any], list[list[float]] | None, bool]:
+        "As `answer_rows`, and whether all numbers are known to be finite, which is soon asked of an array; raises `Refused`."
         if len(rows) == 1:
             label, chances = self.answer_row(rows[0])
-            return [label], None if chances is None else [chances]
+            finite = (self._names is not None or (type(label) is float and isfinite(label))) and (chances is None or isfinite(sum(chances)))
+            return [label], None if chances is None else [chances], finite
         found = self.front(rows) if 0 < len(rows) <= self.front_until else None
         first, shares = found or self.answer([*map(list, zip(*rows, strict=True))])
-        return first.tolist(), None if shares is None else shares.tolist()
+        with np.errstate(all="ignore"):  # a sum may overflow, but never hides what is not finite
+            finite = (self._names is not None or isfinite(np.add.reduce(first, axis=None))) and (shares is None or isfinite(np.add.reduce(shares, axis=None)))
+        return first.tolist(), None if shares is None else shares.tolist(), finite
 
     def answer_row(
         self,

@@ -21,7 +21,6 @@ from datetime import timedelta
 from pathlib import Path
 from time import perf_counter, time_ns
 from typing import Any
-from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from ...errors import InputError
@@ -289,7 +288,7 @@ class RequestLog:
         self._shares = sorted({rule.sample for rule in settings.columns.values() if rule.sample < 1})
         self._draws = bool(self._shares) or settings.sample < 1
         self._models: dict[tuple[str, ...], int] = {}  # Those that the open segment describes, each with so many columns
-        self._kept: WeakKeyDictionary[Model, dict[int, tuple[int, Keep | None]]] = WeakKeyDictionary()  # For each number of shares that a draw is not below, the model's number and what is kept of its rows
+        self._segment = object()  # That is open, for what models note of it: for each number of shares that a draw is not below, the model's number and what is kept of its rows
         self._told = 0.0
         self._gathered: list[tuple[bytes, Call]] | None = None  # What is to be written at once
 
@@ -307,7 +306,7 @@ class RequestLog:
         try:
             self._ready(now / 1e6)
             try:
-                number, keep = self._kept[call.model][without]  # type: ignore[index]
+                number, keep = call.model.noted[self._segment, without]  # type: ignore[union-attr]
             except KeyError:
                 number, keep = self._describe(call.model, without, drawn)  # type: ignore[arg-type]
             rows = call.rows if keep is None else keep(call.rows)
@@ -365,7 +364,7 @@ class RequestLog:
             writer.end()
         if writer.path is None:
             writer.begin()
-            self._models, self._kept = {}, WeakKeyDictionary()
+            self._models, self._segment = {}, object()
 
     def _describe(self, model: Model, without: int, drawn: float) -> tuple[int, Keep | None]:
         "The number of a model with the columns that such a draw keeps, and what makes its rows."
@@ -376,7 +375,7 @@ class RequestLog:
             self.writer.append(self._encode(("m", {**predictor.identity, "classes": predictor.classes, "columns": columns})))
             self._models[identity] = len(self._models)
         found = self._models[identity], keep
-        self._kept.setdefault(model, {})[without] = found
+        model.noted = {key: each for key, each in model.noted.items() if key[0] is self._segment} | {(self._segment, without): found}
         return found
 
     def _fail(self, call: Call, error: OSError) -> None:

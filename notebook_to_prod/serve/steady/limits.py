@@ -193,7 +193,7 @@ class Limiter:
         "Refuse, before the body is read, what there is no place for."
         if self.loop_gate.full:
             return self._refuse(self.loop_gate, call)
-        announced = _announced(call, self.limits.body_bytes)
+        announced = _announced(call, self.limits.body_bytes) if call.body is None else len(call.body)
         if announced > LARGE:
             if self.thread_gate.full:
                 return self._refuse(self.thread_gate, call)
