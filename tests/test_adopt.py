@@ -506,3 +506,74 @@ def test_columns_that_need_other_rows_are_named_and_are_no_part_of_the_model(raw
         "df['rank'] is computed in front of the pipeline and is no part of the exported model"
         " (what is computed for a row in 'rank' depends on other rows or on its place in the table)"
     ]
+
+
+PIPELINE = PREPARED + "\nfrom sklearn.pipeline import make_pipeline\nfrom sklearn.impute import SimpleImputer"
+FITTED = "m = SVC()\nm.fit(A, y_train)\nprint(m.score(B, y_test))"
+
+
+@pytest.mark.parametrize(
+    ("imports", "made", "step"),
+    [
+        (PIPELINE, "prep = make_pipeline(SimpleImputer(), StandardScaler())", "prep"),
+        (PREPARED + "\nfrom feature_engine.creation import CyclicalFeatures", "prep = CyclicalFeatures()", "prep"),
+        (PREPARED.replace("import StandardScaler", "import *"), "prep = MinMaxScaler().fit(X_train)", "prep"),
+    ],
+    ids=["a pipeline", "of another library", "imported by a star"],
+)
+def test_whatever_the_notebook_has_transform_is_a_step_and_never_left_behind(
+    tmp_path: Path, imports: str, made: str, step: str
+) -> None:
+    transformed = f"{made}\nA = prep.fit_transform(X_train)\nB = prep.transform(X_test)"
+    draft = stages(tmp_path, imports, SPLIT, transformed, FITTED)["pipeline"]
+    assert f'Pipeline([("{step}", {step}), ("model", m)])' in text_of(draft)
+    assert "run.export(pipeline, X_train, y_train, X_test, y_test)" in text_of(draft)
+    assert not [todo for todo in draft.todos if todo.kind == "pipeline"]
+
+
+def test_what_transforms_and_cannot_be_named_is_left_to_the_author(tmp_path: Path) -> None:
+    transformed = "A = scaler_of(3).fit_transform(X_train)\nB = scaler_of(3).transform(X_test)"
+    draft = stages(tmp_path, PREPARED + "\nfrom helpers import scaler_of", SPLIT, transformed, FITTED)["pipeline"]
+    (said,) = [todo.what for todo in draft.todos if todo.kind == "pipeline"]
+    assert said.startswith("scaler_of(3).fit_transform is applied to X_train in front of the pipeline")
+
+
+def test_a_step_that_has_seen_the_rows_of_the_test_is_told(tmp_path: Path) -> None:
+    before = "X = StandardScaler().fit_transform(df.drop(columns='y'))\ny = df['y']"
+    split = "X_train, X_test, y_train, y_test = train_test_split(X, y)"
+    draft = stages(tmp_path, PREPARED, before, split, FIT)["pipeline"]
+    assert any("standard_scaler had seen the rows of the test as well" in change.reason for change in draft.done)
+
+
+LOOP = (
+    PREPARED + "\nfrom sklearn.linear_model import LogisticRegression\nfrom sklearn.model_selection import GridSearchCV"
+)
+BEST = """best, best_model = 0, None
+for name, m in {'a': SVC(), 'b': LogisticRegression()}.items():
+    search = GridSearchCV(m, {})
+    search.fit(X_train, y_train)
+    if search.best_score_ > best:
+        best, best_model = search.best_score_, search.best_estimator_"""
+FITTED_DICT = """fitted = {}
+for name, m in [('a', SVC()), ('b', LogisticRegression())]:
+    m.fit(X_train, y_train)
+    fitted[name] = m"""
+
+
+@pytest.mark.parametrize(
+    ("loop", "after"),
+    [(BEST, "best_model"), (FITTED_DICT, "best_model = fitted['b']\nbest_model")],
+    ids=["kept where it is better", "kept in a dict"],
+)
+def test_the_model_that_a_loop_keeps_is_the_one_exported(tmp_path: Path, loop: str, after: str) -> None:
+    draft = stages(tmp_path, LOOP, SPLIT, loop, f"{after}.score(X_test, y_test)")["pipeline"]
+    assert "run.export(best_model, X_train, y_train, X_test, y_test)" in text_of(draft)
+    assert not [todo for todo in draft.todos if todo.kind == "pipeline"]
+
+
+def test_what_is_written_at_a_place_of_one_machine_is_written_beside_the_notebook(tmp_path: Path) -> None:
+    plots = "import matplotlib.pyplot as plt\nplt.savefig('/home/ann/plots/roc.png')\nplt.savefig('figures/roc.png')"
+    tables = "df.to_csv(r'C:\\Users\\ann\\rows.csv')\ndf.to_csv('/tmp/kept.csv')\nagain = pd.read_csv('/tmp/kept.csv')"
+    source = text_of(stages(tmp_path, PREPARED, plots, tables, SPLIT, FIT)["original"])
+    assert "plt.savefig('roc.png')\nplt.savefig('figures/roc.png')" in source
+    assert "df.to_csv('rows.csv')\ndf.to_csv('/tmp/kept.csv')" in source

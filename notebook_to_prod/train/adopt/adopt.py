@@ -27,6 +27,7 @@ from .pipeline import called_by_hand, exported
 from .proof import Execution, difference, execute, place_files, shown_again, told_otherwise
 from .reading import Reading, read_raw
 from ..check.fix import dumped_like
+from ..check.imports import imported_packages
 from ..check.verdict import check_notebook
 from ..notebook import Notebook, parse_notebook, read_notebook
 from ..run import run_notebook
@@ -278,7 +279,7 @@ def _made(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], e
         name = made / f"{_project_name(source)}.ipynb"
         text = source.read_text(encoding="utf-8")
         write_atomic(name, dumped_like(text, before, marked(draft.notebook, todos).raw))
-        write_atomic(made / "pyproject.toml", _pyproject(_project_name(source)))
+        write_atomic(made / "pyproject.toml", _pyproject(_project_name(source), draft.notebook))
         errors = check_notebook(name).errors
         printed = tuple(told_otherwise(expected, got)) if got else ()
         todos, notes = _settled(todos, read_notebook(source), draft, expected)
@@ -337,8 +338,9 @@ def _forget_runs(made: Path) -> None:
     shutil.rmtree(made / ".n2p", ignore_errors=True)  # its records tell of a folder that was only passed through
 
 
-def _pyproject(name: str) -> str:
+def _pyproject(name: str, notebook: Notebook) -> str:
     from importlib.metadata import version
 
-    needed = [f'"{each}=={version(each)}"' for each in ("pandas", "numpy", "scikit-learn")]
+    packages = {each: version(each) for each in ("pandas", "numpy", "scikit-learn")} | imported_packages(read_raw(notebook).analysis)
+    needed = [f'"{each}=={number}"' for each, number in packages.items()]
     return f'[project]\nname = "{name.lower()}"\nversion = "0.1.0"\nrequires-python = ">=3.11"\ndependencies = [{", ".join(needed)}]\n\n[tool.n2p]\n'

@@ -43,6 +43,8 @@ def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str
             given = [_root(argument) for argument in each.args if _root(argument) in tables]
             if given and (called in own or (bound and name.startswith("numpy.") and name not in _KEEPS)):
                 return f"{called} is applied to {given[0]}"
+            if given and bound and isinstance(each.func, ast.Attribute) and each.func.attr in ("transform", "fit_transform") and id(each) not in chains.transformed:
+                return f"{called} is applied to {given[0]}"
             changes = isinstance(each.func, ast.Attribute) and each.func.attr in _CHANGES and (bound or any(key.arg == "inplace" for key in each.keywords))
             if changes and _root(each.func) in tables and chains.kinds.get(_root(each.func)) is None:
                 return f"{called} is applied"

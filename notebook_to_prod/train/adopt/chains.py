@@ -51,6 +51,7 @@ class Chains:
     stored: list[tuple[Statement, ast.expr]] = field(default_factory=list)  # What was pickled
     anonymous: list[tuple[Statement, ast.Call, str]] = field(default_factory=list)  # Transformers without a name, and one for them
     in_columns: dict[str, InColumns] = field(default_factory=dict)  # Steps that transform columns of a side in place
+    transformed: set[int] = field(default_factory=set)  # Calls of transformers that are known as steps, by the identity of their nodes
     encoded: set[int] = field(default_factory=set)  # Orders of the statements that are known as encodings
 
     def rebound(self, name: str, since: int) -> Statement | None:
@@ -66,6 +67,7 @@ class Chains:
 _SELECTS = {"drop", "copy", "loc", "iloc", "filter", "astype", "reindex", "dropna", "reset_index", "sample", "drop_duplicates", "query"}
 _WRAPS = {"numpy.array", "numpy.asarray", "pandas.DataFrame", "numpy.ascontiguousarray"}
 _SAME = {"to_numpy", "toarray", "todense"}
+_TRANSFORM, _PREDICT = {"transform", "fit_transform"}, {"predict", "predict_proba", "decision_function", "score"}
 
 
 def _rooted(node: ast.expr) -> str:
@@ -87,6 +89,7 @@ class _Walk:
         self.owners: dict[str, set[str]] = {}
         classes = (each.node for each in reading.statements if isinstance(each.node, ast.ClassDef))
         self.functions = {each.node.name for each in reading.statements if isinstance(each.node, ast.FunctionDef)}
+        self.transforming = self.used_to_transform()
         self.own = {node.name for node in classes if any(isinstance(each, ast.FunctionDef) and each.name == "transform" for each in node.body)}
 
     def kind(self, node: ast.expr) -> str | None:
@@ -105,16 +108,41 @@ class _Walk:
         return None
 
     def transforms(self, node: ast.expr) -> bool:
+        "Whether an object transforms features: by its class, or, of a class that nobody here knows and of a pipeline, by what the notebook has it do."
+        if isinstance(node, ast.NamedExpr):
+            return self.transforms(node.value)
         kind = self.kind(node)
-        return is_transformer(kind) or bool(kind and kind.startswith("__main__."))
+        if is_transformer(kind) or (kind and kind.startswith("__main__.")):
+            return True
+        return node.id in self.transforming if isinstance(node, ast.Name) else self.is_made(node)
+
+    def is_made(self, node: ast.expr) -> bool:
+        "Whether an expression makes an object of some class, `.fit(…)` aside, that is no table and no encoder of labels."
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("fit", "set_params", "set_output"):
+            return self.is_made(node.func.value)
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name | ast.Attribute):
+            return False
+        called, name = ast.unparse(node.func).rpartition(".")[2], self.reading.name_of(node) or ""
+        return (called[:1].isupper() or called.startswith("make_")) and not name.startswith(("pandas.", "numpy.", "sklearn.datasets.")) and not name.endswith(("LabelEncoder", "LabelBinarizer"))
+
+    def used_to_transform(self) -> set[str]:
+        "Variables that are made of some class, of which the notebook asks that they transform and never that they predict."
+        made, does = set(), dict[str, set[str]]()
+        for node in (each for statement in self.reading.statements for each in ast.walk(statement.node)):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and self.is_made(node.value):
+                made.add(node.targets[0].id)
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                does.setdefault(node.func.value.id, set()).add(node.func.attr)
+        return {name for name in made if does.get(name, set()) & _TRANSFORM and not does[name] & _PREDICT}
 
     def value(self, node: ast.expr, statement: Statement) -> Value:
         "Where an expression's table comes from."
         if isinstance(node, ast.Name):
             return self.chains.values.get(node.id) or Value(node.id, statement.order - 1)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("transform", "fit_transform") and node.args:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _TRANSFORM and node.args:
             owner = node.func.value
             if self.transforms(owner):
+                self.chains.transformed.add(id(node))
                 base = self.value(node.args[0], statement)
                 since = base.since if base.steps else statement.order - 1
                 return replace(base, since=since, steps=(*base.steps, self.named(owner, statement)))
@@ -143,7 +171,7 @@ class _Walk:
         for _, node, name in self.chains.anonymous:
             if node is owner:
                 return name
-        last = (self.kind(owner) or "step").rpartition(".")[2]
+        last = (self.kind(owner) or "step").rpartition(".")[2].replace("make_pipeline", "Prepare")
         name = "".join(f"_{each.lower()}" if each.isupper() else each for each in last).strip("_")
         taken = {each for _, _, each in self.chains.anonymous}
         wanted = next(each for each in (name, *(f"{name}_{number}" for number in range(2, 100))) if each not in taken and each not in self.reading.analysis.names)
@@ -282,7 +310,7 @@ class _Walk:
                 if isinstance(statement.node, ast.Assign) and statement.node.value is each and isinstance(statement.node.targets[0], ast.Name):
                     model = statement.node.targets[0].id
                 self.chains.fits.append((statement, model, each.args[0], each.args[1], self.value(each.args[0], statement)))
-            elif method in ("predict", "predict_proba", "decision_function", "score"):
+            elif method in _PREDICT:
                 self.chains.judged.append((statement, ast.unparse(owner), each.args[0], self.value(each.args[0], statement)))
 
 

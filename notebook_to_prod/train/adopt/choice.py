@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .chains import Chains, Value, read_chains
@@ -48,19 +49,37 @@ def stored_names(chains: Chains) -> tuple[str, ...]:
     return tuple(name for _, node in chains.stored for name in _names_in(node))
 
 
-def _picked(chains: Chains, pickled: tuple[str, ...]) -> Chosen | None:
+def _fits_in_loops(chains: Chains) -> Iterator[tuple[Statement, ast.For, str, ast.expr, ast.expr, Value]]:
+    "The models that are fitted in a loop with their features and targets, the last one first."
+    for statement, *fit in reversed(chains.fits):
+        if isinstance(statement.node, ast.For):
+            yield statement, statement.node, *fit  # type: ignore[misc]
+
+
+def _kept(chains: Chains, used: set[str]) -> Chosen | None:
+    "The variable in which a loop keeps one of the models that it fits, if the notebook judges or pickles it."
+    for loop, around, model, features, target, value in _fits_in_loops(chains):
+        same = {model, f"{model}.best_estimator_", f"deepcopy({model})", f"copy.deepcopy({model})", f"{model}.fit({ast.unparse(features)}, {ast.unparse(target)})"}
+        for place, bound in (pair for each in ast.walk(around) if isinstance(each, ast.Assign) for pair in pairs(each)):
+            if isinstance(place, ast.Name) and place.id in used and place.id != model and ast.unparse(bound) in same:
+                return Chosen(place.id, place.id, features, target, value, loop, f"'{place.id}' is what the loop keeps of the models that it fits")
+    return None
+
+
+def _picked(chains: Chains, used: set[str]) -> Chosen | None:
     "The one of several models fitted in a loop that the notebook takes out of their dict and judges or pickles."
-    judged = {each[1] for each in chains.judged} | set(pickled)
     for statement in reversed(chains.reading.statements):
         node = statement.node
         if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Subscript) and isinstance(node.value.value, ast.Name)):
             continue
         variable, held = node.targets[0].id, node.value.value.id
-        for loop, model, features, target, value in reversed(chains.fits):
-            around = loop.node
-            if not (isinstance(around, ast.For) and isinstance(around.target, ast.Tuple) and len(around.target.elts) == 2 and loop.order < statement.order and variable in judged):
+        for loop, around, model, features, target, value in _fits_in_loops(chains):
+            if loop.order >= statement.order or variable not in used:
                 continue
-            if ast.unparse(around.iter) == f"{held}.items()" and ast.unparse(around.target.elts[1]) == model:
+            taken = isinstance(around.target, ast.Tuple) and len(around.target.elts) == 2 and ast.unparse(around.target.elts[1]) == model
+            given = (pair for each in ast.walk(around) if isinstance(each, ast.Assign) for pair in pairs(each))
+            put = any(isinstance(place, ast.Subscript) and ast.unparse(place.value) == held and ast.unparse(bound) == model for place, bound in given)
+            if put or (taken and ast.unparse(around.iter) == f"{held}.items()"):
                 return Chosen(variable, variable, features, target, value, statement, f"'{variable}' is what the notebook takes of the models in '{held}'")
     return None
 
@@ -75,7 +94,8 @@ def chosen_model(
     pickled = (*stored_names(chains), *stored_before)
     stored = [fit for fit in fits if fit[1] in pickled or f"{fit[1]}.best_estimator_" in pickled]
     last = reading.analysis.cells[-1].id
-    if not fits and (picked := _picked(chains, pickled)):
+    used = {each[1] for each in chains.judged} | set(pickled)
+    if not fits and (picked := _kept(chains, used) or _picked(chains, used)):
         return picked
     if not fits:
         what = "several models are fitted in a loop, and none is chosen" if chains.fits else "no model is fitted on features and a target at the top level of a cell"

@@ -288,8 +288,24 @@ def _is_colab(reading: Reading, node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and any(name.startswith("google.colab") for name, _ in reading.calls(node))
 
 
+_WRITES = {"savefig", "write_image", "write_html", *(f"to_{each}" for each in ("csv", "parquet", "excel", "json", "html", "feather"))}
+_ABSOLUTE = re.compile(r"(?:/|~|[A-Za-z]:[\\/]).*[\\/]([^\\/]+)")
+
+
+def _written_elsewhere(reading: Reading) -> Iterator[tuple[str, Edit]]:
+    "Files that the notebook writes, and names nowhere else, at a place of one machine: each by its name alone."
+    every = [each.value for statement in reading.statements for each in ast.walk(statement.node) if isinstance(each, ast.Constant)]
+    for statement in reading.statements:
+        for call in (each for each in ast.walk(statement.node) if isinstance(each, ast.Call)):
+            path = call.args[0] if call.args and isinstance(call.func, ast.Attribute) and call.func.attr in _WRITES else None
+            if not (isinstance(path, ast.Constant) and isinstance(path.value, str) and every.count(path.value) == 1):
+                continue
+            if (found := _ABSOLUTE.fullmatch(path.value)) and statement.cell.is_as_written(path):
+                yield statement.cell.id, replaced(path, repr(found[1]))
+
+
 def elsewhere(reading: Reading) -> tuple[list[Change], list[Todo]]:
-    "Installations, mounts and pickles commented out."
+    "Installations, mounts and pickles commented out, and what is written put where the project is."
     loads_back = any(name in _PICKLE_LOADS for name in reading.dotted.values())
     found: dict[tuple[str, str], list[Edit]] = {}
     for statement in reading.statements:
@@ -312,6 +328,8 @@ def elsewhere(reading: Reading) -> tuple[list[Change], list[Todo]]:
                 edit = Edit((number, 0), (number, len(line.encode())), text)
                 found.setdefault((cell.id, "a run must not install packages"), []).append(edit)
             goes_on = line.rstrip().endswith("\\") and (goes_on or _INSTALL.fullmatch(line) is not None)
+    for cell_id, edit in _written_elsewhere(reading):
+        found.setdefault((cell_id, "what is written stands beside the notebook, on whatever machine it runs"), []).append(edit)
     return [Change("elsewhere", cell, reason, tuple(edits)) for (cell, reason), edits in found.items()], []
 
 

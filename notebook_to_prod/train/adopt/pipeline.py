@@ -209,6 +209,8 @@ def _last_cell(joined: Joined, chosen: Chosen, tables: tuple[str, str, str, str]
         parts = ", ".join(f'("{name}", {name})' for name in (*steps,)) + f', ("{"model" if "model" not in steps else "estimator"}", {chosen.model})'
         lines += [f"{pipeline} = Pipeline([{parts}])", *_check(joined, chosen, test, pipeline)]
         reason = f"{chosen.why}; what was fitted in front of it is joined with it, and the cell asserts that it predicts the same"
+        if parent and parent.steps:
+            reason += f"; {' and '.join(parent.steps)} had seen the rows of the test as well: fitted behind the split, the metric would be that of new rows"
     else:
         reason = f"{chosen.why}; it takes the features as they are"
     imports = import_block({name for name in joined.imports & MODULES.keys() if any(f"{name}(" in line for line in (*lines, *joined.lines))})

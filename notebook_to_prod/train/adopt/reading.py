@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
 
 from ..check.analysis import Analysis, analyse
 from ..check.cells import CodeCell
@@ -71,6 +73,17 @@ def replaced(node: ast.expr | ast.stmt, text: str) -> Edit:
     return Edit((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0), text)
 
 # %% ../../../nbs/train/adopt/01_reading.ipynb #reading
+def _public_names(module: str) -> list[str]:
+    "What `import *` of an installed module brings, as its source says; nothing if it is not there."
+    try:
+        spec = find_spec(module)
+        tree = ast.parse(Path(spec.origin).read_bytes()) if spec and spec.origin else ast.Module([], [])
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return []
+    lists = (node.value for node in tree.body if isinstance(node, ast.Assign) and any(isinstance(each, ast.Name) and each.id == "__all__" for each in node.targets))
+    return [each.value for found in lists if isinstance(found, ast.List | ast.Tuple) for each in found.elts if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+
+
 @dataclass(frozen=True)
 class Reading:
     "A raw notebook, read."
@@ -80,7 +93,18 @@ class Reading:
     @cached_property
     def dotted(self) -> dict[int, str]:
         "The full name of what each call calls, by the identity of its node."
-        return {id(call): step.dotted for step, call in self.analysis.calls() if step.dotted}
+        found = {id(call): step.dotted for step, call in self.analysis.calls() if step.dotted}
+        if self.starred:
+            calls = (call for _, call in self.analysis.calls() if id(call) not in found and isinstance(call.func, ast.Name))
+            found |= {id(call): self.starred[call.func.id] for call in calls if call.func.id in self.starred}  # type: ignore[attr-defined]
+        return found
+
+    @cached_property
+    def starred(self) -> dict[str, str]:
+        "The full names of what `from … import *` brings, where a module of scikit-learn says so."
+        froms = [step.node for step in self.analysis.steps if step.kind == "unknown" and isinstance(step.node, ast.ImportFrom)]
+        modules = [node.module for node in froms if not node.level and (node.module or "").partition(".")[0] == "sklearn"]
+        return {name: f"{module}.{name}" for module in modules if module for name in _public_names(module)}
 
     @cached_property
     def statements(self) -> tuple[Statement, ...]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.machinery
 import importlib.util
 import re
@@ -22,7 +23,7 @@ from .findings import Finding
 from .walk import Step
 
 # %% auto #0
-__all__ = ['Declared', 'normalised', 'read_declared', 'packages_of', 'imports', 'installs']
+__all__ = ['Declared', 'normalised', 'read_declared', 'packages_of', 'imported_packages', 'imports', 'installs']
 
 # %% ../../../nbs/train/check/12_imports.ipynb #declared
 @dataclass
@@ -149,6 +150,19 @@ def _top_imports(analysis: Analysis) -> dict[str, Step]:
     found: dict[str, Step] = {}
     for step in sorted(steps, key=lambda each: each.doubtful or each.function is not None):
         found.setdefault((step.dotted or "").partition(".")[0], step)
+    return found
+
+
+def imported_packages(analysis: Analysis) -> dict[str, str]:
+    "The packages from which a notebook imports, and their versions here; nothing of what is not installed."
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for module in _top_imports(analysis):
+        if module and module not in sys.stdlib_module_names and module != "notebook_to_prod":
+            for package in sorted(packages_of(module)):
+                with contextlib.suppress(PackageNotFoundError, ValueError):
+                    found.setdefault(package, version(package))
     return found
 
 
