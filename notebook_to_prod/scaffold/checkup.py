@@ -176,7 +176,8 @@ def check_notebooks(project: Path) -> Iterator[Finding]:
         remedy = f"jupyter nbconvert --clear-output --inplace {shown}" if strips is None else "n2p git install"
         yield Finding(WARN, f"{len(with_outputs)} of {len(paths)} notebooks hold outputs", remedy)
     elif not wrong:
-        yield Finding(OK, f"{len(paths)} notebooks pass the checks and {'hold no outputs' if not with_outputs else 'their outputs are not committed'}")
+        said = "the notebook passes" if len(paths) == 1 else f"{len(paths)} notebooks pass"
+        yield Finding(OK, f"{said} the checks; {'no outputs are held' if not with_outputs else 'outputs are not committed'}")
 
 
 def _strips(project: Path) -> bool | None:

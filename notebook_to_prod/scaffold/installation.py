@@ -140,7 +140,7 @@ def check_libraries(deep: bool) -> Iterator[Finding]:
     if users and sys.platform == "linux":
         try:
             ctypes.CDLL("libgomp.so.1")
-            yield Finding(OK, f"libgomp, which {' and '.join(users)} need")
+            yield Finding(OK, f"libgomp, for {' and '.join(users)}")
         except OSError as error:
             yield Finding(FIX, f"{' and '.join(users)} need libgomp: {error}", "apt-get install libgomp1, or dnf install libgomp")
     for name in ("numpy", "scipy", "sklearn", "pandas", "pyarrow", "sqlalchemy", "zmq") if deep else ():

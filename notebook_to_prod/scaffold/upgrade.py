@@ -140,7 +140,7 @@ def plan_upgrade(
     record = read_record(project)
     template = find_template(record.answers.template, templates)
     if template.version < record.template_version:
-        raise InputError(f"the project was made from version {record.template_version} of the templates, these are version {template.version}", where=str(project / RECORD), remedy="pip install --upgrade notebook-to-prod")
+        raise InputError(f"the project was made from version {record.template_version} of the templates, these are version {template.version}", where=str(project / RECORD), remedy="pip install --upgrade notebook-to-prod, or n2p upgrade --templates FOLDER with the templates that it was made from")
     answers: Answers = replace(record.answers, version=__version__)
     new = render(template, answers)
     label = f"template {template.version}"

@@ -30,7 +30,8 @@ def notebook_at(
 ) -> Notebook:
     "Read a notebook from disk or from git; raises `NotFoundError`, `NotebookError`, and `DependencyError` without git."
     revision, separator, path = name.partition(":")
-    if not separator or len(revision) < 2 or Path(name).is_file():  # a drive of Windows is one letter
+    is_drive = len(revision) == 1 and path[:1] in ("/", "\\")  # of Windows
+    if not separator or not revision or is_drive or Path(name).is_file():
         found = Path(name).expanduser()
         return _parsed(found.read_bytes(), found) if found.is_file() else read_notebook(found)
     return read_revision(revision, Path(path))
@@ -54,10 +55,13 @@ def has_revision(revision: str, folder: Path) -> bool:
 
 
 def read_revision(revision: str, path: Path) -> Notebook:
-    "The notebook at a path as a revision of git has it."
+    "The notebook at a path, from here or from the top of the repository, as a revision of git has it."
     folder = path.parent if path.parent.is_dir() else Path()
     try:
         done = subprocess.run(["git", "show", f"{revision}:./{path.relative_to(folder).as_posix()}"], cwd=folder, capture_output=True, timeout=60)
+        if done.returncode and not path.is_absolute():  # as git itself has it
+            from_top = subprocess.run(["git", "show", f"{revision}:{path.as_posix()}"], capture_output=True, timeout=60)
+            done = done if from_top.returncode else from_top
     except FileNotFoundError as error:
         raise DependencyError("git is not installed", where=f"{revision}:{path}", remedy="install git, or compare two files") from error
     if done.returncode:
