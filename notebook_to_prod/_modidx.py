@@ -6670,6 +6670,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'notebook_to_prod/train/adopt/constants.py'),
                                                         'notebook_to_prod.train.adopt.constants.loads': ( 'train/adopt/constants.html#loads',
                                                                                                           'notebook_to_prod/train/adopt/constants.py'),
+                                                        'notebook_to_prod.train.adopt.constants.one_a_line': ( 'train/adopt/constants.html#one_a_line',
+                                                                                                               'notebook_to_prod/train/adopt/constants.py'),
                                                         'notebook_to_prod.train.adopt.constants.opened': ( 'train/adopt/constants.html#opened',
                                                                                                            'notebook_to_prod/train/adopt/constants.py'),
                                                         'notebook_to_prod.train.adopt.constants.read_calls': ( 'train/adopt/constants.html#read_calls',

@@ -577,3 +577,14 @@ def test_what_is_written_at_a_place_of_one_machine_is_written_beside_the_noteboo
     source = text_of(stages(tmp_path, PREPARED, plots, tables, SPLIT, FIT)["original"])
     assert "plt.savefig('roc.png')\nplt.savefig('figures/roc.png')" in source
     assert "df.to_csv('rows.csv')\ndf.to_csv('/tmp/kept.csv')" in source
+
+
+def test_statements_of_one_line_are_told_apart_and_scores_of_a_star_import_recorded(tmp_path: Path) -> None:
+    scaled = "sc = StandardScaler(); X_train = sc.fit_transform(X_train); X_test = sc.transform(X_test); plot = 1;"
+    score = "m = SVC()\nm.fit(X_train, y_train)\nprint(f1_score(y_test, m.predict(X_test)))"
+    draft = stages(tmp_path, PREPARED + "\nfrom sklearn.metrics import *", SPLIT, scaled, score)["pipeline"]
+    source = text_of(draft)
+    assert "sc = StandardScaler()\nX_train = sc.fit_transform(X_train)\n" in source
+    assert "plot = 1;" in source
+    assert 'run.metric("f1", f1_score(' in source
+    assert "run.export(pipeline, X_train_raw, y_train, X_test_raw, y_test)" in source

@@ -404,10 +404,10 @@ NOTEBOOKS = {
         "--target",
         "the column that the model predicts",
     ),
-    "a target that nothing is fitted to": Wrong(
-        lambda: adopt(notebook("x = 'delay'"), target="delay"),
+    "a target that another is fitted to": Wrong(
+        lambda: adopt(notebook("m.fit(df[['b']], df['late'])\nx = 'delay'"), target="delay"),
         InputError,
-        "does not show which column",
+        "fitted to predict 'late', not 'delay'",
         "--target",
         "leave --target out",
     ),

@@ -215,7 +215,9 @@ def test_a_notebook_is_compared_with_git(project: Project) -> None:
     assert project.n2p("diff", "HEAD~1:train.ipynb", "HEAD:train.ipynb").code == 1
     (project.folder / "sub").mkdir()
     assert project.n2p("diff", "HEAD:../train.ipynb", "../train.ipynb", cwd=project.folder / "sub").code == 0
-    assert project.n2p("diff", "HEAD:train.ipynb", "../train.ipynb", cwd=project.folder / "sub").code == 0  # from the top
+    assert (
+        project.n2p("diff", "HEAD:train.ipynb", "../train.ipynb", cwd=project.folder / "sub").code == 0
+    )  # from the top
     subprocess.run(["git", "branch", "a"], cwd=project.folder, check=True)  # a name as short as a drive's
     assert project.n2p("diff", "a:train.ipynb", "train.ipynb").code == 0
     for wrong in (("nowhere:train.ipynb", "train.ipynb"), ("HEAD:other.ipynb", "train.ipynb"), ("other.ipynb",)):

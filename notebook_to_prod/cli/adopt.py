@@ -42,7 +42,7 @@ def _adoption_lines(adoption: "Adoption", verbose: bool) -> list[tuple[str, str]
 # %% ../../nbs/cli/01d_adopt.ipynb #adopt
 @command("adopt")
 @click.argument("notebook")
-@click.option("--target", metavar="COLUMN", help="The column that the model predicts; refused if the source shows another, or none.")
+@click.option("--target", metavar="COLUMN", help="The column that the model predicts; refused if the source shows another.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the project, not there yet; NAME-adopted by default.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=600, show_default=True, help="Seconds that one execution may take.")
 def adopt(terminal: Terminal, notebook: str, target: str | None, out: Path | None, timeout: float) -> Result:

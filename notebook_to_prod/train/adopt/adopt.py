@@ -18,7 +18,7 @@ from ...display import fenced
 from ...errors import InputError, N2PError, NotebookError
 from ...project import atomic_folder, open_store, write_atomic
 from .changes import Change, Done, Todo, applied
-from .constants import Places, allotted, elsewhere, lifted, loads, opened, seeded
+from .constants import Places, allotted, elsewhere, lifted, loads, one_a_line, opened, seeded
 from .functions import given_to_estimators, moved
 from .metrics import recorded
 from .chains import read_chains
@@ -75,7 +75,7 @@ def drafts(
 ) -> list[tuple[str, Draft]]:
     "The original of the comparison, and the notebook after each later stage, by the kind of the stage."
     raw = Draft(notebook)
-    for stage in (elsewhere, opened, seeded, recorded):
+    for stage in (one_a_line, elsewhere, opened, seeded, recorded):
         raw = _went(raw, stage, skipped)
     stored = stored_names(read_chains(read_raw(notebook)))
     places = allotted(read_raw(notebook), folder)
@@ -217,7 +217,7 @@ def _with_ids(notebook: Notebook) -> Notebook:
 def adopt(
     path: str | Path,  # The raw notebook, which stays as it is
     out: str | Path | None = None,  # Where the project goes: `NAME-adopted` beside the notebook by default
-    target: str | None = None,  # The column that the model has to predict; refused if the source shows another, or none
+    target: str | None = None,  # The column that the model has to predict; refused if the source shows another
     timeout: float = 600,  # Seconds that one execution may take
     note: Callable[[str], None] = lambda text: None,  # Told what is being done
 ) -> Adoption:
@@ -228,7 +228,7 @@ def adopt(
         if cell.problem:
             line, reason = cell.problem
             raise NotebookError(f"a cell is not valid Python: {reason}", where=f"{notebook.path.name}, cell '{cell.id}', line {line}", remedy="correct it in Jupyter first")
-    _require_target(reading, target)
+    _require_target(reading, target, note)
     place = Path(out) if out else notebook.path.parent / f"{_project_name(notebook.path)}-adopted"
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError("the folder is not empty", where=str(place), remedy="give --out a folder that is not there yet")
@@ -248,13 +248,15 @@ def _project_name(path: Path) -> str:
     return re.sub(r"[^\w-]+", "-", path.stem).strip("-") or "notebook"
 
 
-def _require_target(reading: Reading, target: str | None) -> None:
+def _require_target(reading: Reading, target: str | None, note: Callable[[str], None]) -> None:
     texts = {getattr(node, "value", None) for cell in reading.analysis.cells for node in ast.walk(cell.tree)}
     if target is not None and target not in texts:
-        raise InputError(f"the notebook does not speak of a column '{target}'", where="--target", remedy="give the column that the model predicts")
-    if target is not None and (fitted := target_column(reading)) != target:
-        what = f"the model is fitted to predict '{fitted}', not '{target}'" if fitted else "the source does not show which column the model is fitted to predict"
-        raise InputError(what, where="--target", remedy="leave --target out, or fit the model on that column")
+        raise InputError(f"the notebook does not speak of a column '{target}'", where="--target", remedy="give the column that the model predicts as the notebook names it, or leave --target out")
+    fitted = target_column(reading)
+    if target is not None and fitted is None:
+        note(f"the source does not show which column the model is fitted to predict: '{target}' is taken at your word")
+    elif target is not None and fitted != target:
+        raise InputError(f"the model is fitted to predict '{fitted}', not '{target}'", where="--target", remedy="leave --target out, or fit the model on that column")
 
 
 def _written(path: str | Path, place: Path, draft: Draft, files: dict[str, Path], expected: Execution, got: Execution | None, before: dict[str, Any], skipped: dict[str, str]) -> Adoption | None:

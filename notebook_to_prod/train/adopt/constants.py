@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from .changes import Change, NewCell, Todo
@@ -20,7 +21,8 @@ from ..check.findings import Edit
 from ..check.randomness import random_states
 
 # %% auto #0
-__all__ = ['seed_of', 'opened', 'seeded', 'lifted', 'found_file', 'read_calls', 'Places', 'allotted', 'loads', 'elsewhere']
+__all__ = ['seed_of', 'opened', 'seeded', 'lifted', 'found_file', 'read_calls', 'Places', 'allotted', 'loads', 'one_a_line',
+           'elsewhere']
 
 # %% ../../../nbs/train/adopt/02_constants.ipynb #start
 _SEED_NAMES = ("seed", "random_state", "random_seed", "rng_seed", "rs")
@@ -286,6 +288,17 @@ def _is_colab(reading: Reading, node: ast.stmt) -> bool:
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
         return any(name.startswith("google.colab") for name in names) or (names == ["google"] and isinstance(node, ast.ImportFrom))
     return isinstance(node, ast.Expr) and any(name.startswith("google.colab") for name, _ in reading.calls(node))
+
+
+def one_a_line(reading: Reading) -> tuple[list[Change], list[Todo]]:
+    "Statements that stand in one line, each in a line of its own: others have to come between them."
+    found: dict[str, list[Edit]] = {}
+    for first, second in pairwise(reading.statements):
+        beside = first.cell.id == second.cell.id and first.node.end_lineno == second.node.lineno
+        if beside and not first.cell.is_exported and first.cell.is_as_written(first.node) and second.cell.is_as_written(second.node):
+            end = (first.node.end_lineno or 0, first.node.end_col_offset or 0)
+            found.setdefault(first.cell.id, []).append(Edit(end, (second.node.lineno, second.node.col_offset), "\n"))
+    return [Change("line", cell, "each statement has a line of its own", tuple(edits)) for cell, edits in found.items()], []
 
 
 _WRITES = {"savefig", "write_image", "write_html", *(f"to_{each}" for each in ("csv", "parquet", "excel", "json", "html", "feather"))}
