@@ -6492,6 +6492,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'notebook_to_prod/train/adopt/adopt.py')},
             'notebook_to_prod.train.adopt.by_hand': { 'notebook_to_prod.train.adopt.by_hand._by_hand': ( 'train/adopt/by_hand.html#_by_hand',
                                                                                                          'notebook_to_prod/train/adopt/by_hand.py'),
+                                                      'notebook_to_prod.train.adopt.by_hand._is_function': ( 'train/adopt/by_hand.html#_is_function',
+                                                                                                             'notebook_to_prod/train/adopt/by_hand.py'),
                                                       'notebook_to_prod.train.adopt.by_hand._root': ( 'train/adopt/by_hand.html#_root',
                                                                                                       'notebook_to_prod/train/adopt/by_hand.py'),
                                                       'notebook_to_prod.train.adopt.by_hand.in_front': ( 'train/adopt/by_hand.html#in_front',

@@ -13,7 +13,7 @@ from notebooks import Project
 from notebook_to_prod.errors import InputError, NotebookError, NotFoundError
 from notebook_to_prod.train.adopt.adopt import Adoption, Draft, adopt, drafts, files_of
 from notebook_to_prod.train.adopt.choice import target_column
-from notebook_to_prod.train.adopt.proof import Execution, difference, shown_again
+from notebook_to_prod.train.adopt.proof import Execution, difference, shown_again, told_otherwise
 from notebook_to_prod.train.adopt.reading import read_raw
 from notebook_to_prod.train.check.verdict import check_notebook
 from notebook_to_prod.train.notebook import parse_notebook, read_notebook
@@ -279,7 +279,7 @@ SCORED = "from sklearn.metrics import accuracy_score\nfrom sklearn.model_selecti
         ("models[SVC()] = three\nfor name, m in models.items():\n    accuracy_score(y, m)", None),
         ("for k in range(3):\n    print(f'{accuracy_score(y, k)}')", 'f"accuracy_{k}"'),
         ("for k in range(3): print(f'{accuracy_score(y, k)}')", None),
-        ("print(f'{accuracy_score(y, p)}'); p = 3", None),
+        ("print(f'{accuracy_score(y, p)}'); p = 3", '"accuracy"'),
         ("print(f'{cross_val_score(m, X, y).mean()}')", None),
         ("print(f'{m.fit(X, y).score(X, y)}')", None),
     ],
@@ -313,10 +313,20 @@ def test_the_target_is_the_column_that_the_model_is_fitted_on(tmp_path: Path, ce
     head = "import numpy as np\nfrom sklearn.svm import SVR\nfrom sklearn.model_selection import train_test_split"
     fit = "a, b, y_train, y_test = train_test_split(X, y)\nmodel = SVR()\nmodel.fit(a, y_train)"
     assert target_column(read_raw(parse_notebook(notebook(head, cell, fit), tmp_path / "raw.ipynb"))) == column
-    path = written(tmp_path, notebook(head, cell, fit, "'area'"))
-    with pytest.raises(InputError, match="'price', not 'area'" if column else "does not show which column"):
-        adopt(path, tmp_path / "out", target="area")
-    assert not (tmp_path / "out").exists()
+    if column:
+        path = written(tmp_path, notebook(head, cell, fit, "'area'"))
+        with pytest.raises(InputError, match="'price', not 'area'"):
+            adopt(path, tmp_path / "out", target="area")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_the_source_does_not_show_is_taken_at_the_users_word(tmp_path: Path) -> None:
+    cell = "import numpy as np\nfrom sklearn.svm import SVC\nX = np.arange(8.0).reshape(4, 2)\ny = [0, 1, 0, 1]  # late\n'late'"
+    fit = "model = SVC()\nmodel.fit(X, y)\nprint(model.score(X, y))"
+    said: list[str] = []
+    adopt(written(tmp_path, notebook(cell, fit)), tmp_path / "out", target="late", note=said.append)
+    assert "'late' is taken at your word" in said[0]
+    assert (tmp_path / "out" / "ADOPTED.md").is_file()
 
 
 def test_a_metric_is_compared_in_every_value_that_was_recorded_and_not_only_the_last() -> None:
@@ -584,7 +594,46 @@ def test_statements_of_one_line_are_told_apart_and_scores_of_a_star_import_recor
     score = "m = SVC()\nm.fit(X_train, y_train)\nprint(f1_score(y_test, m.predict(X_test)))"
     draft = stages(tmp_path, PREPARED + "\nfrom sklearn.metrics import *", SPLIT, scaled, score)["pipeline"]
     source = text_of(draft)
-    assert "sc = StandardScaler()\nX_train = sc.fit_transform(X_train)\n" in source
+    assert "sc = StandardScaler()\nX_train_raw = X_train\nX_train = sc.fit_transform(X_train)\n" in source
     assert "plot = 1;" in source
     assert 'run.metric("f1", f1_score(' in source
     assert "run.export(pipeline, X_train_raw, y_train, X_test_raw, y_test)" in source
+
+
+OVERSAMPLED = "Xb = pd.concat([X_train, X_train[y_train == 1]])\nyb = pd.concat([y_train, y_train[y_train == 1]])"
+SMOTE = "from imblearn.over_sampling import SMOTE\nXb, yb = SMOTE().fit_resample(X_train, y_train)"
+
+
+@pytest.mark.parametrize("resampled", [OVERSAMPLED, SMOTE], ids=["by hand", "by a library"])
+def test_a_model_of_resampled_rows_is_exported_with_the_rows_it_judges(tmp_path: Path, resampled: str) -> None:
+    fit = "m = SVC()\nm.fit(Xb, yb)\nprint(m.score(X_test, y_test))"
+    draft = stages(tmp_path, PREPARED, "df['y'] = df['y'].map({'no': 0})", SPLIT, resampled, fit)["pipeline"]
+    assert "run.export(m, Xb, yb, X_test, y_test)" in text_of(draft)
+    assert not [todo for todo in draft.todos if todo.kind == "pipeline"]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("X = scale(df.drop(columns='y'))\ny = df['y']\nX_train, X_test, y_train, y_test = train_test_split(X, y)\nA, B = X_train, X_test", "scale is applied to df"),
+        (SPLIT + "\nsc = StandardScaler()\nA = np.concatenate([sc.fit_transform(X_train)])\nB = sc.transform(X_test)", "how those that it was fitted on came about cannot be followed"),
+    ],
+    ids=["a function of scikit-learn", "joined behind a transformer"],
+)  # fmt: skip
+def test_what_is_scaled_where_nobody_can_follow_is_a_todo(tmp_path: Path, made: str, said: str) -> None:
+    draft = stages(tmp_path, PREPARED + "\nfrom sklearn.preprocessing import scale", made, FITTED)["pipeline"]
+    assert any(said in todo.what for todo in draft.todos if todo.kind == "pipeline"), draft.todos
+
+
+def test_what_a_timing_magic_prints_is_never_compared() -> None:
+    before, after = (
+        Execution(
+            {},
+            told={
+                "a": f"CPU times: user {number} us, total: {number} us\nWall time: {number} µs\n",
+                "b": f"{number}\n",
+            },
+        )
+        for number in (3, 4)
+    )
+    assert told_otherwise(before, after) == ["b"]

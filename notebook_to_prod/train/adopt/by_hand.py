@@ -27,7 +27,12 @@ def _root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None) -> str | None:
+def _is_function(name: str) -> bool:
+    "Whether a full name is that of a function that makes other columns."
+    return (name.startswith(("numpy.", "scipy.")) and name not in _KEEPS) or (name.startswith("sklearn.preprocessing.") and name.rpartition(".")[2].islower())
+
+
+def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None, steps: set[str]) -> str | None:
     "What a statement does to the features that no transformer of the pipeline does."
     node = statement.node
     for each in ast.walk(node):
@@ -41,9 +46,9 @@ def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str
         for each in (inside for inside in ast.walk(part) if isinstance(inside, ast.Call)):
             called, name = ast.unparse(each.func), chains.reading.name_of(each) or ""
             given = [_root(argument) for argument in each.args if _root(argument) in tables]
-            if given and (called in own or (bound and name.startswith("numpy.") and name not in _KEEPS)):
+            if given and (called in own or (bound and _is_function(name))):
                 return f"{called} is applied to {given[0]}"
-            if given and bound and isinstance(each.func, ast.Attribute) and each.func.attr in ("transform", "fit_transform") and id(each) not in chains.transformed:
+            if given and bound and isinstance(each.func, ast.Attribute) and each.func.attr in ("transform", "fit_transform") and chains.transformed.get(id(each)) not in steps:
                 return f"{called} is applied to {given[0]}"
             changes = isinstance(each.func, ast.Attribute) and each.func.attr in _CHANGES and (bound or any(key.arg == "inplace" for key in each.keywords))
             if changes and _root(each.func) in tables and chains.kinds.get(_root(each.func)) is None:
@@ -63,7 +68,8 @@ def in_front(
     "A TODO for each statement that changes the features and is not joined with the model."
     tables, target = made_of(chains, chosen.features), column_in(chains, chosen.target, set())
     before = (each for each in chains.reading.statements if each.order < chosen.statement.order and each.order not in chains.encoded | covered)
-    found = [(each, _by_hand(chains, each, tables, target)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
+    steps = {*chosen.value.steps, *(chosen.value.parent.steps if chosen.value.parent else ())}
+    found = [(each, _by_hand(chains, each, tables, target, steps)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
     remedy = "do it in a transformer of the pipeline, or tell whoever asks the model to send it computed"
     why = f" ({why_not})" if why_not else ""
     return [Todo("pipeline", each.cell.id, f"{what} in front of the pipeline and is no part of the exported model{why}", remedy) for each, what in found if what]

@@ -51,7 +51,7 @@ class Chains:
     stored: list[tuple[Statement, ast.expr]] = field(default_factory=list)  # What was pickled
     anonymous: list[tuple[Statement, ast.Call, str]] = field(default_factory=list)  # Transformers without a name, and one for them
     in_columns: dict[str, InColumns] = field(default_factory=dict)  # Steps that transform columns of a side in place
-    transformed: set[int] = field(default_factory=set)  # Calls of transformers that are known as steps, by the identity of their nodes
+    transformed: dict[int, str] = field(default_factory=dict)  # The names of the steps that calls of transformers are, by the identity of their nodes
     encoded: set[int] = field(default_factory=set)  # Orders of the statements that are known as encodings
 
     def rebound(self, name: str, since: int) -> Statement | None:
@@ -142,10 +142,10 @@ class _Walk:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _TRANSFORM and node.args:
             owner = node.func.value
             if self.transforms(owner):
-                self.chains.transformed.add(id(node))
-                base = self.value(node.args[0], statement)
+                base, name = self.value(node.args[0], statement), self.named(owner, statement)
+                self.chains.transformed[id(node)] = name
                 since = base.since if base.steps else statement.order - 1
-                return replace(base, since=since, steps=(*base.steps, self.named(owner, statement)))
+                return replace(base, since=since, steps=(*base.steps, name))
         if self.reading.name_of(node) in _WRAPS and isinstance(node, ast.Call) and node.args and not isinstance(node.args[0], ast.Dict | ast.List):
             base = self.value(node.args[0], statement)
             if base.steps:

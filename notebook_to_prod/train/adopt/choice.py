@@ -126,9 +126,19 @@ def pairs(node: ast.stmt) -> list[tuple[ast.expr, ast.expr]]:
     return [(target, node.value)]
 
 
+_RESAMPLES = {"fit_resample", "resample", "shuffle"}
+_JOINS = {"pandas.concat", "numpy.concatenate", "numpy.hstack", "numpy.append"}
+
+
 def assigned(reading: Reading, name: str) -> list[ast.expr]:
-    "Every expression that is assigned to a variable at the top level of a cell."
-    return [bound for each in reading.statements for place, bound in pairs(each.node) if isinstance(place, ast.Name) and place.id == name]
+    "Every expression that is assigned to a variable at the top level of a cell, and what is resampled into it."
+    found = []
+    for place, bound in (pair for each in reading.statements for pair in pairs(each.node)):
+        if isinstance(place, ast.Name) and place.id == name:
+            found.append(bound)
+        elif isinstance(place, ast.Tuple | ast.List) and isinstance(bound, ast.Call) and ast.unparse(bound.func).rpartition(".")[2] in _RESAMPLES:
+            found += [given for each, given in zip(place.elts, bound.args, strict=False) if isinstance(each, ast.Name) and each.id == name]
+    return found
 
 
 def bound_to(chains: Chains, name: str) -> list[ast.expr]:
@@ -160,11 +170,16 @@ def column_in(chains: Chains, node: ast.expr, seen: set[str]) -> str | None:
         return columns.pop() if len(columns) == 1 else None
     if isinstance(node, ast.Subscript):
         key = node.slice.elts[0] if isinstance(node.slice, ast.List) and len(node.slice.elts) == 1 else node.slice
+        if isinstance(key, ast.Compare | ast.BoolOp | ast.UnaryOp):  # some of its rows
+            return column_in(chains, node.value, seen)
         return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
     if isinstance(node, ast.Attribute):
         return node.attr if isinstance(node.value, ast.Name) and node.attr != "values" else column_in(chains, node.value, seen)
     if not isinstance(node, ast.Call):
         return None
+    if chains.reading.name_of(node) in _JOINS and node.args and isinstance(node.args[0], ast.List | ast.Tuple):
+        columns = {column_in(chains, each, seen) for each in node.args[0].elts}
+        return columns.pop() if len(columns) == 1 else None
     method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
     if method == "pop" and node.args and isinstance(node.args[0], ast.Constant):
         return str(node.args[0].value)

@@ -57,6 +57,9 @@ def _judged_sides(joined: Joined, chosen: Chosen, target: str) -> tuple[str, str
     names = [_partner(joined.reading, each[0], each[2]) for each in others]
     usable = [(each, name) for each, name in zip(others, names, strict=True) if name]
     if not usable:
+        otherwise = [each[3].steps for each in joined.chains.judged if each[1] == chosen.variable and each[3].root != value.root and each[3].steps != value.steps]
+        if otherwise:
+            raise LookupError(f"the rows that it judges went through {' and '.join(otherwise[-1]) or 'no transformer'}, and how those that it was fitted on came about cannot be followed")
         raise LookupError("no rows are held out that the model was not fitted on")
     (_, _, _, judged), y_test = usable[-1]
     moments = (value.since, judged.since) if value.steps else (chosen.statement.order, usable[-1][0][0].order)

@@ -158,7 +158,7 @@ def shown_again(notebook: Notebook, execution: Execution) -> dict[str, str]:
     written = {number for cell in notebook.code_cells for number in _NUMBER.findall(cell.source)}
     found: dict[str, str] = {}
     for raw, cell in zip(notebook.raw["cells"], notebook.cells, strict=True):
-        told = [line.strip() for line in _PROMPT.sub("", execution.told.get(cell.id, "")).splitlines()]
+        told = [line.strip() for line in _OF_THE_MOMENT.sub("", execution.told.get(cell.id, "")).splitlines()]
         for output in raw.get("outputs") or ():
             text = output.get("text") or output.get("data", {}).get("text/plain") or ""
             for line in "".join(text).splitlines():
@@ -168,9 +168,9 @@ def shown_again(notebook: Notebook, execution: Execution) -> dict[str, str]:
     return found
 
 
-_PROMPT = re.compile(r"^Out\[\d+\]: ?", re.MULTILINE)  # A new cell in front moves the number
+_OF_THE_MOMENT = re.compile(r"^(?:Out\[\d+\]: ?|(?:CPU times|Wall time|Compiler time): .*\n|.* per loop \(.*\n)", re.MULTILINE)  # A new cell in front moves the number; what `%time` says is never the same
 
 
 def told_otherwise(original: Execution, adopted: Execution) -> list[str]:
     "Ids of cells that print something else than in the original."
-    return [name for name, text in original.told.items() if _PROMPT.sub("", adopted.told.get(name, "")) != _PROMPT.sub("", text)]
+    return [name for name, text in original.told.items() if _OF_THE_MOMENT.sub("", adopted.told.get(name, "")) != _OF_THE_MOMENT.sub("", text)]
