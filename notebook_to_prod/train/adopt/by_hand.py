@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 
 from .chains import Chains
 from .changes import Todo
@@ -29,7 +30,7 @@ def _root(node: ast.AST) -> str:
 
 def _is_function(name: str) -> bool:
     "Whether a full name is that of a function that makes other columns."
-    return (name.startswith(("numpy.", "scipy.")) and name not in _KEEPS) or (name.startswith("sklearn.preprocessing.") and name.rpartition(".")[2].islower())
+    return (name.startswith(("numpy.", "scipy.")) and name not in _KEEPS) or re.fullmatch(r"sklearn\.preprocessing\.[a-z_]+", name) is not None
 
 
 def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None, steps: set[str]) -> str | None:

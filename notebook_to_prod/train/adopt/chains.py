@@ -114,7 +114,7 @@ class _Walk:
         kind = self.kind(node)
         if is_transformer(kind) or (kind and kind.startswith("__main__.")):
             return True
-        return node.id in self.transforming if isinstance(node, ast.Name) else self.is_made(node)
+        return isinstance(node, ast.Name) and node.id in self.transforming
 
     def is_made(self, node: ast.expr) -> bool:
         "Whether an expression makes an object of some class, `.fit(…)` aside, that is no table and no encoder of labels."
@@ -141,7 +141,7 @@ class _Walk:
             return self.chains.values.get(node.id) or Value(node.id, statement.order - 1)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _TRANSFORM and node.args:
             owner = node.func.value
-            if self.transforms(owner):
+            if self.transforms(owner) or self.is_made(owner):
                 base, name = self.value(node.args[0], statement), self.named(owner, statement)
                 self.chains.transformed[id(node)] = name
                 since = base.since if base.steps else statement.order - 1
