@@ -37,10 +37,10 @@ from notebook_to_prod.release.records import card_settings
 from notebook_to_prod.release.score import declared_evidence
 from notebook_to_prod.release.stages import read_stages
 from notebook_to_prod.release.webhook import read_webhooks
-from notebook_to_prod.scaffold.new import _learnable, check_project_name, git, new_project, read_record, read_table
+from notebook_to_prod.scaffold.new import check_project_name, git, new_project, read_record
 from notebook_to_prod.scaffold.template import Answers, find_template, notebook_text, read_templates, render
-from notebook_to_prod.scaffold.upgrade import Change, Upgrade, _present, _wanted, plan_upgrade
-from notebook_to_prod.ui.app import _version_number, change_approval
+from notebook_to_prod.scaffold.upgrade import apply_upgrade, plan_upgrade
+from notebook_to_prod.ui.app import change_approval
 from notebook_to_prod.ui.door import own_token, require_loopback
 from notebook_to_prod.ui.released import ask_server, attempt
 from notebook_to_prod.ui.rendered import render_notebook
@@ -325,12 +325,13 @@ JUPYTER = {
 # Templates
 
 
-def learnt(table: dict[str, Any], template: str, target: str = "y", time: str = "") -> None:
-    _learnable(pd.DataFrame(table), find_template(template), target, time, "rows.csv")
-
-
 def made(name: str = "flights", **options: Any) -> Any:
-    return new_project(name, Path.cwd(), **{"lock": False, **options})
+    return new_project(name, Path.cwd(), **{"lock": False, "repository": False, **options})
+
+
+def learnt(table: dict[str, Any], template: str, time: str = "") -> None:
+    pd.DataFrame(table).to_csv("rows.csv", index=False)
+    made(template=template, data=Path("rows.csv"), target="y", time=time)
 
 
 def csv(text: str) -> Path:
@@ -359,21 +360,21 @@ SCAFFOLD = {
         "tests-model",
     ),
     "a table that is no CSV": Wrong(
-        lambda: read_table(Path("rows.xlsx"), find_template("regression"), "y", ""),
+        lambda: made(data=Path("rows.xlsx"), target="y"),
         InputError,
         "only tables in .csv files",
         "rows.xlsx",
         "write it as CSV",
     ),
     "a table that there is not": Wrong(
-        lambda: read_table(Path("none.csv"), find_template("regression"), "y", ""),
+        lambda: made(data=Path("none.csv"), target="y"),
         DataError,
         "the table cannot be read",
         "none.csv",
         "UTF-8",
     ),
     "a target that there is not": Wrong(
-        lambda: read_table(csv("delya,b\n1,2\n"), find_template("regression"), "delay", ""),
+        lambda: made(data=csv("delya,b\n1,2\n"), target="delay"),
         InputError,
         "no column 'delay', did you mean 'delya'?",
         "--target, rows.csv",
@@ -387,7 +388,7 @@ SCAFFOLD = {
         "at least",
     ),
     "a number that is none": Wrong(
-        lambda: learnt({"y": [*map(str, MANY)], "x": MANY}, "regression"),
+        lambda: learnt({"y": [f"{each} s" for each in MANY], "x": MANY}, "regression"),
         DataError,
         "'y' is no number",
         "rows.csv",
@@ -552,13 +553,22 @@ def cut_short() -> Any:
 
 
 def linked() -> Any:
-    Path("notes.md").symlink_to("/etc/hostname")
-    return _present(Path.cwd(), "notes.md")
+    place = project_made() / "README.md"
+    place.unlink()
+    place.symlink_to("/etc/hostname")
+    return plan_upgrade(Path("flights"))
 
 
 def changed_meanwhile() -> Any:
-    written("notes.md", "mine")
-    return _wanted(Upgrade(Path.cwd(), 1, 2, (Change("notes.md", "written", b"before", b"after"),), (), None))  # type: ignore[arg-type]
+    project = project_made()
+    record = project / ".n2p-template.json"
+    content = json.loads(record.read_text("utf-8"))
+    del content["files"]["README.md"]
+    record.write_text(json.dumps(content), "utf-8")
+    (project / "README.md").unlink()
+    upgrade = plan_upgrade(project)
+    written("flights/README.md", "mine")
+    return apply_upgrade(upgrade)
 
 
 def wrong_mark() -> Any:
@@ -578,16 +588,16 @@ FORMS = {
         of_the_future, InputError, "from version 999 of the templates", "flights", ""
     ),
     "a file that leads out of the project": Wrong(
-        linked, InputError, "this is no file of the project any more", "notes.md", "upgrade again"
+        linked, InputError, "this is no file of the project any more", "README.md", "upgrade again"
     ),
     "a file that changes meanwhile": Wrong(
-        changed_meanwhile, InputError, "the file changed while the upgrade was decided", "notes.md", "upgrade again"
+        changed_meanwhile, InputError, "the file changed while the upgrade was decided", "README.md", "upgrade again"
     ),
     "a template with a wrong mark": Wrong(
         wrong_mark, InputError, "the template cannot be rendered: 'nothing' is undefined", "a.jinja", "<< name >>"
     ),
     "a form without a version": Wrong(
-        lambda: _version_number({"version": "two"}),
+        lambda: change_approval(desk(), {"action": "approve", "name": "flights", "version": "two"}),
         InputError,
         "'two' is no version",
         "version",
