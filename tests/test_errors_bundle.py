@@ -40,10 +40,10 @@ from notebook_to_prod.package.seal import lock_digest
 from notebook_to_prod.package.tokens import new_token
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.approve import Seen
-from notebook_to_prod.release.environments import _leaving
+from notebook_to_prod.release.environments import promote_between
 from notebook_to_prod.release.graph import find_version
 from notebook_to_prod.release.moves import _require_unmoved
-from notebook_to_prod.release.pieces import _run, _tables
+from notebook_to_prod.release.pieces import list_pieces
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.release.rollout import abort_rollout, advance_rollout, running_rollout, start_rollout
 from notebook_to_prod.serve.access.guard import refuse_exposure, refuse_other_server
@@ -65,7 +65,8 @@ from notebook_to_prod.watch.ledger import ledger_of, open_ledger
 from notebook_to_prod.watch.live import observed_of_log, observed_of_table, open_baseline
 from notebook_to_prod.watch.monitor import Observed
 from notebook_to_prod.watch.retrain_gate import check_attributes, model_rows
-from notebook_to_prod.watch.retrain_triggers import _stale
+from notebook_to_prod.watch.retrain_settings import RetrainSettings
+from notebook_to_prod.watch.retrain_triggers import ask_triggers, make_question
 from notebook_to_prod.watch.rollout import ended_decision
 
 
@@ -239,6 +240,13 @@ VERSIONS = {
         "'flights' has no earlier version in production",
         "flights@production",
         "n2p promote flights",
+    ),
+    "a change that is damaged": Wrong(
+        lambda: (written(".n2p/intents/1.json", "{"), registry().promote("flights", 2)),
+        StoreError,
+        "what a change was going to do is damaged",
+        "1.json",
+        "delete the file, then see whether the change was made: n2p audit verify",
     ),
     "an alias that has moved": Wrong(
         lambda: _require_unmoved("flights", "production", 1, 2),
@@ -477,32 +485,40 @@ ROLLOUTS = {
 # From one store to another
 
 
+def sent(reference: str) -> Any:
+    return promote_between(replace(store(), environment="staging"), Store(Path("other").resolve()), reference)
+
+
+def pieces() -> Any:
+    return list_pieces(store(), (bundle(),), record(), Store(Path("other").resolve()))
+
+
 def audit_damaged() -> Any:
     path = store().audit
     path.write_text(path.read_text().replace('"register"', '"promote"', 1))
-    return _leaving(Registry(replace(store(), environment="staging")), "flights@1")
+    return sent("flights@1")
 
 
 def tables_lost() -> Any:
     shutil.rmtree(store().data)
-    return [*_tables(store(), bundle(), Store(Path("other")))]
+    return pieces()
 
 
 def question_changed() -> Any:
     found = record()
     path = Path(found.folder) / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"run_key": "sha256:0"}))
-    return [*_run(found, Store(Path("other")))]
+    return list_pieces(store(), (bundle(),), found, Store(Path("other").resolve()))
 
 
 def runs_lost() -> Any:
     shutil.rmtree(store().runs)
-    return _leaving(Registry(replace(store(), environment="staging")), "flights@1")
+    return sent("flights@1")
 
 
 STORES = {
     "an archived version": Wrong(
-        lambda: archived(lambda made: _leaving(Registry(replace(store(), environment="staging")), "flights@3")),
+        lambda: archived(lambda made: sent("flights@3")),
         InputError,
         "version 3 of 'flights' is archived in staging",
         "flights@3",
@@ -941,17 +957,6 @@ def with_rows(*arguments: str) -> Callable[[], None]:
     return act
 
 
-def stale(live: int | None) -> Any:
-    asked = SimpleNamespace(
-        live=live,
-        alias="production",
-        states=(),
-        registry=SimpleNamespace(events=lambda name: ()),
-        settings=SimpleNamespace(name="flights"),
-    )
-    return _stale(asked)  # type: ignore[arg-type]
-
-
 ABOUT = {
     "a bundle alone without a log": Wrong(
         n2p("watch", "BUNDLE"), InputError, "a bundle alone has no request log", "bundles", "--data FILE"
@@ -1008,16 +1013,6 @@ ABOUT = {
         "retrain.flights] ingest",
         "a table or a function",
     ),  # type: ignore[arg-type]
-    "a trigger of no live version": Wrong(
-        lambda: stale(None), NotFoundError, "no version is live", "production", "n2p promote flights"
-    ),
-    "a trigger of a version of no age": Wrong(
-        lambda: stale(3),
-        NotFoundError,
-        "nobody knows since when version 3 is live",
-        "production",
-        "n2p history flights",
-    ),
 }
 
 
@@ -1025,3 +1020,16 @@ ABOUT = {
 @each_of(VERSIONS, ROLLOUTS, STORES, SERVICE, WORK, ABOUT)
 def test_it_is_refused(wrong: Wrong) -> None:
     check(wrong)
+
+
+@pytest.mark.parametrize(
+    ("alias", "why"), [("nobody", "no version is live"), ("elsewhere", "nobody knows since when version 3 is live")]
+)
+def test_a_trigger_that_cannot_be_asked_does_not_fire_and_says_why(alias: str, why: str, here: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store().tracking_uri, store().registry_uri)
+    client.set_registered_model_alias("flights", "elsewhere", "3")  # not by this package, which keeps when
+    asked = make_question(registry(), RetrainSettings("flights", "train.ipynb", to=alias), ())
+    (found,) = ask_triggers(asked, ("stale",))
+    assert (found.fired, found.why) == (False, why)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from provoked import Wrong, babbler, check, each_of, settings, without_module, written
 
 from notebook_to_prod.errors import DependencyError, InputError, ServerError, StoreError
@@ -20,7 +21,7 @@ from notebook_to_prod.serve.configure import configure
 from notebook_to_prod.serve.demo import _ask, run_demo
 from notebook_to_prod.serve.export.folder import _text, read_state
 from notebook_to_prod.serve.features import FeatureSettings
-from notebook_to_prod.serve.log.compact import ParquetTarget, SqlTarget, _alone, _reached
+from notebook_to_prod.serve.log.compact import ParquetTarget, SqlTarget, compact
 from notebook_to_prod.serve.log.request_log import LogSettings, _check_columns
 from notebook_to_prod.serve.observe.dashboard import DashboardSettings
 from notebook_to_prod.serve.observe.journal import LoggingSettings
@@ -327,8 +328,9 @@ def salted(value: str) -> Any:
 
 
 def at_once() -> None:
-    with _alone(Path("log")), _alone(Path("log")):
-        pass
+    Path("log").mkdir()
+    with FileLock("log/.compaction.lock"):  # as another process holds it
+        compact(LogSettings(folder=Path("log")))
 
 
 PARTS = {
@@ -651,24 +653,19 @@ def test_secrets_in_settings_are_not_shown(project: Any) -> None:
 # Where a log goes
 
 
-def reached(error: Exception) -> None:
-    with _reached("s3://ann:hunter2@bucket/log"):
-        raise error
-
-
 LOGS = {
     "a log whose package is not there": Wrong(
-        lambda: reached(ImportError("Install s3fs to access S3")),
+        lambda: without_module("s3fs", lambda: ParquetTarget("s3://ann:hunter2@bucket/log")),
         DependencyError,
         "Install s3fs",
         "s3://***@bucket/log",
         "install what it names",
     ),
-    "a log where nobody may write": Wrong(
-        lambda: reached(PermissionError("denied")),
+    "a log on a server that does not answer": Wrong(
+        lambda: ParquetTarget("ftp://ann:hunter2@127.0.0.1:1/log"),
         StoreError,
-        "the log cannot be kept there: denied",
-        "s3://***@bucket/log",
+        "the log cannot be kept there: [Errno 111] Connection refused",
+        "ftp://***@127.0.0.1:1/log",
         "who may write there",
     ),
     "a log in a database without its driver": Wrong(

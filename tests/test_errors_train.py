@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -47,11 +49,10 @@ from notebook_to_prod.project import (
 from notebook_to_prod.train.adopt.adopt import adopt
 from notebook_to_prod.train.check.config import read_config
 from notebook_to_prod.train.check.verdict import require_clean
-from notebook_to_prod.train.data import _parquet_footer, find_format, load
-from notebook_to_prod.train.datasets import _whole, checkout, collect_garbage, find_dataset
+from notebook_to_prod.train.data import add, find_format, load
+from notebook_to_prod.train.datasets import checkout, collect_garbage, find_dataset, read_dataset
 from notebook_to_prod.train.diff import compare_tables
 from notebook_to_prod.train.dvc import fetch, find_output
-from notebook_to_prod.train.engine import _attempt_of
 from notebook_to_prod.train.environment import seed_everything, thread_count
 from notebook_to_prod.train.git_setup import git_install, working_tree
 from notebook_to_prod.train.lockfile import compile_requirements, find_lockfile, lock_project, require_locked
@@ -950,8 +951,15 @@ def unexpected() -> Any:
         return _run_set(open_store(), "train.ipynb", {}, {})
 
 
-def kept_as(content: bytes) -> str:
-    return keep_stream(open_store(), io.BytesIO(content), "rows.parquet").digest
+def by_papermill(path: Path) -> Any:
+    import papermill
+
+    return papermill.execute_notebook(str(path), "out.ipynb", engine_name="notebook_to_prod", progress_bar=False)
+
+
+def lost(dataset: Any) -> Any:
+    shutil.rmtree(open_store().data)
+    return read_dataset(open_store(), dataset)
 
 
 class Unreadable(io.RawIOBase):
@@ -978,24 +986,24 @@ OUTCOMES = {
         "fewer --workers",
     ),
     "a notebook without code in papermill": Wrong(
-        lambda: _attempt_of(json.loads(make_notebook(Path("a.ipynb"), {}).read_text()), "a.ipynb"),
+        lambda: by_papermill(make_notebook(Path("a.ipynb"), {})),
         NotebookError,
         "no code cells",
         "a.ipynb",
         "add cells",
     ),
     "a snapshot that a list names": Wrong(
-        lambda: _whole(open_store(), "sha256:00"),
+        lambda: lost(add(written("rows.csv", "a\n1\n"))),
         NotFoundError,
         "the snapshot is not in the store",
-        "sha256:00",
+        "sha256:",
         "n2p data list",
     ),
     "two snapshots of one beginning": Wrong(
         lambda: two_alike(), NotFoundError, "fits 2 snapshots", "data", "more of the digest"
     ),
     "a footer that is none": Wrong(
-        lambda: _parquet_footer(open_store(), kept_as(b"a"), "rows.parquet"),
+        lambda: add(written("rows.parquet", "a")),
         DataError,
         "cannot be read as parquet",
         "rows.parquet",
@@ -1027,13 +1035,16 @@ def test_a_file_that_changes_is_not_kept(project: Any) -> None:
 
 def two_alike() -> Any:
     """Find what begins like two snapshots."""
-    for number in range(2):
-        loaded(f"rows{number}.csv", f"a\n{number}\n")
-    from notebook_to_prod.train import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "_SHORTEST", 0)
-        return find_dataset(open_store(), "sha256:")
+    known: dict[str, str] = {}
+    for number in range(10_000):
+        content = f"a\n{number}\n"
+        start = hashlib.sha256(content.encode()).hexdigest()[:4]
+        if start in known:
+            break
+        known[start] = content
+    for name, each in (("one.csv", content), ("two.csv", known[start])):
+        add(written(name, each))
+    return find_dataset(open_store(), start)
 
 
 @pytest.mark.usefixtures("project")
