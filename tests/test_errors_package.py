@@ -32,7 +32,7 @@ from notebook_to_prod.package.code import Source, exported_module, pickle_pipeli
 from notebook_to_prod.package.compile.plan import from_bytes
 from notebook_to_prod.package.compress import Compression
 from notebook_to_prod.package.contents import _json
-from notebook_to_prod.package.elsewhere import _uv
+from notebook_to_prod.package.elsewhere import environment_for
 from notebook_to_prod.package.features.collect import load_views, project_features
 from notebook_to_prod.package.features.definition import FeatureView, features, read_span
 from notebook_to_prod.package.features.feast import feast_definitions
@@ -41,22 +41,22 @@ from notebook_to_prod.package.features.point_in_time import looks_ahead, point_i
 from notebook_to_prod.package.gates.case import Case
 from notebook_to_prod.package.gates.data import read_expectations
 from notebook_to_prod.package.gates.evaluation import keep_table
-from notebook_to_prod.package.gates.explain import require_features
+from notebook_to_prod.package.gates.explain import require_features, require_shap
 from notebook_to_prod.package.gates.fairness import group_of_rows, groups, require_attributes
 from notebook_to_prod.package.gates.leakage import require_moment
 from notebook_to_prod.package.gates.metrics import asked_metrics, find_metric
 from notebook_to_prod.package.gates.policy import Policy, make_policy, read_policy
 from notebook_to_prod.package.gates.run import choose_gates
 from notebook_to_prod.package.gates.serving import certificate, running_bundle
-from notebook_to_prod.package.gates.slices import _members
+from notebook_to_prod.package.gates.slices import named_slices
 from notebook_to_prod.package.gates.verdict import Report, read_reports
-from notebook_to_prod.package.keys import distrust_key, new_key, read_signatures, sign, trust_key
-from notebook_to_prod.package.lock import hash_lock
+from notebook_to_prod.package.keys import distrust_key, new_key, read_signatures, require_signature, sign, trust_key
+from notebook_to_prod.package.lock import distributions_of, hash_lock
 from notebook_to_prod.package.profile import Profile
 from notebook_to_prod.package.schema import Column, Schema, infer_schema
 from notebook_to_prod.package.seal import seal_required
 from notebook_to_prod.package.session import Run
-from notebook_to_prod.package.trust import load_pickle
+from notebook_to_prod.package.trust import check_pickle, load_pickle
 from notebook_to_prod.package.variants import check_variants
 from notebook_to_prod.project import open_store
 
@@ -359,6 +359,13 @@ FEATURES = {
         StoreError,
         "the database of features refuses",
         "PostgreSQL",
+        "check that it runs",
+    ),
+    "a Redis that does not answer": Wrong(
+        lambda: open_online("redis://127.0.0.1:1").views(),
+        StoreError,
+        "the server of features does not answer: ConnectionError",
+        "Redis",
         "check that it runs",
     ),
     "a Redis without its driver": Wrong(
@@ -852,10 +859,10 @@ AROUND = {
         lambda: _json([float("nan")]), ExportError, "cannot be written as JSON", "run.export", "finite numbers"
     ),
     "an environment that uv does not make": Wrong(
-        lambda: _uv("", "no-such-command"),
+        lambda: offline(lambda: environment_for(open_store(), "3.11", "no-such-package-here==1")),
         DependencyError,
         "the environment of the lock cannot be built",
-        "uv no-such-command",
+        "uv ",
         "that the index answers",
     ),
     "hashes of what no index has": Wrong(
@@ -869,14 +876,14 @@ AROUND = {
         lambda: [*_served()], ServerError, "the service did not start", "nowhere", "requirements.lock"
     ),
     "a slice of no column": Wrong(
-        lambda: [*_members("orign", {}, case().test_sample(Policy()))],
+        lambda: [*named_slices(case(), policy(quality={"slices": ["orign"]}))],
         InputError,
         "no column 'orign' to slice by, did you mean 'origin'?",
         "quality, slices",
         "the columns are",
     ),
     "a slice of one value": Wrong(
-        lambda: [*_members("origin", {}, case().test_sample(Policy()))],
+        lambda: [*named_slices(case(X_test=X.assign(origin=0)), policy(quality={"slices": ["origin"]}))],
         InputError,
         "has one value or too many",
         "quality, slices",
@@ -888,6 +895,51 @@ AROUND = {
         "the verdicts have been changed",
         "sha256:9",
         "gate the bundle again",
+    ),
+    "a module of no distribution": Wrong(
+        lambda: distributions_of(["no_such_module_here"]),
+        ExportError,
+        "no installed distribution provides the module 'no_such_module_here'",
+        "run.export",
+        "install it with pip",
+    ),
+    "explanations without SHAP": Wrong(
+        lambda: without_module("shap", require_shap),
+        DependencyError,
+        "SHAP is not installed",
+        "explain.shap",
+        "pip install",
+    ),
+    "groups without fairlearn": Wrong(
+        lambda: without_module(
+            "fairlearn",
+            lambda: require_attributes(case(), policy(fairness={"attributes": ["origin"]})),
+        ),
+        DependencyError,
+        "fairlearn is not installed",
+        "policy, fairness, attributes",
+        "pip install 'notebook-to-prod[fair]'",
+    ),
+    "a bundle that nobody has signed": Wrong(
+        lambda: require_signature(Path("bundle"), "sha256:0", {"ann": "ed25519:x"}),
+        BundleError,
+        "nobody has signed the bundle",
+        "bundle",
+        "have it signed by ann: n2p bundle sign",
+    ),
+    "a method of a text": Wrong(
+        lambda: load_pickle(pickle.dumps("late".upper), allowed("builtins.getattr"), "model.pkl"),
+        BundleError,
+        "it is a method of something that is no estimator",
+        "model.pkl",
+        "",
+    ),
+    "a pickle that says what it would run": Wrong(
+        lambda: check_pickle(pickle.dumps(subprocess.run), allowed(), "model.pkl"),
+        BundleError,
+        "the model would use subprocess.run, which is refused",
+        "model.pkl",
+        "",
     ),
     "a key that is none": Wrong(unreadable_key, InputError, "the key cannot be read", "ann.pem", "restore it"),
     "a list of keys that is none": Wrong(
@@ -919,10 +971,10 @@ AROUND = {
 }
 
 
-def allowed() -> Any:
+def allowed(*names: str) -> Any:
     from notebook_to_prod.package.trust import Allowed
 
-    return Allowed(frozenset(), frozenset())
+    return Allowed(frozenset(names), frozenset())
 
 
 def of_main(text: str) -> Any:

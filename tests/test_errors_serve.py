@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from notebook_to_prod.serve.demo import _ask, run_demo
 from notebook_to_prod.serve.export.folder import _text, read_state
 from notebook_to_prod.serve.features import FeatureSettings
 from notebook_to_prod.serve.log.compact import ParquetTarget, SqlTarget, compact
+from notebook_to_prod.serve.log.predictions import Entries, Labelled
 from notebook_to_prod.serve.log.request_log import LogSettings, _check_columns
 from notebook_to_prod.serve.observe.dashboard import DashboardSettings
 from notebook_to_prod.serve.observe.journal import LoggingSettings
@@ -653,6 +655,8 @@ def test_secrets_in_settings_are_not_shown(project: Any) -> None:
 # Where a log goes
 
 
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+
 LOGS = {
     "a log whose package is not there": Wrong(
         lambda: without_module("s3fs", lambda: ParquetTarget("s3://ann:hunter2@bucket/log")),
@@ -667,6 +671,13 @@ LOGS = {
         "the log cannot be kept there: [Errno 111] Connection refused",
         "ftp://***@127.0.0.1:1/log",
         "who may write there",
+    ),
+    "a segment that no database takes": Wrong(
+        lambda: SqlTarget("sqlite:///log.db").put(Entries("s1", labels=[Labelled(0, NOW, "a", 0, 1)] * 2)),
+        StoreError,
+        "the database refuses a segment for what is in it",
+        "s1",
+        "report this with the segment",
     ),
     "a log in a database without its driver": Wrong(
         lambda: SqlTarget("mysql+mysqldb://h/db"), DependencyError, "the driver is missing", "'to'", "pip install"

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from notebooks import make_notebook
-from provoked import Wrong, check, each_of, settings, without_module, written
+from provoked import Wrong, check, each_of, on_a_full_disk, settings, without_module, written
 
 from notebook_to_prod import errors
 from notebook_to_prod.deprecation import Deprecation, parse_deprecation
@@ -31,10 +31,12 @@ from notebook_to_prod.errors import (
     NotFoundError,
     ParameterError,
     RunError,
+    RunInterruptedError,
     RunTimeoutError,
     ServerError,
     StoreError,
     TrackingError,
+    UnavailableError,
 )
 from notebook_to_prod.project import (
     environment_settings,
@@ -46,8 +48,10 @@ from notebook_to_prod.project import (
     shipped_file,
     write_atomic,
 )
+from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.train.adopt.adopt import adopt
 from notebook_to_prod.train.check.config import read_config
+from notebook_to_prod.train.check.fix import fix_notebook
 from notebook_to_prod.train.check.verdict import require_clean
 from notebook_to_prod.train.data import add, find_format, load
 from notebook_to_prod.train.datasets import checkout, collect_garbage, find_dataset, read_dataset
@@ -1016,6 +1020,48 @@ OUTCOMES = {
         "rows.csv",
         "the disk",
     ),  # type: ignore[arg-type]
+    "a file that DVC has no remote for": Wrong(
+        lambda: fetch(tracked_by_dvc(OUTPUT), "rows.csv"),
+        UnavailableError,
+        "DVC cannot fetch the file: ",
+        "rows.csv, tracked by",
+        "the remote is not set",
+    ),
+    "a sweep on no scheduler": Wrong(
+        lambda: run_sweep(notebook(), [{}], dask="nowhere", allow_unlocked=True),
+        UnavailableError,
+        "the Dask scheduler does not answer",
+        "nowhere",
+        "--dask local",
+    ),
+    "a sweep that is stopped": Wrong(
+        lambda: run_sweep(notebook(), [{}, {"x": 2}], progress=stop, allow_unlocked=True),
+        RunInterruptedError,
+        "the sweep was stopped after 0 of 2 sets",
+        "train.ipynb",
+        "what is finished is answered from the record",
+    ),
+    "MLflow without the driver of its database": Wrong(
+        lambda: no_driver(),
+        DependencyError,
+        "the driver of PostgreSQL is not installed",
+        "127.0.0.1",
+        "pip install 'notebook-to-prod[postgres]'",
+    ),
+    "a store of MLflow that a cell breaks": Wrong(
+        lambda: run_notebook(breaking(), allow_unlocked=True),
+        TrackingError,
+        "MLflow does not work: ",
+        "mlflow.db",
+        "the run itself is recorded: ",
+    ),
+    "a repair on a full disk": Wrong(
+        lambda: unwritten(),
+        NotebookError,
+        "the notebook cannot be written: ",
+        "train.ipynb",
+        "give this user write permission",
+    ),
     "Dask that is not installed": Wrong(
         lambda: without_module("distributed", lambda: run_sweep(notebook(), [{}], dask="local")),
         DependencyError,
@@ -1031,6 +1077,26 @@ def test_a_file_that_changes_is_not_kept(project: Any) -> None:
         keep_stream(open_store(), io.BytesIO(b"a"), "rows.csv", lambda: False)
     assert (caught.value.where, caught.value.remedy) == ("rows.csv", "load it again when nothing writes to it")
     assert not [*(open_store().data / "blobs").rglob("*.zst")], "nothing is left of it"
+
+
+def unwritten() -> Any:
+    path = notebook("seed = 1", draw="import random\nrandom.Random()")
+    return on_a_full_disk(lambda: fix_notebook(path))
+
+
+def breaking() -> Path:
+    source = "from pathlib import Path\nPath('.n2p/mlflow.db').write_bytes(b'nothing of the kind' * 999)"
+    return notebook(**{"break": source})
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def no_driver() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://ann:hunter2@127.0.0.1:1/db")
+        return without_module("psycopg", lambda: Registry(open_store()).names())
 
 
 def two_alike() -> Any:
