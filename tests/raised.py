@@ -105,7 +105,7 @@ def _told(make: Callable[..., None], file: str) -> Callable[..., None]:
         make(self, *args, **kwargs)
         _untold.update(set(_frames(2)) - _seen)
         if _untold:
-            with contextlib.suppress(OSError), open(file, "ab", buffering=0) as told:
+            with contextlib.suppress(OSError), Path(file).open("ab", buffering=0) as told:
                 told.write("".join(f"{each}\n" for each in sorted(_untold)).encode())
                 _seen.update(_untold)
                 _untold.clear()

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from provoked import Wrong, check, each_of, settings, without_module, written
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.tree import DecisionTreeRegressor
 
 from notebook_to_prod.errors import (
     BundleError,
@@ -28,11 +32,13 @@ from notebook_to_prod.errors import (
     ServerError,
     StoreError,
 )
-from notebook_to_prod.package.code import Source, exported_module, pickle_pipeline
+from notebook_to_prod.package.bundle import predict
+from notebook_to_prod.package.code import Source, collect_code, exported_module, pickle_pipeline
 from notebook_to_prod.package.compile.plan import from_bytes
 from notebook_to_prod.package.compress import Compression
 from notebook_to_prod.package.contents import _json
 from notebook_to_prod.package.elsewhere import environment_for
+from notebook_to_prod.package.explain.origins import NotExplained
 from notebook_to_prod.package.features.collect import load_views, project_features
 from notebook_to_prod.package.features.definition import FeatureView, features, read_span
 from notebook_to_prod.package.features.feast import feast_definitions
@@ -941,6 +947,48 @@ AROUND = {
         "model.pkl",
         "",
     ),
+    "a model of complex numbers": Wrong(
+        lambda: predict(Complex(), X),
+        DataError,
+        "the pipeline predicts complex numbers",
+        "pipeline.predict",
+        "real numbers",
+    ),
+    "a model that runs programs": Wrong(
+        lambda: collect_code(FunctionTransformer(subprocess.run), []),
+        ExportError,
+        "the pipeline uses subprocess.run, which no service would load",
+        "run.export",
+        "do without it",
+    ),
+    "an exported cell that needs this package": Wrong(
+        lambda: needing_us(),
+        ExportError,
+        "an exported cell or a module that it imports needs notebook_to_prod",
+        "",
+        "in a cell that is not exported",
+    ),
+    "a table of two types in a column": Wrong(
+        lambda: keep_table(open_store(), pd.DataFrame({"a": pd.Series([b"x", "y"], dtype=object)}), "X_test"),
+        DataError,
+        "the table would not come back as it is",
+        "X_test",
+        "give every column one type",
+    ),
+    "an explanation of several outputs": Wrong(
+        lambda: explained(RandomForestClassifier(2), np.column_stack([SIDES, SIDES])),
+        NotExplained,
+        "it classifies several outputs",
+        "",
+        "",
+    ),
+    "an explanation of leaves that nothing has come to": Wrong(
+        lambda: explained(DecisionTreeRegressor(), SIDES, sample_weight=np.where(SIDES == 1, -2.0, 1.0)),
+        NotExplained,
+        "no training row has come to some of its leaves",
+        "",
+        "",
+    ),
     "a key that is none": Wrong(unreadable_key, InputError, "the key cannot be read", "ann.pem", "restore it"),
     "a list of keys that is none": Wrong(
         listed, InputError, "the list of trusted keys cannot be read", ".json", "trust the keys again"
@@ -969,6 +1017,30 @@ AROUND = {
         "",
     ),
 }
+
+
+SIDES = np.array([0, 1, 0, 1])
+
+
+def explained(model: Any, target: Any, **about: Any) -> Any:
+    from notebook_to_prod.package.explain.explainer import explainer_of
+
+    return explainer_of(model.fit(X, target, **about), infer_schema(X), [(1.0, 0), (2.0, 1)])
+
+
+class Complex:
+    def predict(self, rows: Any) -> Any:
+        return np.array([1j] * len(rows))
+
+
+def needing_us() -> Any:
+    """The code of a pipeline with a function of an exported cell."""
+    text = "#| export\nimport notebook_to_prod\n\n\ndef halve(rows):\n    return rows / 2"
+    held: dict[str, Any] = {"__name__": "__main__"}
+    exec(text, held)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "halve", held["halve"], raising=False)
+        return collect_code(FunctionTransformer(held["halve"]), [Source("cell 'own'", text)])
 
 
 def allowed(*names: str) -> Any:
