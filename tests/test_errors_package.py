@@ -975,6 +975,13 @@ AROUND = {
         "X_test",
         "give every column one type",
     ),
+    "a table of tuples": Wrong(
+        lambda: keep_table(open_store(), pd.DataFrame({"a": [(1, 2), (3, 4)]}), "X_test"),
+        DataError,
+        "the table would not come back as it is",
+        "X_test",
+        "give every column one type",
+    ),
     "an explanation of several outputs": Wrong(
         lambda: explained(RandomForestClassifier(2), np.column_stack([SIDES, SIDES])),
         NotExplained,
