@@ -48,7 +48,7 @@ from notebook_to_prod.scaffold.upgrade import apply_upgrade, plan_upgrade
 from notebook_to_prod.ui.app import change_approval, make_app
 from notebook_to_prod.ui.desk import Desk
 from notebook_to_prod.ui.door import Door, own_token, require_loopback
-from notebook_to_prod.ui.released import ask_server, attempt
+from notebook_to_prod.ui.released import ask_server, attempt, environments
 from notebook_to_prod.ui.rendered import render_notebook
 from notebook_to_prod.ui.start import start_ui
 
@@ -801,3 +801,12 @@ def test_a_bundle_without_its_manifest_is_found(project: Any) -> None:
     (found,) = check_bundles(open_store(), False)
     assert found.what == "bundle abc is damaged: it has no manifest"
     assert "from a backup" in found.remedy
+
+
+def test_an_environment_whose_registry_is_damaged_is_shown_with_the_reason(project: Any) -> None:
+    written("other/mlflow.db", "nothing of the kind" * 999)
+    settings('[tool.n2p.environments.staging]\nhome = "other"')
+    (look,) = environments(Path.cwd())
+    problem = look().problem
+    assert problem is not None and problem.what == "its registry cannot be read now"
+    assert "mlflow.db" in (problem.where or "") and problem.remedy == "open it to see why"

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -860,6 +861,13 @@ AROUND = {
         "there is no variant 'pruned': no trees",
         "--keep",
         "cannot be made smaller",
+    ),
+    "a variant that is not smaller": Wrong(
+        lambda: replace(MADE, variants=(SimpleNamespace(name="pruned 50", verdict="fails", size=9),)).bundle("pruned"),  # type: ignore[arg-type]
+        InputError,
+        "none of 'pruned' is smaller and certainly as good",
+        "--keep",
+        "name a variant of the table",
     ),
     "predictions that are no JSON": Wrong(
         lambda: _json([float("nan")]), ExportError, "cannot be written as JSON", "run.export", "finite numbers"
