@@ -810,3 +810,11 @@ def test_an_environment_whose_registry_is_damaged_is_shown_with_the_reason(proje
     problem = look().problem
     assert problem is not None and problem.what == "its registry cannot be read now"
     assert "mlflow.db" in (problem.where or "") and problem.remedy == "open it to see why"
+
+
+def test_a_run_that_makes_no_bundle_is_not_sealed_and_says_why(project: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    train()
+    run_command(["run", "train.ipynb", "--seal", "--allow-unlocked"])
+    said = "".join(capfd.readouterr())
+    assert "its bundle is not sealed: the run made no bundle to seal" in said
+    assert "where:  run " in said and "remedy: end the notebook with run.export(...)" in said

@@ -974,6 +974,13 @@ class Unreadable(io.RawIOBase):
         raise OSError("input/output error")
 
 
+ODD = """
+import time
+from sklearn.metrics import mean_absolute_error
+error = mean_absolute_error([0.0], [time.time_ns() % 1_000_003])
+print(error)
+"""
+
 OUTCOMES = {
     "a set that fails unexpectedly": Wrong(
         lambda: told(unexpected().error),
@@ -1054,6 +1061,13 @@ OUTCOMES = {
         "MLflow does not work: ",
         "mlflow.db",
         "the run itself is recorded: ",
+    ),
+    "a notebook that is never the same": Wrong(
+        lambda: adopt(make_notebook(Path("odd.ipynb"), {"score": ODD})),
+        NotebookError,
+        "the notebook does otherwise each time it is run",
+        "odd.ipynb",
+        "seed what n2p check names",
     ),
     "a repair on a full disk": Wrong(
         lambda: unwritten(),
