@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import socket
 import sys
 import threading
@@ -63,6 +64,16 @@ def without_module(name: str, act: Callable[[], Any]) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, name, None)
         return act()
+
+
+def on_a_full_disk(act: Callable[[], Any]) -> Any:
+    """What is done where no file may have a byte more."""
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, kept[1]))
+    try:
+        return act()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
 
 
 @contextmanager

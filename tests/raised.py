@@ -7,6 +7,7 @@ file, the function in it and the message; lines would change with every edit.
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -96,16 +97,18 @@ def _frames(depth: int) -> Iterator[str]:
 
 
 _seen: set[str] = set()
+_untold: set[str] = set()  # Of a moment at which nothing could be written, as a test has it that has no space
 
 
 def _told(make: Callable[..., None], file: str) -> Callable[..., None]:
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
-        if new := set(_frames(2)) - _seen:
-            _seen.update(new)
-            descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            os.write(descriptor, "".join(f"{each}\n" for each in sorted(new)).encode())
-            os.close(descriptor)
+        _untold.update(set(_frames(2)) - _seen)
+        if _untold:
+            with contextlib.suppress(OSError), Path(file).open("ab", buffering=0) as told:
+                told.write("".join(f"{each}\n" for each in sorted(_untold)).encode())
+                _seen.update(_untold)
+                _untold.clear()
 
     return init
 

@@ -336,6 +336,27 @@ def test_the_command_lists_silences_resolves_and_tries(project: Project) -> None
     assert "resolved" in project.n2p("alerts", "history").stdout
 
 
+def test_a_silence_of_one_column_keeps_no_other_back(project: Project) -> None:
+    store = Store(project.home)
+    silent = ("alerts", "silence", "--for", "2 hours", "--reason", "moved", "--model", "fl*", "--subject", "seat*")
+    assert project.n2p(*silent).code == 0
+    signals = [*shifted(2, 3, column="seats"), *shifted(2, 3, column="distance")]
+    told = raise_signals(store, signals, [RULE], {})
+    assert {alert.subject for each in told for alert in each.alerts} == {"distance"}
+
+
+def test_a_message_after_an_incident_is_about_it_for_as_long_as_is_asked(project: Project) -> None:
+    (project.folder / "pyproject.toml").write_text(
+        '[[tool.n2p.rules]]\nname = "shift"\non = ["drift.psi"]\nabove = 0.25\n'
+    )
+    raise_signals(Store(project.home), shifted(9), [RULE], {})
+    (project.folder / "incidents.csv").write_text(f"began,ended\n{day(5)},{day(7)}\n")
+    replay = ("alerts", "backtest", "flights", "--incidents", "incidents.csv", "--days", "100000", "--json")
+    for grace, false_alarms in (("1 hour", 1), ("3 days", 0)):
+        (rule, *_) = json.loads(project.n2p(*replay, "--grace", grace).stdout)["rules"]
+        assert rule["false_alarms"] == false_alarms, grace
+
+
 def test_wrong_usage_names_the_remedy(project: Project) -> None:
     none = project.n2p("alerts", "test")
     assert none.code == 2 and "[tool.n2p.channels" in none.stderr

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy
 from click.testing import CliRunner
+from notebooks import Project
 
 import notebook_to_prod as n2p
 from notebook_to_prod.cli.data import data as data_command
@@ -275,6 +276,15 @@ def test_sql_result_has_a_digest_of_its_content(database: sqlite3.Connection) ->
     database.execute("update flights set dep_delay = 9")
     database.commit()
     assert data.current_digest(table.source, table.options) != table.digest
+
+
+def test_the_command_keeps_a_table_of_a_database(project: Project, database: sqlite3.Connection) -> None:
+    added = project.n2p("data", "add", "sqlite:///flights.db", "--table", "flights", "--json").json
+    assert added["rows"] == database.execute("select count(*) from flights").fetchone()[0]
+    again = project.n2p("data", "add", "sqlite:///flights.db", "--query", "select * from flights", "--json").json
+    assert (again["rows"], again["source"] == added["source"]) == (added["rows"], False)
+    missing = project.n2p("data", "add", "sqlite:///flights.db", "--table", "fligths", "--json")
+    assert missing.code == 2 and "there is no table 'fligths'" in missing.error["what"] and missing.error["remedy"]
 
 
 def test_sql_keeps_huge_integers_and_writes_nothing(database: sqlite3.Connection) -> None:

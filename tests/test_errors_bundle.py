@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,33 +28,39 @@ from notebook_to_prod.errors import (
     RunInterruptedError,
     ServerError,
     StoreError,
+    UnavailableError,
     VerdictError,
 )
 from notebook_to_prod.jupyter.magics import run_command
-from notebook_to_prod.package.bundle import Bundle, open_bundle
+from notebook_to_prod.package.bundle import Bundle, copy_bundle, load_pipeline, open_bundle, write_bundle
 from notebook_to_prod.package.compile.plan import from_bytes, part_at
 from notebook_to_prod.package.gates.case import Answers, open_tables
 from notebook_to_prod.package.gates.policy import make_policy
+from notebook_to_prod.package.keys import new_key, trust_key
 from notebook_to_prod.package.reproduce import recorded_question, reproduce
-from notebook_to_prod.package.seal import lock_digest
+from notebook_to_prod.package.seal import Seal, lock_digest, seal_path
 from notebook_to_prod.package.tokens import new_token
-from notebook_to_prod.project import Store
+from notebook_to_prod.project import Store, write_json
 from notebook_to_prod.release.approve import Seen
-from notebook_to_prod.release.environments import _leaving
+from notebook_to_prod.release.environments import promote_between
 from notebook_to_prod.release.graph import find_version
-from notebook_to_prod.release.moves import _require_unmoved
-from notebook_to_prod.release.pieces import _run, _tables
+from notebook_to_prod.release.moves import _require_unmoved, register
+from notebook_to_prod.release.pieces import list_pieces
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.release.rollout import abort_rollout, advance_rollout, running_rollout, start_rollout
+from notebook_to_prod.release.views import make_checkpoint
 from notebook_to_prod.serve.access.guard import refuse_exposure, refuse_other_server
 from notebook_to_prod.serve.app import create_app
+from notebook_to_prod.serve.batch import Model
 from notebook_to_prod.serve.demo import running_service
 from notebook_to_prod.serve.export.generate import export_service
 from notebook_to_prod.serve.local import Predictor as Local
 from notebook_to_prod.serve.log.feedback import read_labels
 from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.serve.rollout.follow import warm
 from notebook_to_prod.serve.server import open_apart, run_workers
 from notebook_to_prod.train.record import find_run
+from notebook_to_prod.ui.app import change_rollout
 from notebook_to_prod.watch.batch import run_batch
 from notebook_to_prod.watch.batch_score import score_frames
 from notebook_to_prod.watch.diagnosis import Lossy, take_apart
@@ -64,8 +70,12 @@ from notebook_to_prod.watch.fairness import fairness_of
 from notebook_to_prod.watch.ledger import ledger_of, open_ledger
 from notebook_to_prod.watch.live import observed_of_log, observed_of_table, open_baseline
 from notebook_to_prod.watch.monitor import Observed
+from notebook_to_prod.watch.retrain import abort_retraining
 from notebook_to_prod.watch.retrain_gate import check_attributes, model_rows
-from notebook_to_prod.watch.retrain_triggers import _stale
+from notebook_to_prod.watch.retrain_settings import RetrainSettings
+from notebook_to_prod.watch.retrain_stages import Job, rollout_rules
+from notebook_to_prod.watch.retrain_state import Retraining, keep_state, only_one
+from notebook_to_prod.watch.retrain_triggers import ask_triggers, make_question
 from notebook_to_prod.watch.rollout import ended_decision
 
 
@@ -239,6 +249,13 @@ VERSIONS = {
         "'flights' has no earlier version in production",
         "flights@production",
         "n2p promote flights",
+    ),
+    "a change that is damaged": Wrong(
+        lambda: (written(".n2p/intents/1.json", "{"), registry().promote("flights", 2)),
+        StoreError,
+        "what a change was going to do is damaged",
+        "1.json",
+        "delete the file, then see whether the change was made: n2p audit verify",
     ),
     "an alias that has moved": Wrong(
         lambda: _require_unmoved("flights", "production", 1, 2),
@@ -477,32 +494,40 @@ ROLLOUTS = {
 # From one store to another
 
 
+def sent(reference: str) -> Any:
+    return promote_between(replace(store(), environment="staging"), Store(Path("other").resolve()), reference)
+
+
+def pieces() -> Any:
+    return list_pieces(store(), (bundle(),), record(), Store(Path("other").resolve()))
+
+
 def audit_damaged() -> Any:
     path = store().audit
     path.write_text(path.read_text().replace('"register"', '"promote"', 1))
-    return _leaving(Registry(replace(store(), environment="staging")), "flights@1")
+    return sent("flights@1")
 
 
 def tables_lost() -> Any:
     shutil.rmtree(store().data)
-    return [*_tables(store(), bundle(), Store(Path("other")))]
+    return pieces()
 
 
 def question_changed() -> Any:
     found = record()
     path = Path(found.folder) / "record.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"run_key": "sha256:0"}))
-    return [*_run(found, Store(Path("other")))]
+    return list_pieces(store(), (bundle(),), found, Store(Path("other").resolve()))
 
 
 def runs_lost() -> Any:
     shutil.rmtree(store().runs)
-    return _leaving(Registry(replace(store(), environment="staging")), "flights@1")
+    return sent("flights@1")
 
 
 STORES = {
     "an archived version": Wrong(
-        lambda: archived(lambda made: _leaving(Registry(replace(store(), environment="staging")), "flights@3")),
+        lambda: archived(lambda made: sent("flights@3")),
         InputError,
         "version 3 of 'flights' is archived in staging",
         "flights@3",
@@ -941,17 +966,6 @@ def with_rows(*arguments: str) -> Callable[[], None]:
     return act
 
 
-def stale(live: int | None) -> Any:
-    asked = SimpleNamespace(
-        live=live,
-        alias="production",
-        states=(),
-        registry=SimpleNamespace(events=lambda name: ()),
-        settings=SimpleNamespace(name="flights"),
-    )
-    return _stale(asked)  # type: ignore[arg-type]
-
-
 ABOUT = {
     "a bundle alone without a log": Wrong(
         n2p("watch", "BUNDLE"), InputError, "a bundle alone has no request log", "bundles", "--data FILE"
@@ -1008,20 +1022,217 @@ ABOUT = {
         "retrain.flights] ingest",
         "a table or a function",
     ),  # type: ignore[arg-type]
-    "a trigger of no live version": Wrong(
-        lambda: stale(None), NotFoundError, "no version is live", "production", "n2p promote flights"
+}
+
+
+# A bundle of which something is otherwise, whole as it is
+
+
+def rewritten(name: str, content: bytes | Callable[[Any], Any]) -> Bundle:
+    """The first bundle with another file, and a manifest that says so."""
+    found = bundle()
+    files = {each: (found.path / each).read_bytes() for each in found.files}
+    files[name] = content if isinstance(content, bytes) else json.dumps(content(json.loads(files[name]))).encode()
+    return write_bundle(store().bundles, files)
+
+
+def unknown_module() -> Any:
+    made = rewritten("metadata.json", lambda content: content | {"uses": [*content["uses"], "no_such_module.Thing"]})
+    files = {each: (made.path / each).read_bytes() for each in made.files} | {"model.pkl": b"cno_such_module\nThing\n."}
+    return load_pipeline(write_bundle(store().bundles, files), ["no_such_module"])
+
+
+def sealed_otherwise() -> Any:
+    found = bundle()
+    seal = Seal(found.digest, "sha256:0", "3.11", "linux", {}, 1, 0.0, "2026-01-31T00:00:00+00:00", 1.0, False)
+    write_json(seal_path(store(), found.digest), asdict(seal))
+    return pieces()
+
+
+def changed_on_its_way() -> Any:
+    def change(text: str) -> None:
+        if text.startswith("send run"):
+            for path in Path(record().folder).glob("*.ipynb"):
+                path.write_text("{}")
+
+    target = replace(Store(Path("other").resolve()), environment="production")
+    return promote_between(replace(store(), environment="staging"), target, "flights@1", progress=change)
+
+
+def exported_anew() -> Any:
+    copy_bundle(bundle(), Path("service/bundle"))
+    written("service/app.py.new", "")
+    return load_predictor(Path("service/bundle").resolve(), "sha256:" + "0" * 64)
+
+
+def signed_by_nobody() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("N2P_KEYS", str(Path.cwd() / "keys"))
+        trust_key(store(), new_key("ann"), "ann")
+        return make_checkpoint(registry())
+
+
+def log_damaged() -> Any:
+    path = store().audit
+    path.write_text(path.read_text().replace('"register"', '"promote"', 1))
+    return make_checkpoint(registry())
+
+
+def retraining(**stages: Any) -> Any:
+    return keep_state(
+        store(),
+        Retraining("sha256:12", "flights", "by hand", "ann", "2026-01-31T00:00:00+00:00", "", "", stages=stages),
+    )
+
+
+def retrained_meanwhile() -> Any:
+    retraining()
+    with only_one(store(), "flights"):
+        return abort_retraining(registry(), "flights")
+
+
+def narrow() -> Any:
+    """A model whose own golden rows are beyond what its schema allows."""
+    name = bundle().schema.names[0]
+    edited = bundle().schema.edit(name, maximum=-1e9, minimum=-2e9, policy="reject").to_dict()
+    return warm(Model(load_predictor(rewritten("schema.json", lambda content: edited).path)))
+
+
+def desk() -> Any:
+    return SimpleNamespace(store=store(), registry=registry())
+
+
+def form(**fields: str) -> Callable[[Registry], Any]:
+    """A form of the page about the rollout that goes on."""
+
+    def act(made: Registry) -> Any:
+        change = running_rollout(made, "flights").change
+        return change_rollout(desk(), {"name": "flights", "change": change, **fields})
+
+    return act
+
+
+OTHERWISE = {
+    "a model that is no pickle": Wrong(
+        lambda: load_pipeline(rewritten("model.pkl", b"nothing of the kind")),
+        BundleError,
+        "the model cannot be loaded: ",
+        "bundles",
+        "the versions in the bundle's requirements.lock",
     ),
-    "a trigger of a version of no age": Wrong(
-        lambda: stale(3),
-        NotFoundError,
-        "nobody knows since when version 3 is live",
-        "production",
-        "n2p history flights",
+    "a model of a module that is not there": Wrong(
+        unknown_module,
+        DependencyError,
+        "the model needs the module 'no_such_module'",
+        "bundles",
+        "pip install -r requirements.lock of the bundle",
+    ),
+    "a draft to register": Wrong(
+        lambda: register(
+            registry(), record(), "flights", rewritten("metadata.json", lambda content: content | {"draft": True})
+        ),
+        InputError,
+        "the bundle is a draft",
+        "run ",
+        "n2p run",
+    ),
+    "a seal of another lock": Wrong(
+        sealed_otherwise, StoreError, "the seal is of another lock", "seals", "n2p bundle seal"
+    ),
+    "a run that changes on its way": Wrong(
+        changed_on_its_way,
+        StoreError,
+        "is not in production what it was when it left: nothing was registered there",
+        "runs",
+        "promote again",
+    ),
+    "a bundle that app.py does not name": Wrong(
+        exported_anew, BundleError, "app.py names the bundle sha256:000000000000", "bundle", "into app.py"
+    ),
+    "a checkpoint that nobody signs": Wrong(
+        signed_by_nobody, InputError, "a checkpoint has to be signed", "--key", "n2p audit checkpoint --key NAME"
+    ),
+    "a checkpoint of a damaged log": Wrong(
+        log_damaged, StoreError, "the audit log is damaged", "audit.jsonl", "n2p audit verify"
+    ),
+    "a run of other modules": Wrong(
+        lambda: recorded_question(replace(record(), code={"helper.py": "sha256:0"})),
+        InputError,
+        "the stored modules are not those that ran",
+        "runs",
+        "from a backup",
+    ),
+    "a run whose lock has lost its hashes": Wrong(
+        lambda: recorded_question(replace(record(), spec=replace(record().spec, hashes="sha256:00"))),
+        InputError,
+        "the store has lost the hashes of the project's lock",
+        ".n2p",
+        "from a backup",
+    ),
+    "a retraining that a process is at": Wrong(
+        retrained_meanwhile, VerdictError, "a process is retraining 'flights'", "12", "stop it first"
+    ),
+    "a retraining that has become live": Wrong(
+        lambda: (retraining(register={"version": 1}), abort_retraining(registry(), "flights")),
+        VerdictError,
+        "version 1 of 'flights' is production already",
+        "12",
+        "n2p rollback flights",
+    ),
+    "rules of a canary that are a number": Wrong(
+        lambda: (
+            settings("[tool.n2p.serve]\nrollout = 3"),
+            rollout_rules(Job(registry(), RetrainSettings("flights", "train.ipynb"), Path.cwd())),
+        ),
+        InputError,
+        "'rollout' is not a table",
+        "serve]",
+        "[tool.n2p.serve.rollout]",
+    ),
+    "a model that refuses its own rows": Wrong(
+        narrow, InputError, "the model refuses its own golden rows", "bundles", "n2p bundle verify"
+    ),
+    "a batch on no scheduler": Wrong(
+        lambda: batch(dask="nowhere"), UnavailableError, "the Dask scheduler does not answer", "nowhere", "--dask local"
+    ),
+    "a form of another rollout": Wrong(
+        lambda: rolled(form(change="another", action="abort")),
+        VerdictError,
+        "the rollout of 'flights' has changed meanwhile",
+        "flights",
+        "look, and decide again",
+    ),
+    "a form that does nothing with a rollout": Wrong(
+        lambda: rolled(form(action="applaud")),
+        InputError,
+        "'applaud' is nothing that can be done",
+        "action",
+        "advance, abort",
+    ),
+    "a form that would promote": Wrong(
+        lambda: rolled(form(action="advance")),
+        InputError,
+        "the next step promotes the version, or there is none",
+        "flights",
+        "n2p rollout advance flights",
     ),
 }
 
 
 @pytest.mark.usefixtures("here")
-@each_of(VERSIONS, ROLLOUTS, STORES, SERVICE, WORK, ABOUT)
+@each_of(VERSIONS, ROLLOUTS, STORES, SERVICE, WORK, ABOUT, OTHERWISE)
 def test_it_is_refused(wrong: Wrong) -> None:
     check(wrong)
+
+
+@pytest.mark.parametrize(
+    ("alias", "why"), [("nobody", "no version is live"), ("elsewhere", "nobody knows since when version 3 is live")]
+)
+def test_a_trigger_that_cannot_be_asked_does_not_fire_and_says_why(alias: str, why: str, here: Project) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store().tracking_uri, store().registry_uri)
+    client.set_registered_model_alias("flights", "elsewhere", "3")  # not by this package, which keeps when
+    asked = make_question(registry(), RetrainSettings("flights", "train.ipynb", to=alias), ())
+    (found,) = ask_triggers(asked, ("stale",))
+    assert (found.fired, found.why) == (False, why)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pandas as pd
 import pytest
 from notebooks import make_notebook
 from provoked import Wrong, check, each_of, settings, written
+from starlette.testclient import TestClient
 
 from notebook_to_prod.cli.app import app
 from notebook_to_prod.cli.output import command
@@ -37,12 +41,14 @@ from notebook_to_prod.release.records import card_settings
 from notebook_to_prod.release.score import declared_evidence
 from notebook_to_prod.release.stages import read_stages
 from notebook_to_prod.release.webhook import read_webhooks
-from notebook_to_prod.scaffold.new import _learnable, check_project_name, git, new_project, read_record, read_table
+from notebook_to_prod.scaffold.checkup import check_bundles
+from notebook_to_prod.scaffold.new import check_project_name, git, new_project, read_record
 from notebook_to_prod.scaffold.template import Answers, find_template, notebook_text, read_templates, render
-from notebook_to_prod.scaffold.upgrade import Change, Upgrade, _present, _wanted, plan_upgrade
-from notebook_to_prod.ui.app import _version_number, change_approval
-from notebook_to_prod.ui.door import own_token, require_loopback
-from notebook_to_prod.ui.released import ask_server, attempt
+from notebook_to_prod.scaffold.upgrade import apply_upgrade, plan_upgrade
+from notebook_to_prod.ui.app import change_approval, make_app
+from notebook_to_prod.ui.desk import Desk
+from notebook_to_prod.ui.door import Door, own_token, require_loopback
+from notebook_to_prod.ui.released import ask_server, attempt, environments
 from notebook_to_prod.ui.rendered import render_notebook
 from notebook_to_prod.ui.start import start_ui
 
@@ -325,12 +331,13 @@ JUPYTER = {
 # Templates
 
 
-def learnt(table: dict[str, Any], template: str, target: str = "y", time: str = "") -> None:
-    _learnable(pd.DataFrame(table), find_template(template), target, time, "rows.csv")
-
-
 def made(name: str = "flights", **options: Any) -> Any:
-    return new_project(name, Path.cwd(), **{"lock": False, **options})
+    return new_project(name, Path.cwd(), **{"lock": False, "repository": False, **options})
+
+
+def learnt(table: dict[str, Any], template: str, time: str = "") -> None:
+    pd.DataFrame(table).to_csv("rows.csv", index=False)
+    made(template=template, data=Path("rows.csv"), target="y", time=time)
 
 
 def csv(text: str) -> Path:
@@ -359,21 +366,21 @@ SCAFFOLD = {
         "tests-model",
     ),
     "a table that is no CSV": Wrong(
-        lambda: read_table(Path("rows.xlsx"), find_template("regression"), "y", ""),
+        lambda: made(data=Path("rows.xlsx"), target="y"),
         InputError,
         "only tables in .csv files",
         "rows.xlsx",
         "write it as CSV",
     ),
     "a table that there is not": Wrong(
-        lambda: read_table(Path("none.csv"), find_template("regression"), "y", ""),
+        lambda: made(data=Path("none.csv"), target="y"),
         DataError,
         "the table cannot be read",
         "none.csv",
         "UTF-8",
     ),
     "a target that there is not": Wrong(
-        lambda: read_table(csv("delya,b\n1,2\n"), find_template("regression"), "delay", ""),
+        lambda: made(data=csv("delya,b\n1,2\n"), target="delay"),
         InputError,
         "no column 'delay', did you mean 'delya'?",
         "--target, rows.csv",
@@ -387,7 +394,7 @@ SCAFFOLD = {
         "at least",
     ),
     "a number that is none": Wrong(
-        lambda: learnt({"y": [*map(str, MANY)], "x": MANY}, "regression"),
+        lambda: learnt({"y": [f"{each} s" for each in MANY], "x": MANY}, "regression"),
         DataError,
         "'y' is no number",
         "rows.csv",
@@ -552,13 +559,33 @@ def cut_short() -> Any:
 
 
 def linked() -> Any:
-    Path("notes.md").symlink_to("/etc/hostname")
-    return _present(Path.cwd(), "notes.md")
+    place = project_made() / "README.md"
+    place.unlink()
+    place.symlink_to("/etc/hostname")
+    return plan_upgrade(Path("flights"))
+
+
+def beside_all() -> Any:
+    project = project_made()
+    record = project / ".n2p-template.json"
+    content = json.loads(record.read_text("utf-8"))
+    del content["files"]["README.md"]
+    record.write_text(json.dumps(content), "utf-8")
+    for number in range(1000):
+        written(f"flights/README.md{f'.new{number if number > 1 else str()}' if number else ''}", f"mine {number}")
+    return plan_upgrade(project)
 
 
 def changed_meanwhile() -> Any:
-    written("notes.md", "mine")
-    return _wanted(Upgrade(Path.cwd(), 1, 2, (Change("notes.md", "written", b"before", b"after"),), (), None))  # type: ignore[arg-type]
+    project = project_made()
+    record = project / ".n2p-template.json"
+    content = json.loads(record.read_text("utf-8"))
+    del content["files"]["README.md"]
+    record.write_text(json.dumps(content), "utf-8")
+    (project / "README.md").unlink()
+    upgrade = plan_upgrade(project)
+    written("flights/README.md", "mine")
+    return apply_upgrade(upgrade)
 
 
 def wrong_mark() -> Any:
@@ -578,16 +605,30 @@ FORMS = {
         of_the_future, InputError, "from version 999 of the templates", "flights", ""
     ),
     "a file that leads out of the project": Wrong(
-        linked, InputError, "this is no file of the project any more", "notes.md", "upgrade again"
+        linked, InputError, "this is no file of the project any more", "README.md", "upgrade again"
     ),
     "a file that changes meanwhile": Wrong(
-        changed_meanwhile, InputError, "the file changed while the upgrade was decided", "notes.md", "upgrade again"
+        changed_meanwhile, InputError, "the file changed while the upgrade was decided", "README.md", "upgrade again"
+    ),
+    "no name beside a file": Wrong(
+        beside_all,
+        InputError,
+        "there is no name left to put the template's file beside it",
+        "README.md",
+        "remove README.md.new and those like it",
+    ),
+    "a folder that takes nothing": Wrong(
+        lambda: new_project("flights", Path("/proc"), lock=False, repository=False),
+        StoreError,
+        "",
+        "/proc",
+        "with --into",
     ),
     "a template with a wrong mark": Wrong(
         wrong_mark, InputError, "the template cannot be rendered: 'nothing' is undefined", "a.jinja", "<< name >>"
     ),
     "a form without a version": Wrong(
-        lambda: _version_number({"version": "two"}),
+        lambda: change_approval(desk(), {"action": "approve", "name": "flights", "version": "two"}),
         InputError,
         "'two' is no version",
         "version",
@@ -660,3 +701,120 @@ def test_a_mistake_of_this_package_ends_with_3_and_asks_for_the_traceback() -> N
     assert done.exit_code == 3
     assert done.stderr.splitlines()[0] == "error: unexpected ZeroDivisionError: division by zero"
     assert "-v" in done.stderr
+
+
+# What a browser is told
+
+
+SECRET, HERE = "a-token-that-nobody-guesses", "http://127.0.0.1:8790"
+
+
+def browser(**door: Any) -> TestClient:
+    """A browser that has entered the page of the project in the current folder."""
+    client = TestClient(
+        make_app(Desk(open_store(), Path.cwd(), Door(SECRET, start="start", **door))),
+        HERE,
+        raise_server_exceptions=False,
+    )
+    assert client.post("/enter", data={"token": SECRET}, headers={"origin": HERE}).status_code < 400
+    return client
+
+
+def posted(path: str, **fields: str) -> Any:
+    form = {"key": Door(SECRET, start="start").form_key, **fields}
+    return browser().post(path, data=form, headers={"origin": HERE})
+
+
+def ended() -> Any:
+    """A form about a rollout, of which there is none any more."""
+    return posted("/rollouts", name="flights", action="abort", change="x")
+
+
+def broken_page() -> Any:
+    client = browser()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("notebook_to_prod.ui.app.find_runs", lambda *some: 1 / 0)  # no mistake of ours is known
+        return client.get("/runs")
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("ask", "status", "what", "where", "remedy"),
+    [
+        pytest.param(*each, id=each[2])
+        for each in (
+            (lambda: browser().get("/nowhere"), 404, "there is no such page", "/nowhere", "choose one of the menu"),
+            (lambda: browser().get("/models/flights"), 404, "there is no model 'flights'", ".n2p", "n2p register RUN"),
+            (
+                lambda: browser().get("/gates/abc"),
+                404,
+                "no gate was asked about the bundle abc",
+                ".n2p",
+                "n2p gate abc",
+            ),
+            (
+                lambda: browser().get("/lineage?of=flights@9"),
+                404,
+                "there is no version 'flights@9'",
+                "lineage",
+                "choose one of the list",
+            ),
+            (lambda: posted("/approvals", reason="x" * 20_001), 422, "the form is too long", "/approvals", "shorter"),
+            (
+                lambda: posted("/approvals", key="another"),
+                403,
+                "the form is not one of this page",
+                "/approvals",
+                "use the form of the page, opened on this machine",
+            ),
+            (
+                lambda: posted("/approvals", version="two", action="approve"),
+                422,
+                "'two' is no version",
+                "version",
+                "use the form of the page",
+            ),
+            (ended, 404, "rollout", "flights", ""),
+            (broken_page, 500, "unexpected ZeroDivisionError", "/runs", "where n2p ui was started"),
+        )
+    ],
+)
+def test_a_page_says_what_where_and_what_to_do(
+    ask: Callable[[], Any], status: int, what: str, where: str, remedy: str
+) -> None:
+    page = ask()
+    said = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page.text)))
+    assert page.status_code == status, said
+    assert what in said and where in said and remedy in said, said
+
+
+def test_a_notebook_that_is_too_large_for_a_page(project: Any) -> None:
+    path = written("large.ipynb", "")
+    os.truncate(path, 65 * 2**20)  # of nothing
+    check(
+        Wrong(lambda: render_notebook(path), StoreError, "has 68 MB, too much for a page", "large.ipynb", "in Jupyter")
+    )
+
+
+def test_a_bundle_without_its_manifest_is_found(project: Any) -> None:
+    (open_store().bundles / "abc").mkdir(parents=True)
+    (found,) = check_bundles(open_store(), False)
+    assert found.what == "bundle abc is damaged: it has no manifest"
+    assert "from a backup" in found.remedy
+
+
+def test_an_environment_whose_registry_is_damaged_is_shown_with_the_reason(project: Any) -> None:
+    written("other/mlflow.db", "nothing of the kind" * 999)
+    settings('[tool.n2p.environments.staging]\nhome = "other"')
+    (look,) = environments(Path.cwd())
+    problem = look().problem
+    assert problem is not None and problem.what == "its registry cannot be read now"
+    assert "mlflow.db" in (problem.where or "") and problem.remedy == "open it to see why"
+
+
+def test_a_run_that_makes_no_bundle_is_not_sealed_and_says_why(project: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    train()
+    run_command(["run", "train.ipynb", "--seal", "--allow-unlocked"])
+    said = "".join(capfd.readouterr())
+    assert "its bundle is not sealed: the run made no bundle to seal" in said
+    assert "where:  run " in said and "remedy: end the notebook with run.export(...)" in said

@@ -6,7 +6,9 @@ import io
 import json
 import pickle
 import subprocess
+import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from provoked import Wrong, check, each_of, settings, without_module, written
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.tree import DecisionTreeRegressor
 
 from notebook_to_prod.errors import (
     BundleError,
@@ -28,11 +33,13 @@ from notebook_to_prod.errors import (
     ServerError,
     StoreError,
 )
-from notebook_to_prod.package.code import Source, exported_module, pickle_pipeline
+from notebook_to_prod.package.bundle import predict
+from notebook_to_prod.package.code import Source, collect_code, exported_module, pickle_pipeline
 from notebook_to_prod.package.compile.plan import from_bytes
 from notebook_to_prod.package.compress import Compression
 from notebook_to_prod.package.contents import _json
-from notebook_to_prod.package.elsewhere import _uv
+from notebook_to_prod.package.elsewhere import environment_for
+from notebook_to_prod.package.explain.origins import NotExplained
 from notebook_to_prod.package.features.collect import load_views, project_features
 from notebook_to_prod.package.features.definition import FeatureView, features, read_span
 from notebook_to_prod.package.features.feast import feast_definitions
@@ -41,22 +48,22 @@ from notebook_to_prod.package.features.point_in_time import looks_ahead, point_i
 from notebook_to_prod.package.gates.case import Case
 from notebook_to_prod.package.gates.data import read_expectations
 from notebook_to_prod.package.gates.evaluation import keep_table
-from notebook_to_prod.package.gates.explain import require_features
+from notebook_to_prod.package.gates.explain import require_features, require_shap
 from notebook_to_prod.package.gates.fairness import group_of_rows, groups, require_attributes
 from notebook_to_prod.package.gates.leakage import require_moment
 from notebook_to_prod.package.gates.metrics import asked_metrics, find_metric
 from notebook_to_prod.package.gates.policy import Policy, make_policy, read_policy
 from notebook_to_prod.package.gates.run import choose_gates
 from notebook_to_prod.package.gates.serving import certificate, running_bundle
-from notebook_to_prod.package.gates.slices import _members
+from notebook_to_prod.package.gates.slices import named_slices
 from notebook_to_prod.package.gates.verdict import Report, read_reports
-from notebook_to_prod.package.keys import distrust_key, new_key, read_signatures, sign, trust_key
-from notebook_to_prod.package.lock import hash_lock
+from notebook_to_prod.package.keys import distrust_key, new_key, read_signatures, require_signature, sign, trust_key
+from notebook_to_prod.package.lock import distributions_of, hash_lock
 from notebook_to_prod.package.profile import Profile
 from notebook_to_prod.package.schema import Column, Schema, infer_schema
 from notebook_to_prod.package.seal import seal_required
 from notebook_to_prod.package.session import Run
-from notebook_to_prod.package.trust import load_pickle
+from notebook_to_prod.package.trust import check_pickle, load_pickle
 from notebook_to_prod.package.variants import check_variants
 from notebook_to_prod.project import open_store
 
@@ -359,6 +366,13 @@ FEATURES = {
         StoreError,
         "the database of features refuses",
         "PostgreSQL",
+        "check that it runs",
+    ),
+    "a Redis that does not answer": Wrong(
+        lambda: open_online("redis://127.0.0.1:1").views(),
+        StoreError,
+        "the server of features does not answer: ConnectionError",
+        "Redis",
         "check that it runs",
     ),
     "a Redis without its driver": Wrong(
@@ -848,14 +862,21 @@ AROUND = {
         "--keep",
         "cannot be made smaller",
     ),
+    "a variant that is not smaller": Wrong(
+        lambda: replace(MADE, variants=(SimpleNamespace(name="pruned 50", verdict="fails", size=9),)).bundle("pruned"),  # type: ignore[arg-type]
+        InputError,
+        "none of 'pruned' is smaller and certainly as good",
+        "--keep",
+        "name a variant of the table",
+    ),
     "predictions that are no JSON": Wrong(
         lambda: _json([float("nan")]), ExportError, "cannot be written as JSON", "run.export", "finite numbers"
     ),
     "an environment that uv does not make": Wrong(
-        lambda: _uv("", "no-such-command"),
+        lambda: offline(lambda: environment_for(open_store(), "3.11", "no-such-package-here==1")),
         DependencyError,
         "the environment of the lock cannot be built",
-        "uv no-such-command",
+        "uv ",
         "that the index answers",
     ),
     "hashes of what no index has": Wrong(
@@ -869,14 +890,14 @@ AROUND = {
         lambda: [*_served()], ServerError, "the service did not start", "nowhere", "requirements.lock"
     ),
     "a slice of no column": Wrong(
-        lambda: [*_members("orign", {}, case().test_sample(Policy()))],
+        lambda: [*named_slices(case(), policy(quality={"slices": ["orign"]}))],
         InputError,
         "no column 'orign' to slice by, did you mean 'origin'?",
         "quality, slices",
         "the columns are",
     ),
     "a slice of one value": Wrong(
-        lambda: [*_members("origin", {}, case().test_sample(Policy()))],
+        lambda: [*named_slices(case(X_test=X.assign(origin=0)), policy(quality={"slices": ["origin"]}))],
         InputError,
         "has one value or too many",
         "quality, slices",
@@ -888,6 +909,100 @@ AROUND = {
         "the verdicts have been changed",
         "sha256:9",
         "gate the bundle again",
+    ),
+    "a module of no distribution": Wrong(
+        lambda: distributions_of(["no_such_module_here"]),
+        ExportError,
+        "no installed distribution provides the module 'no_such_module_here'",
+        "run.export",
+        "install it with pip",
+    ),
+    "explanations without SHAP": Wrong(
+        lambda: without_module("shap", require_shap),
+        DependencyError,
+        "SHAP is not installed",
+        "explain.shap",
+        "pip install",
+    ),
+    "groups without fairlearn": Wrong(
+        lambda: without_module(
+            "fairlearn",
+            lambda: require_attributes(case(), policy(fairness={"attributes": ["origin"]})),
+        ),
+        DependencyError,
+        "fairlearn is not installed",
+        "policy, fairness, attributes",
+        "pip install 'notebook-to-prod[fair]'",
+    ),
+    "a bundle that nobody has signed": Wrong(
+        lambda: require_signature(Path("bundle"), "sha256:0", {"ann": "ed25519:x"}),
+        BundleError,
+        "nobody has signed the bundle",
+        "bundle",
+        "have it signed by ann: n2p bundle sign",
+    ),
+    "a method of a text": Wrong(
+        lambda: load_pickle(pickle.dumps("late".upper), allowed("builtins.getattr"), "model.pkl"),
+        BundleError,
+        "it is a method of something that is no estimator",
+        "model.pkl",
+        "",
+    ),
+    "a pickle that says what it would run": Wrong(
+        lambda: check_pickle(pickle.dumps(subprocess.run), allowed(), "model.pkl"),
+        BundleError,
+        "the model would use subprocess.run, which is refused",
+        "model.pkl",
+        "",
+    ),
+    "a model of complex numbers": Wrong(
+        lambda: predict(Complex(), X),
+        DataError,
+        "the pipeline predicts complex numbers",
+        "pipeline.predict",
+        "real numbers",
+    ),
+    "a model that runs programs": Wrong(
+        lambda: collect_code(FunctionTransformer(subprocess.run), []),
+        ExportError,
+        "the pipeline uses subprocess.run, which no service would load",
+        "run.export",
+        "do without it",
+    ),
+    "an exported cell that needs this package": Wrong(
+        lambda: needing_us(),
+        ExportError,
+        "an exported cell or a module that it imports needs notebook_to_prod",
+        "",
+        "in a cell that is not exported",
+    ),
+    "a table of two types in a column": Wrong(
+        lambda: keep_table(open_store(), pd.DataFrame({"a": pd.Series([b"x", "y"], dtype=object)}), "X_test"),
+        DataError,
+        "the table would not come back as it is",
+        "X_test",
+        "give every column one type",
+    ),
+    "a table of tuples": Wrong(
+        lambda: keep_table(open_store(), pd.DataFrame({"a": [(1, 2), (3, 4)]}), "X_test"),
+        DataError,
+        "the table would not come back as it is",
+        "X_test",
+        "give every column one type",
+    ),
+    "an explanation of several outputs": Wrong(
+        lambda: explained(RandomForestClassifier(2), np.column_stack([SIDES, SIDES])),
+        NotExplained,
+        "it classifies several outputs",
+        "",
+        "",
+    ),
+    "an explanation of leaves that nothing has come to": Wrong(
+        lambda: explained(DecisionTreeRegressor(), SIDES, sample_weight=np.where(SIDES == 1, -2.0, 1.0)),
+        NotExplained,
+        "no training row has come to some of its leaves",
+        "",
+        "",
     ),
     "a key that is none": Wrong(unreadable_key, InputError, "the key cannot be read", "ann.pem", "restore it"),
     "a list of keys that is none": Wrong(
@@ -919,10 +1034,34 @@ AROUND = {
 }
 
 
-def allowed() -> Any:
+SIDES = np.array([0, 1, 0, 1])
+
+
+def explained(model: Any, target: Any, **about: Any) -> Any:
+    from notebook_to_prod.package.explain.explainer import explainer_of
+
+    return explainer_of(model.fit(X, target, **about), infer_schema(X), [(1.0, 0), (2.0, 1)])
+
+
+class Complex:
+    def predict(self, rows: Any) -> Any:
+        return np.array([1j] * len(rows))
+
+
+def needing_us() -> Any:
+    """The code of a pipeline with a function of an exported cell."""
+    text = "#| export\nimport notebook_to_prod\n\n\ndef halve(rows):\n    return rows / 2"
+    held: dict[str, Any] = {"__name__": "__main__"}
+    exec(text, held)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "halve", held["halve"], raising=False)
+        return collect_code(FunctionTransformer(held["halve"]), [Source("cell 'own'", text)])
+
+
+def allowed(*names: str) -> Any:
     from notebook_to_prod.package.trust import Allowed
 
-    return Allowed(frozenset(), frozenset())
+    return Allowed(frozenset(names), frozenset())
 
 
 def of_main(text: str) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from provoked import Wrong, babbler, check, each_of, settings, without_module, written
 
 from notebook_to_prod.errors import DependencyError, InputError, ServerError, StoreError
@@ -20,7 +22,8 @@ from notebook_to_prod.serve.configure import configure
 from notebook_to_prod.serve.demo import _ask, run_demo
 from notebook_to_prod.serve.export.folder import _text, read_state
 from notebook_to_prod.serve.features import FeatureSettings
-from notebook_to_prod.serve.log.compact import ParquetTarget, SqlTarget, _alone, _reached
+from notebook_to_prod.serve.log.compact import ParquetTarget, SqlTarget, compact
+from notebook_to_prod.serve.log.predictions import Entries, Labelled
 from notebook_to_prod.serve.log.request_log import LogSettings, _check_columns
 from notebook_to_prod.serve.observe.dashboard import DashboardSettings
 from notebook_to_prod.serve.observe.journal import LoggingSettings
@@ -327,8 +330,9 @@ def salted(value: str) -> Any:
 
 
 def at_once() -> None:
-    with _alone(Path("log")), _alone(Path("log")):
-        pass
+    Path("log").mkdir()
+    with FileLock("log/.compaction.lock"):  # as another process holds it
+        compact(LogSettings(folder=Path("log")))
 
 
 PARTS = {
@@ -651,25 +655,29 @@ def test_secrets_in_settings_are_not_shown(project: Any) -> None:
 # Where a log goes
 
 
-def reached(error: Exception) -> None:
-    with _reached("s3://ann:hunter2@bucket/log"):
-        raise error
-
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
 
 LOGS = {
     "a log whose package is not there": Wrong(
-        lambda: reached(ImportError("Install s3fs to access S3")),
+        lambda: without_module("s3fs", lambda: ParquetTarget("s3://ann:hunter2@bucket/log")),
         DependencyError,
         "Install s3fs",
         "s3://***@bucket/log",
         "install what it names",
     ),
-    "a log where nobody may write": Wrong(
-        lambda: reached(PermissionError("denied")),
+    "a log on a server that does not answer": Wrong(
+        lambda: ParquetTarget("ftp://ann:hunter2@127.0.0.1:1/log"),
         StoreError,
-        "the log cannot be kept there: denied",
-        "s3://***@bucket/log",
+        "the log cannot be kept there: [Errno 111] Connection refused",
+        "ftp://***@127.0.0.1:1/log",
         "who may write there",
+    ),
+    "a segment that no database takes": Wrong(
+        lambda: SqlTarget("sqlite:///log.db").put(Entries("s1", labels=[Labelled(0, NOW, "a", 0, 1)] * 2)),
+        StoreError,
+        "the database refuses a segment for what is in it",
+        "s1",
+        "report this with the segment",
     ),
     "a log in a database without its driver": Wrong(
         lambda: SqlTarget("mysql+mysqldb://h/db"), DependencyError, "the driver is missing", "'to'", "pip install"

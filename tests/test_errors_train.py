@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from notebooks import make_notebook
-from provoked import Wrong, check, each_of, settings, without_module, written
+from provoked import Wrong, check, each_of, on_a_full_disk, settings, without_module, written
 
 from notebook_to_prod import errors
 from notebook_to_prod.deprecation import Deprecation, parse_deprecation
@@ -29,10 +31,12 @@ from notebook_to_prod.errors import (
     NotFoundError,
     ParameterError,
     RunError,
+    RunInterruptedError,
     RunTimeoutError,
     ServerError,
     StoreError,
     TrackingError,
+    UnavailableError,
 )
 from notebook_to_prod.project import (
     environment_settings,
@@ -44,14 +48,15 @@ from notebook_to_prod.project import (
     shipped_file,
     write_atomic,
 )
+from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.train.adopt.adopt import adopt
 from notebook_to_prod.train.check.config import read_config
+from notebook_to_prod.train.check.fix import fix_notebook
 from notebook_to_prod.train.check.verdict import require_clean
-from notebook_to_prod.train.data import _parquet_footer, find_format, load
-from notebook_to_prod.train.datasets import _whole, checkout, collect_garbage, find_dataset
+from notebook_to_prod.train.data import add, find_format, load
+from notebook_to_prod.train.datasets import checkout, collect_garbage, find_dataset, read_dataset
 from notebook_to_prod.train.diff import compare_tables
 from notebook_to_prod.train.dvc import fetch, find_output
-from notebook_to_prod.train.engine import _attempt_of
 from notebook_to_prod.train.environment import seed_everything, thread_count
 from notebook_to_prod.train.git_setup import git_install, working_tree
 from notebook_to_prod.train.lockfile import compile_requirements, find_lockfile, lock_project, require_locked
@@ -950,8 +955,15 @@ def unexpected() -> Any:
         return _run_set(open_store(), "train.ipynb", {}, {})
 
 
-def kept_as(content: bytes) -> str:
-    return keep_stream(open_store(), io.BytesIO(content), "rows.parquet").digest
+def by_papermill(path: Path) -> Any:
+    import papermill
+
+    return papermill.execute_notebook(str(path), "out.ipynb", engine_name="notebook_to_prod", progress_bar=False)
+
+
+def lost(dataset: Any) -> Any:
+    shutil.rmtree(open_store().data)
+    return read_dataset(open_store(), dataset)
 
 
 class Unreadable(io.RawIOBase):
@@ -961,6 +973,13 @@ class Unreadable(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         raise OSError("input/output error")
 
+
+ODD = """
+import time
+from sklearn.metrics import mean_absolute_error
+error = mean_absolute_error([0.0], [time.time_ns() % 1_000_003])
+print(error)
+"""
 
 OUTCOMES = {
     "a set that fails unexpectedly": Wrong(
@@ -978,24 +997,24 @@ OUTCOMES = {
         "fewer --workers",
     ),
     "a notebook without code in papermill": Wrong(
-        lambda: _attempt_of(json.loads(make_notebook(Path("a.ipynb"), {}).read_text()), "a.ipynb"),
+        lambda: by_papermill(make_notebook(Path("a.ipynb"), {})),
         NotebookError,
         "no code cells",
         "a.ipynb",
         "add cells",
     ),
     "a snapshot that a list names": Wrong(
-        lambda: _whole(open_store(), "sha256:00"),
+        lambda: lost(add(written("rows.csv", "a\n1\n"))),
         NotFoundError,
         "the snapshot is not in the store",
-        "sha256:00",
+        "sha256:",
         "n2p data list",
     ),
     "two snapshots of one beginning": Wrong(
         lambda: two_alike(), NotFoundError, "fits 2 snapshots", "data", "more of the digest"
     ),
     "a footer that is none": Wrong(
-        lambda: _parquet_footer(open_store(), kept_as(b"a"), "rows.parquet"),
+        lambda: add(written("rows.parquet", "a")),
         DataError,
         "cannot be read as parquet",
         "rows.parquet",
@@ -1008,6 +1027,55 @@ OUTCOMES = {
         "rows.csv",
         "the disk",
     ),  # type: ignore[arg-type]
+    "a file that DVC has no remote for": Wrong(
+        lambda: fetch(tracked_by_dvc(OUTPUT), "rows.csv"),
+        UnavailableError,
+        "DVC cannot fetch the file: ",
+        "rows.csv, tracked by",
+        "the remote is not set",
+    ),
+    "a sweep on no scheduler": Wrong(
+        lambda: run_sweep(notebook(), [{}], dask="nowhere", allow_unlocked=True),
+        UnavailableError,
+        "the Dask scheduler does not answer",
+        "nowhere",
+        "--dask local",
+    ),
+    "a sweep that is stopped": Wrong(
+        lambda: run_sweep(notebook(), [{}, {"x": 2}], progress=stop, allow_unlocked=True),
+        RunInterruptedError,
+        "the sweep was stopped after 0 of 2 sets",
+        "train.ipynb",
+        "what is finished is answered from the record",
+    ),
+    "MLflow without the driver of its database": Wrong(
+        lambda: no_driver(),
+        DependencyError,
+        "the driver of PostgreSQL is not installed",
+        "127.0.0.1",
+        "pip install 'notebook-to-prod[postgres]'",
+    ),
+    "a store of MLflow that a cell breaks": Wrong(
+        lambda: run_notebook(breaking(), allow_unlocked=True),
+        TrackingError,
+        "MLflow does not work: ",
+        "mlflow.db",
+        "the run itself is recorded: ",
+    ),
+    "a notebook that is never the same": Wrong(
+        lambda: adopt(make_notebook(Path("odd.ipynb"), {"score": ODD})),
+        NotebookError,
+        "the notebook does otherwise each time it is run",
+        "odd.ipynb",
+        "seed what n2p check names",
+    ),
+    "a repair on a full disk": Wrong(
+        lambda: unwritten(),
+        NotebookError,
+        "the notebook cannot be written: ",
+        "train.ipynb",
+        "give this user write permission",
+    ),
     "Dask that is not installed": Wrong(
         lambda: without_module("distributed", lambda: run_sweep(notebook(), [{}], dask="local")),
         DependencyError,
@@ -1025,15 +1093,38 @@ def test_a_file_that_changes_is_not_kept(project: Any) -> None:
     assert not [*(open_store().data / "blobs").rglob("*.zst")], "nothing is left of it"
 
 
+def unwritten() -> Any:
+    path = notebook("seed = 1", draw="import random\nrandom.Random()")
+    return on_a_full_disk(lambda: fix_notebook(path))
+
+
+def breaking() -> Path:
+    source = "from pathlib import Path\nPath('.n2p/mlflow.db').write_bytes(b'nothing of the kind' * 999)"
+    return notebook(**{"break": source})
+
+
+def stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def no_driver() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://ann:hunter2@127.0.0.1:1/db")
+        return without_module("psycopg", lambda: Registry(open_store()).names())
+
+
 def two_alike() -> Any:
     """Find what begins like two snapshots."""
-    for number in range(2):
-        loaded(f"rows{number}.csv", f"a\n{number}\n")
-    from notebook_to_prod.train import datasets
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "_SHORTEST", 0)
-        return find_dataset(open_store(), "sha256:")
+    known: dict[str, str] = {}
+    for number in range(10_000):
+        content = f"a\n{number}\n"
+        start = hashlib.sha256(content.encode()).hexdigest()[:4]
+        if start in known:
+            break
+        known[start] = content
+    for name, each in (("one.csv", content), ("two.csv", known[start])):
+        add(written(name, each))
+    return find_dataset(open_store(), start)
 
 
 @pytest.mark.usefixtures("project")

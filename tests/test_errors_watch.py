@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from notebooks import code, make_notebook
-from provoked import Wrong, babbler, check, each_of, settings, written
+from provoked import Wrong, babbler, check, each_of, settings, without_module, written
 
 from notebook_to_prod.errors import (
     DataError,
+    DependencyError,
     InputError,
     NotebookError,
     NotFoundError,
@@ -485,6 +486,13 @@ WATCHING = {
     "a detector that there is not": Wrong(
         lambda: make_detector("CUSUM", stream()), InputError, "there is no detector 'CUSUM'", "detectors", "ADWIN"
     ),
+    "detectors without river": Wrong(
+        lambda: without_module("river", lambda: make_detector("ADWIN", stream())),
+        DependencyError,
+        "river is not installed",
+        "detectors",
+        "pip install 'notebook-to-prod[stream]'",
+    ),
     "a stream of few labels": Wrong(
         lambda: detect_changes(np.zeros(3)), DataError, "3 labels are too few", "the model", "wait for"
     ),
@@ -707,6 +715,12 @@ def two(one: str, other: str, suffix: str = "csv") -> Any:
     return open_table("rows")
 
 
+def replaced() -> Any:
+    table = open_table(written("rows.parquet", parquet(a=[1])))
+    written("rows.parquet", "nothing of the kind")
+    return table
+
+
 def joined(*parts: bytes) -> None:
     join_parquet([written(f"part{number}.parquet", part) for number, part in enumerate(parts)], io.BytesIO())
 
@@ -888,6 +902,9 @@ BATCHES = {
         "column 'a'",
         "CSV or JSON lines",
     ),
+    "a file that is replaced": Wrong(
+        lambda: plan_partitions(replaced()), DataError, "the file cannot be read", "rows.parquet", ""
+    ),
     "a part that is no Parquet": Wrong(
         lambda: joined(b"nothing of the kind"), StoreError, "a part is no Parquet file", "part0.parquet", "--force"
     ),
@@ -1030,6 +1047,17 @@ RETRAINING = {
         "there is no module 'no_such_module'",
         "retrain.flights] ingest",
         "write it below",
+    ),
+    "a log of hashes": Wrong(
+        lambda: (
+            settings('[tool.n2p.serve.log]\nhash = ["distance"]\nsalt = "$N2P_TEST_SALT"'),
+            (open_store().home / "predictions" / "flights").mkdir(parents=True),
+            fetched("", ingest="log"),
+        ),
+        DataError,
+        "the log keeps a hash of distance",
+        "retrain.flights] ingest",
+        "a table or a function that has the values",
     ),
     "a function that fails": Wrong(
         lambda: fetched("def fetch(a, b): 1 / 0"),

@@ -58,8 +58,6 @@ class BoxCox(Step):
 @transformer("sklearn.PowerTransformer")
 def _power(builder: Builder, part: Any, value: Numbers | Cells, path: str) -> Numbers:
     matrix = builder.finite(builder.numbers(value, path), allow_nan=True)
-    if matrix.sparse:
-        raise not_compiled("powers of a sparse matrix", path)
     step = YeoJohnson(np.asarray(part.lambdas_)) if part.method == "yeo-johnson" else BoxCox(np.asarray(part.lambdas_))
     made = builder.add(step, matrix, width=matrix.width)
     return standard_scaler(builder, part._scaler, made, path) if part.standardize else made

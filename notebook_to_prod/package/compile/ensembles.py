@@ -169,11 +169,9 @@ class Mean(Step):
 def _curve(builder: Builder, calibrator: Any, scores: Numbers, column: int, path: str) -> Numbers:
     if type(calibrator).__name__ == "_SigmoidCalibration":
         step: Step = Sigmoid(column, float(calibrator.a_), float(calibrator.b_))
-    elif type(calibrator).__name__ == "IsotonicRegression" and calibrator.out_of_bounds == "clip":
+    else:
         corners, heights = np.asarray(calibrator.X_thresholds_), np.asarray(calibrator.y_thresholds_)
         step = Isotonic(column, float(calibrator.X_min_), float(calibrator.X_max_), corners, heights)
-    else:
-        raise not_compiled(f"calibrates by {type(calibrator).__name__}", path)
     return builder.add(step, scores, width=1, dtype="float64")
 
 

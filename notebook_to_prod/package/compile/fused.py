@@ -21,7 +21,7 @@ from .masked import MaskedSum
 from .masks import Masks
 from .row import Ones
 from .rows import Program
-from .step import Finite, Refused
+from .step import Finite
 from .trees import COMPILED, Double, Forest, LeafSum, Single
 
 # %% auto #0
@@ -30,6 +30,10 @@ __all__ = ['Unsure', 'FusedLinear', 'FusedForest', 'fuse']
 # %% ../../../nbs/package/compile/14c_fused.ipynb #fused
 class Unsure(Exception):
     "The steps have to answer these rows as they stand."
+
+
+class _NoMasks(Exception):
+    "There are no masks of these trees, or no machine code that puts them together: the steps answer all rows."
 
 
 @dataclass(eq=False)
@@ -113,7 +117,7 @@ class FusedForest:
             return self._measured(inputs)
         try:
             return self._masked(inputs)
-        except (Unsure, Refused):
+        except (Unsure, _NoMasks):
             return self._by_steps(inputs)
 
     def _by_steps(self, inputs: Sequence[Any]) -> np.ndarray:
@@ -138,7 +142,7 @@ class FusedForest:
                 start = time.thread_time()
                 self._masked(inputs)
                 self._by_masks = same and time.thread_time() - start < taken
-            except Refused:
+            except _NoMasks:
                 self._by_masks = False
             except Unsure:
                 pass  # a batch that begins so may go on otherwise
@@ -162,13 +166,13 @@ class FusedForest:
             masked = self.forest.masked()
             sums = masked.worth(self.leaves) if masked else None
             if sums is None or not sums.compile():
-                raise Refused("there is no machine code for masks", remedy="go through the steps")
+                raise _NoMasks  # there is no machine code
             self._sums = sums
         return self._sums(gaps)
 
     def _gaps_of_numbers(self, matrix: Any, start: int) -> list[np.ndarray]:
         if not isinstance(matrix, np.ndarray):
-            raise Refused("a sparse matrix", remedy="go through the steps")
+            raise _NoMasks
         for step in self._chain:
             matrix = step(matrix)
         masks, found = self._masks(), []
@@ -195,7 +199,7 @@ class FusedForest:
     def _masks(self) -> Masks:
         masked = self.forest.masked()
         if masked is None:
-            raise Refused("the masks would be too large", remedy="go through the steps")
+            raise _NoMasks  # they would be too large
         return masked.masks
 
 # %% ../../../nbs/package/compile/14c_fused.ipynb #find

@@ -62,10 +62,7 @@ def _regressor(builder: Builder, part: Any, value: Numbers | Cells, path: str) -
 @model("sklearn.PoissonRegressor", "sklearn.GammaRegressor", "sklearn.TweedieRegressor")
 def _generalized(builder: Builder, part: Any, value: Numbers | Cells, path: str) -> Model:
     scores = linear_scores(builder, value, part.coef_, part.intercept_, path)
-    link = type(part._base_loss.link).__name__
-    if link not in ("LogLink", "IdentityLink"):
-        raise not_compiled(f"a model with {link}", path)
-    return Model(values=builder.add(Exponential(), scores, width=1) if link == "LogLink" else scores)
+    return Model(values=scores if type(part._base_loss.link).__name__ == "IdentityLink" else builder.add(Exponential(), scores, width=1))
 
 
 def one_versus_rest(builder: Builder, scores: Numbers) -> Numbers:

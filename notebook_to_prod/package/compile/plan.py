@@ -364,8 +364,6 @@ def compile_pipeline(
         registers.pop("probabilities", None)
     elif "labels" in registers and "probabilities" not in registers:
         raise not_compiled("its probabilities have no exact plan", "the pipeline")
-    if not registers:
-        raise not_compiled("it ends without a prediction", "the pipeline")
     steps, registers = _pruned(_without_double_checks(builder.steps, registers.values()), registers)
     return Plan(schema, steps, registers, made.classes, builder.width)
 

@@ -29,6 +29,9 @@ class NotCompiled(ExportError):
 class Refused(InputError):
     "The rows hold a value that scikit-learn refuses too."
 
+    def __init__(self, what: str, *, where: str = "the rows", remedy: str):
+        super().__init__(what, where=where, remedy=remedy)
+
 
 def not_compiled(what: str, path: str) -> NotCompiled:
     "The error that names the part of the pipeline."

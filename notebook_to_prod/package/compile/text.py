@@ -159,8 +159,6 @@ def _vectorizer(builder: Builder, part: Any, value: Numbers | Cells, path: str) 
         dtype=dtype.name if dtype == np.float32 else "float64",
     )  # fmt: skip
     if weighs:
-        if part.norm == "max":
-            raise not_compiled("tf–idf over the largest", path)
         step = replace(step, sublinear=bool(part.sublinear_tf), weights=np.asarray(part.idf_) if part.use_idf else None, norm=part.norm)
     return builder.add(step, value, width=len(part.vocabulary_), dtype=step.dtype, sparse=True)
 
@@ -195,7 +193,7 @@ class Weigh(Step):
 @transformer("sklearn.TfidfTransformer")
 def _weigher(builder: Builder, part: Any, value: Numbers | Cells, path: str) -> Numbers:
     matrix = builder.finite(builder.numbers(value, path))
-    if part.norm == "max" or matrix.dtype != "float64":
-        raise not_compiled("tf–idf over the largest, or in float32", path)
+    if matrix.dtype != "float64":
+        raise not_compiled("tf–idf in float32", path)
     step = Weigh(bool(part.sublinear_tf), np.asarray(part.idf_) if part.use_idf else None, part.norm)
     return builder.add(step, matrix, width=matrix.width, sparse=True)

@@ -453,8 +453,6 @@ def _histogram_boosting(builder: Builder, part: Any, value: Numbers | Cells, pat
     if part._preprocessor is not None:
         value = builder.transform(part._preprocessor, value, path)
     matrix = builder.numbers(value, path)
-    if matrix.sparse:
-        raise not_compiled("reads a sparse matrix", path)
     memberships, forest, values = histogram_forest(part, matrix.width)
     double = builder.add(Double(), matrix, width=matrix.width, dtype="float64")
     if memberships is not None:
@@ -464,12 +462,7 @@ def _histogram_boosting(builder: Builder, part: Any, value: Numbers | Cells, pat
     raw = builder.add(LeafSum(values.astype(float), base, None), leaves, width=len(base), dtype="float64")
     if hasattr(part, "classes_"):
         return classifier(builder, raw, classes_of(part), probabilities_of(builder, raw))
-    link = type(part._loss.link).__name__
-    if link == "IdentityLink":
-        return Model(values=raw)
-    if link != "LogLink":
-        raise not_compiled(f"a loss with {link}", path)
-    return Model(values=builder.add(Exponential(), raw, width=1))
+    return Model(values=raw if type(part._loss.link).__name__ == "IdentityLink" else builder.add(Exponential(), raw, width=1))
 
 
 @dataclass(eq=False)

@@ -127,8 +127,6 @@ def _gradient_boosting(part: Any, path: str) -> TreeModel:
 @reads("HistGradientBoostingClassifier", "HistGradientBoostingRegressor")
 def _histogram_boosting(part: Any, path: str) -> TreeModel:
     classifies, link = hasattr(part, "classes_"), type(part._loss.link).__name__
-    if not classifies and link not in ("IdentityLink", "LogLink"):
-        raise not_explained(f"its loss has a {link}", path)
     features = np.arange(part.n_features_in_)
     if part._preprocessor is not None:
         read = part._preprocessor._transformer_to_input_indices  # Codes of categories, then numbers, each of one feature
