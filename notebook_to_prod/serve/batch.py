@@ -21,7 +21,7 @@ from ..errors import BundleError, DataError, DependencyError
 from ..package.bundle import Prediction, unusable_row
 from ..package.compile.plan import Plan
 from .decode import Decoder
-from .predictor import Predictor, compile_meanwhile
+from .predictor import CLOSER, Predictor, compile_meanwhile, told_row
 from .request import ROW_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
@@ -131,13 +131,31 @@ class Model:
             with np.errstate(all="ignore"):  # anybody may send what overflows
                 return self.predictor.score_rows(rows)
         except DataError as error:
-            return _not_finite(error.where)
+            return _not_finite(error.where or "one of its rows")
         except (BundleError, DependencyError) as error:  # the pipeline behind the plan cannot be loaded
             self._tell(error)
             return refusal(503, "unavailable", [], "The model is not available for this input")
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises
             self._tell(error)
-            return refusal(422, "refused", ["body"], "The model cannot score this input")
+            number = self._failing(rows)
+            where = "" if number is None else f" ({told_row(self.predictor.bundle.schema, rows[number], number)})"
+            return refusal(422, "refused", ["body"], f"The model cannot score this input{where}: {CLOSER}")
+
+    def _failing(self, rows: list[Row]) -> int | None:
+        "The first row that the pipeline fails at by itself, found by halves; None if it takes each."
+        start, end = 0, len(rows)
+        while end - start > 1:
+            middle = (start + end) // 2
+            start, end = (start, middle) if self._fails(rows[start:middle]) else (middle, end)
+        return start if len(rows) == 1 or self._fails(rows[start:end]) else None
+
+    def _fails(self, rows: list[Row]) -> bool:
+        try:
+            with np.errstate(all="ignore"):
+                self.predictor.score_rows(rows)
+        except Exception:  # noqa: BLE001 - whatever a pipeline raises
+            return True
+        return False
 
     def _tell(self, error: Exception) -> None:
         "Log why the pipeline refused, once for each place that raises: who asks decides how often."
@@ -176,7 +194,7 @@ class Model:
             start, end = end, end + len(rows)
             part = Prediction(said.predictions[start:end], said.probabilities and said.probabilities[start:end])
             wrong = None if finite else unusable_row(part, self._classes)
-            tell(part if wrong is None else _not_finite(f"row {wrong}"))
+            tell(part if wrong is None else _not_finite(told_row(self.predictor.bundle.schema, rows[wrong], wrong)))
 
     def _by_plan(self, rows: list[Row]) -> tuple[Prediction, bool]:
         "What the plan says, and whether all of it is finite."
@@ -197,5 +215,5 @@ def _settle(future: asyncio.Future[Prediction | Refusal], said: Prediction | Ref
         future.set_result(said)
 
 
-def _not_finite(where: str | None) -> Refusal:
-    return refusal(422, "not_finite", ["body"], f"The model gave no finite number for this input ({where})")
+def _not_finite(where: str) -> Refusal:
+    return refusal(422, "not_finite", ["body"], f"The model gave no finite number for this input ({where}): {CLOSER}")

@@ -25,15 +25,36 @@ from ..package.compile.plan import Plan
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
 from ..package.policy import Adjusted, Policies, imputed_values
+from ..package.schema import Schema
 
 if TYPE_CHECKING:
     from ..package.explain.explainer import Explainer, Explanation
     from ..package.explain.origins import NotExplained
 
 # %% auto #0
-__all__ = ['Predictor', 'load_predictor', 'polite', 'prepare_meanwhile', 'compile_meanwhile']
+__all__ = ['CLOSER', 'told_row', 'Predictor', 'load_predictor', 'polite', 'prepare_meanwhile', 'compile_meanwhile']
 
 # %% ../../nbs/serve/02_predictor.ipynb #predictor
+CLOSER = "send values closer to those that the model was trained with"
+
+
+def told_row(
+    schema: Schema,
+    row: Sequence[Any],  # Values in the order of the columns
+    number: int,
+) -> str:
+    "Which row it is that a model fails at, and which of its numbers is furthest beyond what training saw."
+    found, furthest = "", 0.0
+    for column, value in zip(schema.columns, row, strict=True):
+        low, high = column.minimum, column.maximum
+        if column.kind not in ("integer", "number") or value is None or low is None or high is None:
+            continue
+        beyond = max(value - high, low - value) / (high - low or 1)
+        if beyond > furthest:
+            found, furthest = f", '{column.name}': beyond what training saw", beyond
+    return f"row {number}{found}"
+
+
 @dataclass(frozen=True)
 class Predictor(Displayed):
     "A model that is ready to predict; `load_predictor` makes it."
@@ -140,8 +161,7 @@ class Predictor(Displayed):
         said = self.scorer.score_columns([*map(list, zip(*rows, strict=True))])
         unusable = unusable_row(said, self.classes)
         if unusable is not None:
-            remedy = "send values closer to those that the model was trained with"
-            raise DataError("the model gave no finite number", where=f"row {unusable}", remedy=remedy)
+            raise DataError("the model gave no finite number", where=told_row(self.bundle.schema, rows[unusable], unusable), remedy=CLOSER)
         return said
 
     def shown(self) -> Shown:
