@@ -22,7 +22,7 @@ from ..package.bundle import Prediction, unusable_row
 from ..package.compile.plan import Plan
 from .decode import Decoder
 from .predictor import CLOSER, Predictor, compile_meanwhile, told_row
-from .request import ROW_LIMIT, Refusal, Row, refusal
+from .request import ROW_LIMIT, TEXT_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
 __all__ = ['Tell', 'Waiting', 'answer_encoder', 'rows_at_once', 'where_raised', 'Model']
@@ -90,9 +90,10 @@ _WORTH_COMPILING = 10_000  # Rows, after which those to come are worth machine c
 class Model:
     "A predictor as a service uses it: reads bodies, scores rows, writes answers. Its methods belong to the event loop, except `score_alone`."
 
-    def __init__(self, predictor: Predictor, limit: int = ROW_LIMIT):
+    def __init__(self, predictor: Predictor, limit: int = ROW_LIMIT, texts: int = TEXT_LIMIT):
         self.predictor = predictor
-        self.decode = Decoder(predictor.bundle.schema, limit, predictor.policies)  # Body to rows
+        self._limit = limit
+        self.limit_texts(texts)
         self.encode = answer_encoder(predictor)
         golden, names = predictor.bundle.golden["rows"], predictor.bundle.schema.names
         self.at_once = rows_at_once(predictor.scorer.plan, [tuple(row[name] for name in names) for row in golden])
@@ -102,6 +103,14 @@ class Model:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Waiting] = []
         self._told: set[tuple[type, str, int]] = set()  # Why requests were refused
+
+    def limit_texts(
+        self,
+        most: int,  # Characters of one text of a row; those of a longer golden row are taken all the same
+    ) -> None:
+        "Have bodies with a longer text refused."
+        golden = (len(value) for row in self.predictor.bundle.golden["rows"] for value in row.values() if isinstance(value, str))
+        self.decode = Decoder(self.predictor.bundle.schema, self._limit, self.predictor.policies, max(most, *golden, 0))  # Body to rows
 
     async def score(self, rows: list[Row]) -> Prediction | Refusal:
         "Predict the rows of one request, together with others that are pending."

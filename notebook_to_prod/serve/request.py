@@ -19,8 +19,8 @@ from ..package.policy import Policies
 from ..package.schema import Column, Schema
 
 # %% auto #0
-__all__ = ['Row', 'ROW_LIMIT', 'integer_ends', 'moment_check', 'is_literal', 'column_type', 'row_model', 'request_type',
-           'rows_of', 'Refusal', 'refusal', 'read_json', 'Reader', 'not_json']
+__all__ = ['Row', 'ROW_LIMIT', 'TEXT_LIMIT', 'integer_ends', 'moment_check', 'is_literal', 'column_type', 'row_model',
+           'request_type', 'rows_of', 'Refusal', 'refusal', 'read_json', 'Reader', 'not_json']
 
 # %% ../../nbs/serve/00_request.ipynb #column-type
 def _whole(value: Any) -> Any:
@@ -110,7 +110,21 @@ def _one_of(column: Column) -> Any:
     return Annotated[Any, AfterValidator(check), Field(json_schema_extra={"enum": list(values)})]
 
 
-def column_type(column: Column) -> Any:
+def _text(most: int) -> Any:
+    "Texts that are not too long; half characters are none of its business."
+
+    def check(text: str) -> str:
+        if len(text) > most:
+            raise PydanticCustomError("string_too_long", "must not be longer than {most} characters", {"most": most})
+        return text
+
+    return Annotated[StrictStr, AfterValidator(check), Field(json_schema_extra={"maxLength": most})]
+
+
+def column_type(
+    column: Column,
+    texts: int | None = None,  # Characters of a text, at most
+) -> Any:
     "The type annotation of one column's values."
     match column.kind:
         case "integer":
@@ -122,27 +136,28 @@ def column_type(column: Column) -> Any:
         case "datetime":
             kind = _datetime(column)
         case _:
-            kind = StrictStr if column.allow_unseen else _one_of(column)
+            kind = _one_of(column) if not column.allow_unseen else StrictStr if texts is None else _text(texts)
     return kind | None if column.nullable else kind
 
 # %% ../../nbs/serve/00_request.ipynb #row-model
 def row_model(
     schema: Schema,
     example: dict[str, Any] | None = None,  # A row to show in the documentation
+    texts: int | None = None,  # Characters of a text, at most
 ) -> type[BaseModel]:  # Fields `column_0`, `column_1`, … with the columns' names as aliases
     "The request type of one row: every column required, nothing else allowed."
     fields: dict[str, Any] = {
-        f"column_{position}": (column_type(column), Field(alias=column.name, title=column.name)) for position, column in enumerate(schema.columns)
+        f"column_{position}": (column_type(column, texts), Field(alias=column.name, title=column.name)) for position, column in enumerate(schema.columns)
     }
     extra: Any = {"example": example} if example else None
     return create_model("Row", __config__=ConfigDict(extra="forbid", json_schema_extra=extra), **fields)
 
 
-def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
+def request_type(row: type[BaseModel], schema: Schema, limit: int, texts: int | None = None) -> Any:
     "The request of `/predict`: a row, a list of rows, `{\"rows\": [...]}` or `{\"columns\": {...}}`, each of at most `limit` rows."
     many = Annotated[list[row], Field(min_length=1, max_length=limit, fail_fast=True)]  # type: ignore[valid-type] # The first wrong row: of all of them a small body could make very much
     rows = create_model("Rows", __config__=ConfigDict(extra="forbid"), rows=(many, ...))
-    columns = create_model("Columns", __config__=ConfigDict(extra="forbid"), columns=(_values_model(schema, limit), ...))
+    columns = create_model("Columns", __config__=ConfigDict(extra="forbid"), columns=(_values_model(schema, limit, texts), ...))
 
     def shape(value: Any) -> str:
         if isinstance(value, list):
@@ -156,10 +171,10 @@ def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
     return Annotated[one_of, Discriminator(shape)]
 
 
-def _values_model(schema: Schema, limit: int) -> type[BaseModel]:
+def _values_model(schema: Schema, limit: int, texts: int | None) -> type[BaseModel]:
     "Columns of values, as long as each other."
     fields: dict[str, Any] = {
-        f"column_{position}": (Annotated[list[column_type(column)], Field(min_length=1, max_length=limit, fail_fast=True)], Field(alias=column.name, title=column.name))  # type: ignore[misc]
+        f"column_{position}": (Annotated[list[column_type(column, texts)], Field(min_length=1, max_length=limit, fail_fast=True)], Field(alias=column.name, title=column.name))  # type: ignore[misc]
         for position, column in enumerate(schema.columns)
     }
 
@@ -185,6 +200,7 @@ def rows_of(request: Any) -> list[dict[str, Any]]:
 # %% ../../nbs/serve/00_request.ipynb #reader
 Row = tuple[Any, ...]  # The values of one row in the order of the schema's columns; None is missing
 ROW_LIMIT = 100_000
+TEXT_LIMIT = 65_536  # Characters of one text of a row
 _SHOWN_ERRORS, _SHOWN_LETTERS = 20, 200
 _OF_MLFLOW = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
@@ -250,11 +266,11 @@ def read_json(
 class Reader:
     "Reads the body of a request by the types above: the one that says what is wrong, and the judge of every faster one."
 
-    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None):
+    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None, texts: int | None = TEXT_LIMIT):
         self.schema = schema
         self._policies = policies or Policies(schema)
         asked = self._policies.asked
-        self._type = TypeAdapter(request_type(row_model(asked), asked, limit))
+        self._type = TypeAdapter(request_type(row_model(asked, texts=texts), asked, limit, texts))
 
     def __call__(self, body: bytes) -> list[Row] | Refusal:
         content = read_json(body)
