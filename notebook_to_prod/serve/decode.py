@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -90,13 +89,9 @@ class Decoder:
     ) -> list[Row] | Refusal:
         "The rows of columns that came in another spelling than JSON, judged as if they had come in it."
         try:
-            found = self(json.dumps({"columns": values}, separators=(",", ":")).encode())
+            return self(json.dumps({"columns": values}, separators=(",", ":")).encode())
         except RecursionError:
             return not_json("the body is nested too deeply")
-        if type(found) is not Refusal:
-            return found
-        twice = ["body", "columns", "columns"]  # the form of a body, and its field: who sends a table has written neither
-        return replace(found, detail=[each | {"loc": ["body", *each["loc"][2:]]} if each["loc"][:3] == twice else each for each in found.detail])
 
 
 def _quick_decoder(schema: Schema, limit: int, most: int | None) -> Callable[[bytes], list[Row] | None] | None:

@@ -104,13 +104,15 @@ class Predictor(Displayed):
         "The values of rows that fit the schema, as the policies leave them."
         from pydantic import ValidationError
 
+        from notebook_to_prod.serve.request import reasons
+
         for number, row in enumerate(rows := list(rows)):
             if not isinstance(row, Mapping):
                 raise DataError(f"a row is {type(row).__name__}, not a mapping", where=f"row {number}", remedy="give each row as a mapping of columns to values")
         try:
             models = self._rows.validate_python(list(map(dict, rows)))
         except ValidationError as error:
-            detail = error.errors()[0]
+            detail = reasons(error, self.bundle.schema.names, "a mapping of columns to values")[0]
             where = ", ".join(f"row {part}" if isinstance(part, int) else f"'{part}'" for part in detail["loc"])
             raise DataError(detail["msg"], where=where, remedy="send what the model's schema says") from error
         checked = self.policies([tuple(model.model_dump(by_alias=True).values()) for model in models])
