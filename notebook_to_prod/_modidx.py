@@ -5400,6 +5400,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'notebook_to_prod/serve/log/predictions.py'),
                                                         'notebook_to_prod.serve.log.predictions.joined': ( 'serve/log/predictions.html#joined',
                                                                                                            'notebook_to_prod/serve/log/predictions.py'),
+                                                        'notebook_to_prod.serve.log.predictions.labels_in_json': ( 'serve/log/predictions.html#labels_in_json',
+                                                                                                                   'notebook_to_prod/serve/log/predictions.py'),
                                                         'notebook_to_prod.serve.log.predictions.labels_table': ( 'serve/log/predictions.html#labels_table',
                                                                                                                  'notebook_to_prod/serve/log/predictions.py'),
                                                         'notebook_to_prod.serve.log.predictions.read_entries': ( 'serve/log/predictions.html#read_entries',
