@@ -79,6 +79,7 @@ check: setup ## Export, clean and render; fail if that changed or added a file; 
 readme: setup ## Write README.md from nbs/index.ipynb
 	$(say) "write README.md"
 	@$(BIN)/python docs/render.py readme
+	@$(BIN)/python docs/render.py record
 
 docs: setup ## Build the documentation into site/: tutorial, guides, reference, notebooks
 	$(say) "build site/"

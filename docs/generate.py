@@ -563,8 +563,11 @@ def write_reference(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, page in PAGES.items():
         (folder / name).write_text(page(), encoding="utf-8")
-    formats = folder / "formats.md"
-    if formats.exists():
-        formats.write_text(
-            formats.read_text(encoding="utf-8").replace("RECORD_TABLE", record_table()), encoding="utf-8"
-        )
+
+
+_RECORD = re.compile(r"(?<=<!-- record -->\n\n).*?(?=\n\n<!-- end of record -->)", re.DOTALL)
+
+
+def with_record(formats: str) -> str:
+    """The page of formats with the table of today's record."""
+    return _RECORD.sub(lambda _: record_table(), formats)

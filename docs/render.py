@@ -1,6 +1,7 @@
 """Render the notebooks for readers.
 
-`render.py readme` writes README.md from nbs/index.ipynb; `render.py pages` fills _docs/ for mkdocs, which also loads this
+`render.py readme` writes README.md from nbs/index.ipynb, `render.py record` a table of docs/reference/formats.md;
+`render.py pages` fills _docs/ for mkdocs, which also loads this
 file as a hook that orders the navigation. The pages of docs/ are taken as they are, but for the options of their fences;
 the reference is written from the code, and the notebooks stand below built/. Cells marked `#| hide` or tagged `hide` and
 nbdev's directive lines are left out.
@@ -88,6 +89,15 @@ def write_readme() -> None:
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / name).write_bytes(content)
     (ROOT / "README.md").write_text(text, encoding="utf-8")
+
+
+def write_record() -> None:
+    """Write the table of a run's record into the page of formats."""
+    sys.path.insert(0, str(DOCS))
+    from generate import with_record
+
+    formats = DOCS / "reference" / "formats.md"
+    formats.write_text(with_record(formats.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def write_pages() -> None:
@@ -192,4 +202,4 @@ def _clean_output(output: nbformat.NotebookNode) -> None:
 
 
 if __name__ == "__main__":
-    {"readme": write_readme, "pages": write_pages}[sys.argv[1]]()
+    {"readme": write_readme, "record": write_record, "pages": write_pages}[sys.argv[1]]()

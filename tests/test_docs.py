@@ -447,6 +447,11 @@ def test_settings_are_told_with_their_values() -> None:
     assert "One of `drift`, `performance`" in text and not re.search(r"(One of|Of) `[A-Z_]+`", text)
 
 
+def test_the_page_of_formats_has_the_record_of_today() -> None:
+    formats = (DOCS / "reference" / "formats.md").read_text(encoding="utf-8")
+    assert generate.record_table() in formats, "run: python docs/render.py record"
+
+
 def test_every_error_and_setting_is_in_the_reference(tmp_path: Path) -> None:
     generate.write_reference(tmp_path)
     settings = (tmp_path / "settings.md").read_text()

@@ -625,6 +625,8 @@ def test_a_rollout_ends_when_somebody_moves_the_live_alias(rolled: Rolled) -> No
     registry.promote(rolled.name, 1)
     rolled.rollout("start", "2", "--shadow")
     until(lambda: rolled.client.get("/rollout").json()["shadow"])
+    rolled.answered(3)
+    until(lambda: rolled.n2p("rollout", "status", rolled.name)[1]["shadow"]["compared"] == 3)
     assert rolled.n2p("rollout", "start", rolled.name, "2")[0] == 2
     registry.promote(rolled.name, 2)
     until(lambda: rolled.answered(3) == {"2": 3})

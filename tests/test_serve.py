@@ -35,7 +35,7 @@ from notebook_to_prod.package.session import start
 from notebook_to_prod.project import Store
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.serve.app import create_app
-from notebook_to_prod.serve.predictor import load_predictor
+from notebook_to_prod.serve.predictor import CLOSER, load_predictor
 from notebook_to_prod.serve.request import row_model
 
 FRAME = flights()
@@ -197,13 +197,18 @@ def test_a_prediction_that_is_no_finite_number_is_refused(rows: int, wrong: int,
     )
     assert answer.status_code == 422, answer.text
     said = json.loads(answer.text, parse_constant=pytest.fail)
-    msg = f"The model gave no finite number for this input (row {wrong})"
+    where = f"row {wrong}, 'class': beyond what training saw"
+    msg = f"The model gave no finite number for this input ({where}): {CLOSER}"
     assert said == {"detail": [{"type": "not_finite", "loc": ["body"], "msg": msg}]}
 
 
-def test_a_pipeline_that_raises_is_a_refusal_and_no_crash(classifier: Service) -> None:
-    answer = classifier.post(GOOD | {"ä": ""})  # FirstWord raises an IndexError
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 0), (0, 5), (130, 70)])
+def test_a_pipeline_that_raises_is_a_refusal_that_names_the_row(before: int, after: int, classifier: Service) -> None:
+    bad = GOOD | {"ä": "", "class": 50.0}  # FirstWord raises an IndexError
+    answer = classifier.post([GOOD] * before + [bad] + [GOOD] * after)
     assert answer.status_code == 422, answer.text
+    where = f"row {before}, 'class': beyond what training saw"
+    assert answer.json()["detail"][0]["msg"] == f"The model cannot score this input ({where}): {CLOSER}"
 
 
 # What it refuses, field by field

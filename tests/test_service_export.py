@@ -100,7 +100,16 @@ def shell_blocks(service: Path) -> list[str]:
 
 
 def test_the_folder_holds_the_service_and_nothing_else(service: Path) -> None:
-    wanted = {".dockerignore", "Dockerfile", "README.md", "app.py", "requirements.lock", "bundle", "notebook_to_prod"}
+    wanted = {
+        ".dockerignore",
+        ".gitignore",
+        "Dockerfile",
+        "README.md",
+        "app.py",
+        "requirements.lock",
+        "bundle",
+        "notebook_to_prod",
+    }
     wanted |= {"compose.yaml", "monitoring", "k8s", "tests", "locustfile.py", ".n2p-export.json", ".n2p-export"}
     wanted |= {"service.toml"}
     assert {path.name for path in service.iterdir()} == wanted

@@ -21,7 +21,7 @@ def apikey() -> None:
 
 @command("new")
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="predict (by default), feedback, metrics or admin; may be repeated.")
+@click.option("--scope", "scopes", multiple=True, metavar="SCOPE", help="predict (by default), feedback, metrics or admin, which is all of them; may be repeated.")
 @click.option("--expires", metavar="WHEN", help='A span such as "90 days", or a date; without it the key does not end.')
 def new(terminal: Terminal, name: str, scopes: tuple[str, ...], expires: str | None) -> Result:
     """Make a key for a caller of services; it is printed this once, and kept nowhere.

@@ -71,6 +71,15 @@ def app() -> None:
     "Carry a training notebook to production, one command at a time."
 
 
+def _tell_stopped() -> None:
+    "A line, or one of the log if this process writes that as JSON."
+    journal = sys.modules.get("notebook_to_prod.serve.observe.journal")  # a service has imported it
+    if journal is not None and journal.speaks_json():
+        journal.announce("stopped")
+    else:
+        click.echo("stopped", err=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     "Run `n2p`; a wrong usage is an error like every other."
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -87,6 +96,6 @@ def main(arguments: list[str] | None = None) -> None:
         error.show(sys.stderr)
         code = 2
     except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped", err=True)
+        _tell_stopped()
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -99,6 +99,7 @@ def _keep_failure(terminal: Terminal, store: "Store", report: "Report", name: st
 # %% ../../nbs/cli/02_gate.ipynb #answer
 def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html: Path | None) -> Result:
     "Print the table of a report, and return the rest of what there is to say."
+    from notebook_to_prod.package.gates.policy import setting_of
     from notebook_to_prod.package.gates.report import terminal_table, write_page
     from notebook_to_prod.package.gates.verdict import report_path
 
@@ -116,9 +117,13 @@ def answer(terminal: Terminal, store: "Store", report: "Report", name: str, html
         if each.status == "skipped":
             reasons.setdefault(each.why, []).append(each.gate)
     lines += [("skipped", f"{', '.join(dict.fromkeys(gates))}: {why}") for why, gates in reasons.items()]
+    settings = {each.gate: setting for each in report.verdicts if each.status in ("fail", "warn") and (setting := setting_of(each.gate, each.subject))}
+    lines += [("setting", f"{gate} is held against {setting}") for gate, setting in settings.items()]
+    if report.failed and not report.override:
+        lines.append(("remedy", "train a model that reaches it, or decide otherwise: change the setting, name the gate in warn or skip of [tool.n2p.gates], or say why not with --override WHY --by NAME"))
     lines += [("page", shown_path(html))] if html else []
     lines += [("overridden", f"by {report.override.by}: {report.override.reason}")] if report.override else []
-    data = {**report.to_dict(), "report": str(path), "html": html and str(html)}
+    data = {**report.to_dict(), "report": str(path), "html": html and str(html), "settings": settings}
     return Result(data, lines, 0 if report.passed or report.override else 1, report.shown())
 
 
@@ -134,12 +139,30 @@ def console() -> Any:
 def _show_policy(policy: "Policy") -> Result:
     from dataclasses import asdict
 
-    import yaml
-
     content = asdict(policy) | {"skip": list(policy.skip), "warn": list(policy.warn)}
     content.pop("folder")
     plain = {name: {key: list(each) if isinstance(each, tuple) else each for key, each in value.items()} if isinstance(value, dict) else value for name, value in content.items()}
-    return Result({"digest": policy.digest, **plain}, [("# policy", policy.digest), ("", "\n" + yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())])
+    return Result({"digest": policy.digest, **plain}, [("# policy", policy.digest), ("", "\n" + _with_meanings(policy, plain))])
+
+
+def _with_meanings(policy: "Policy", content: dict[str, Any]) -> str:
+    "A policy as YAML, each setting with what it is."
+    import yaml
+
+    from notebook_to_prod.package.gates.policy import meanings
+
+    def lines(values: dict[str, Any], kind: type, inside: str) -> list[str]:
+        told, made = meanings(kind), []
+        for name, value in values.items():
+            table = getattr(policy, name, None) if kind is type(policy) else None
+            if isinstance(value, dict) and hasattr(table, "__dataclass_fields__"):
+                made += [f"{name}:  # {type(table).__doc__}", *lines(value, type(table), "  ")]
+                continue
+            first, *rest = yaml.safe_dump({name: value}, sort_keys=False, allow_unicode=True, width=1_000).splitlines()
+            made += [inside + (f"{first}  # {told[name]}" if name in told else first), *(inside + each for each in rest)]
+        return made
+
+    return "\n".join(lines(content, type(policy), ""))
 
 
 def _write_expectations(bundle: "Bundle", path: Path) -> Result:

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ class Result:
     lines: list[tuple[str, str]]  # Label and text, printed otherwise
     exit_code: int = 0  # 1 if a verdict said no
     shown: Shown | None = None  # How a notebook shows it, by default as the lines
+
+
+_REMIND = 5.0  # Seconds
 
 
 @dataclass
@@ -103,6 +108,29 @@ class Terminal:
             yield show
         finally:
             bar.stop()
+
+    @contextlib.contextmanager
+    def steps(self) -> Iterator[Callable[[str], None]]:
+        "Tell on standard error what is being done; of what takes long it is told again how long that has been."
+        ended, last = threading.Event(), ["at work", time.monotonic()]
+
+        def tell(text: str) -> None:
+            last[:] = text, time.monotonic()
+            self.note(text)
+
+        def remind() -> None:
+            while not ended.wait(_REMIND):
+                text, since = last
+                if (seconds := time.monotonic() - since) >= _REMIND:
+                    self.note(f"{text}, for {seconds:.0f} s")
+
+        reminder = threading.Thread(target=remind, name="n2p-steps", daemon=True)
+        reminder.start()
+        try:
+            yield tell
+        finally:
+            ended.set()
+            reminder.join()
 
     def _plain_progress(self, title: str, position: int, total: int, cell: str) -> None:
         self.note(f"{title}: {position}/{total} {cell}")

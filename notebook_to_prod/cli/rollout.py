@@ -95,7 +95,8 @@ def start(terminal: Terminal, name: str, version: int, canary: str | None, shado
         raise InputError("--canary is one step, --steps are all", where="--steps", remedy="leave --canary out")
     kind = "shadow" if shadow else "ab" if ab is not None else "canary"
     told = parse_steps(ab or steps or canary or "10%", "--ab" if ab else "--canary" if canary else "--steps")
-    made = start_rollout(_registry(), name, version, kind, told, parse_period(every), None, reason, unsealed, override, terminal.note, tuple(map(parse_challenger, also)))
+    with terminal.steps() as step:
+        made = start_rollout(_registry(), name, version, kind, told, parse_period(every), None, reason, unsealed, override, step, tuple(map(parse_challenger, also)))
     if override:
         terminal.note(f"overruled for the start alone: the last step asks again, and n2p rollout advance {shlex.quote(name)} --override --reason TEXT overrules it")
     return _shown(made)
@@ -111,7 +112,7 @@ def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path 
     Example: n2p rollout status flights
     """
     from notebook_to_prod.release.rollout import read_rollout
-    from notebook_to_prod.watch.rollout import look, read_decisions
+    from notebook_to_prod.watch.rollout import compared_rows, look, read_decisions
 
     registry = _registry()
     registry.history(name)  # is there such a model?
@@ -125,6 +126,10 @@ def status(terminal: Terminal, name: str, urls: tuple[str, ...], outcomes: Path 
         settings = rollout_settings()
         _, decision = look(registry, name, settings, urls, outcomes, _logged(registry, name, settings))
         data["decision"] = decision.to_dict()
+        if found.kind == "shadow":
+            counted = data["shadow"] = compared_rows(registry, found, urls)
+            differ = f"{counted['differed'] / counted['compared']:.1%} of {counted['compared']:,} rows are answered differently" if counted["compared"] else "nothing is compared yet"
+            lines.append(("answers", f"{differ}; {counted['failed']:,} failed, {counted['dropped']:,} not compared for want of time"))
         lines += [*((each.about, f"{each.verdict}: {each.told}") for each in decision.findings), ("decision", f"{decision.action}: {decision.why}"), *shown.lines[1:]]
     return Result(data, lines)
 
@@ -142,7 +147,8 @@ def advance(terminal: Terminal, name: str, version: int | None, reason: str | No
     """
     from notebook_to_prod.release.rollout import advance_rollout
 
-    return _shown(advance_rollout(_registry(), name, reason, unsealed=unsealed, override=override, progress=terminal.note, version=version))
+    with terminal.steps() as step:
+        return _shown(advance_rollout(_registry(), name, reason, unsealed=unsealed, override=override, progress=step, version=version))
 
 
 @command("abort")

@@ -109,5 +109,5 @@ def _ask(store: Store, bundle: Bundle, rival: Bundle | None, policy: Policy, pro
     from notebook_to_prod.package.gates.run import run_gates
     from notebook_to_prod.package.gates.verdict import save_report
 
-    told = progress and (lambda position, total, name: progress(f"gate {position + 1} of {total}: {name}") if name else None)
+    told = progress and (lambda position, total, name: progress(f"gate: {position}/{total} {name}") if name else None)
     return save_report(store, run_gates(open_case(store, bundle, rival), policy, progress=told))

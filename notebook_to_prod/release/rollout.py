@@ -208,6 +208,8 @@ def start_rollout(
     claimed = _change(registry, before, made, who, targets[0].bundle, reason, passed[:1])  # so of two who start at once the other has moved no alias
     try:
         for target in reversed(targets):  # each enters the stage, and the first one has its alias in the end
+            if progress:
+                progress(f"let version {target.version} into {made.stage}")
             promote(registry, name, target.version, made.stage, reason, unsealed, override, progress)
     except BaseException:
         _change(registry, claimed, replace(claimed, state=ABORTED, moved=now(), cut_short=True), who, None, "it was not let in")

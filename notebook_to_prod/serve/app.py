@@ -213,8 +213,8 @@ def _build(service: Service) -> Application:
     predictor = service.model.predictor
     schema, golden = predictor.bundle.schema, predictor.bundle.golden
     example = golden["rows"][0]
-    asked = predictor.policies.asked
-    Rows = request_type(row_model(asked, example), asked, ROW_LIMIT)
+    asked, texts = predictor.policies.asked, service.model.decode.texts
+    Rows = request_type(row_model(asked, example, texts), asked, ROW_LIMIT, texts)
     columns = {name: [row[name] for row in golden["rows"][:2]] for name in schema.names}
     examples: Any = {
         "one row": {"value": example},

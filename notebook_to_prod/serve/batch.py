@@ -21,8 +21,8 @@ from ..errors import BundleError, DataError, DependencyError
 from ..package.bundle import Prediction, unusable_row
 from ..package.compile.plan import Plan
 from .decode import Decoder
-from .predictor import Predictor, compile_meanwhile, is_machine_code_there
-from .request import ROW_LIMIT, Refusal, Row, refusal
+from .predictor import CLOSER, Predictor, compile_meanwhile, is_machine_code_there, told_row
+from .request import ROW_LIMIT, TEXT_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
 __all__ = ['Tell', 'Waiting', 'answer_encoder', 'rows_at_once', 'where_raised', 'Model']
@@ -90,9 +90,10 @@ _WORTH_COMPILING = 10_000  # Rows, after which those to come are worth machine c
 class Model:
     "A predictor as a service uses it: reads bodies, scores rows, writes answers. Its methods belong to the event loop, except `score_alone`."
 
-    def __init__(self, predictor: Predictor, limit: int = ROW_LIMIT):
+    def __init__(self, predictor: Predictor, limit: int = ROW_LIMIT, texts: int = TEXT_LIMIT):
         self.predictor = predictor
-        self.decode = Decoder(predictor.bundle.schema, limit, predictor.policies)  # Body to rows
+        self._limit = limit
+        self.limit_texts(texts)
         self.encode = answer_encoder(predictor)
         golden, names = predictor.bundle.golden["rows"], predictor.bundle.schema.names
         self.at_once = rows_at_once(predictor.scorer.plan, [tuple(row[name] for name in names) for row in golden])
@@ -103,6 +104,14 @@ class Model:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Waiting] = []
         self._told: set[tuple[type, str, int]] = set()  # Why requests were refused
+
+    def limit_texts(
+        self,
+        most: int,  # Characters of one text of a row; those of a longer golden row are taken all the same
+    ) -> None:
+        "Have bodies with a longer text refused."
+        golden = (len(value) for row in self.predictor.bundle.golden["rows"] for value in row.values() if isinstance(value, str))
+        self.decode = Decoder(self.predictor.bundle.schema, self._limit, self.predictor.policies, max(most, *golden, 0))  # Body to rows
 
     async def score(self, rows: list[Row]) -> Prediction | Refusal:
         "Predict the rows of one request, together with others that are pending."
@@ -132,13 +141,31 @@ class Model:
             with np.errstate(all="ignore"):  # anybody may send what overflows
                 return self.predictor.score_rows(rows)
         except DataError as error:
-            return _not_finite(error.where)
+            return _not_finite(error.where or "one of its rows")
         except (BundleError, DependencyError) as error:  # the pipeline behind the plan cannot be loaded
             self._tell(error)
             return refusal(503, "unavailable", [], "The model is not available for this input")
         except Exception as error:  # noqa: BLE001 - whatever a pipeline raises
             self._tell(error)
-            return refusal(422, "refused", ["body"], "The model cannot score this input")
+            number = self._failing(rows)
+            where = "" if number is None else f" ({told_row(self.predictor.bundle.schema, rows[number], number)})"
+            return refusal(422, "refused", ["body"], f"The model cannot score this input{where}: {CLOSER}")
+
+    def _failing(self, rows: list[Row]) -> int | None:
+        "The first row that the pipeline fails at by itself, found by halves; None if it takes each."
+        start, end = 0, len(rows)
+        while end - start > 1:
+            middle = (start + end) // 2
+            start, end = (start, middle) if self._fails(rows[start:middle]) else (middle, end)
+        return start if len(rows) == 1 or self._fails(rows[start:end]) else None
+
+    def _fails(self, rows: list[Row]) -> bool:
+        try:
+            with np.errstate(all="ignore"):
+                self.predictor.score_rows(rows)
+        except Exception:  # noqa: BLE001 - whatever a pipeline raises
+            return True
+        return False
 
     def _tell(self, error: Exception) -> None:
         "Log why the pipeline refused, once for each place that raises: who asks decides how often."
@@ -177,7 +204,7 @@ class Model:
             start, end = end, end + len(rows)
             part = Prediction(said.predictions[start:end], said.probabilities and said.probabilities[start:end])
             wrong = None if finite else unusable_row(part, self._classes)
-            tell(part if wrong is None else _not_finite(f"row {wrong}"))
+            tell(part if wrong is None else _not_finite(told_row(self.predictor.bundle.schema, rows[wrong], wrong)))
 
     def _by_plan(self, rows: list[Row]) -> tuple[Prediction, bool]:
         "What the plan says, and whether all of it is finite."
@@ -200,5 +227,5 @@ def _settle(future: asyncio.Future[Prediction | Refusal], said: Prediction | Ref
         future.set_result(said)
 
 
-def _not_finite(where: str | None) -> Refusal:
-    return refusal(422, "not_finite", ["body"], f"The model gave no finite number for this input ({where})")
+def _not_finite(where: str) -> Refusal:
+    return refusal(422, "not_finite", ["body"], f"The model gave no finite number for this input ({where}): {CLOSER}")

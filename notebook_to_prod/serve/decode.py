@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from ..package.policy import Policies
 from ..package.schema import Column, Schema
-from .request import ROW_LIMIT, Reader, Refusal, Row, integer_ends, is_literal, moment_check, not_json
+from .request import ROW_LIMIT, TEXT_LIMIT, Reader, Refusal, Row, integer_ends, is_literal, moment_check, not_json
 
 # %% auto #0
 __all__ = ['Check', 'Decoder']
@@ -39,7 +38,7 @@ def _moment(column: Column) -> Check:
     return check
 
 
-def _quick(column: Column) -> tuple[Any, Check | None]:
+def _quick(column: Column, most: int | None = None) -> tuple[Any, Check | None]:
     "What msgspec reads a value as, and what it cannot check."
     from msgspec import Meta
 
@@ -58,7 +57,7 @@ def _quick(column: Column) -> tuple[Any, Check | None]:
         case "datetime":
             return str, _moment(column)
     if column.allow_unseen:
-        return str, None
+        return str if most is None else Annotated[str, Meta(max_length=most)], None
     values = column.categories or ()
     if is_literal(column) and bool not in map(type, values) and all(isinstance(value, str) or value in _INT64 for value in values):
         return Literal[values], None
@@ -69,9 +68,16 @@ def _quick(column: Column) -> tuple[Any, Check | None]:
 class Decoder:
     "Reads the body of a request: as `Reader` does, and with msgspec sooner."
 
-    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None):
-        self.slowly = Reader(schema, limit, policies)  # Which also applies the policies: what needs none is taken quickly
-        self.quickly = _quick_decoder(schema, limit)  # None if msgspec is not there or cannot name the columns
+    def __init__(
+        self,
+        schema: Schema,
+        limit: int = ROW_LIMIT,
+        policies: Policies | None = None,
+        texts: int | None = TEXT_LIMIT,  # Characters of a text, at most
+    ):
+        self.texts = texts
+        self.slowly = Reader(schema, limit, policies, texts)  # Which also applies the policies: what needs none is taken quickly
+        self.quickly = _quick_decoder(schema, limit, texts)  # None if msgspec is not there or cannot name the columns
 
     def __call__(self, body: bytes) -> list[Row] | Refusal:
         rows = self.quickly(body) if self.quickly is not None else None
@@ -83,16 +89,12 @@ class Decoder:
     ) -> list[Row] | Refusal:
         "The rows of columns that came in another spelling than JSON, judged as if they had come in it."
         try:
-            found = self(json.dumps({"columns": values}, separators=(",", ":")).encode())
+            return self(json.dumps({"columns": values}, separators=(",", ":")).encode())
         except RecursionError:
             return not_json("the body is nested too deeply")
-        if type(found) is not Refusal:
-            return found
-        twice = ["body", "columns", "columns"]  # the form of a body, and its field: who sends a table has written neither
-        return replace(found, detail=[each | {"loc": ["body", *each["loc"][2:]]} if each["loc"][:3] == twice else each for each in found.detail])
 
 
-def _quick_decoder(schema: Schema, limit: int) -> Callable[[bytes], list[Row] | None] | None:
+def _quick_decoder(schema: Schema, limit: int, most: int | None) -> Callable[[bytes], list[Row] | None] | None:
     "A function that gives the rows of a body, or None if it is not sure of them."
     try:
         from msgspec import Meta, defstruct
@@ -100,10 +102,10 @@ def _quick_decoder(schema: Schema, limit: int) -> Callable[[bytes], list[Row] | 
         from msgspec.structs import astuple
     except ImportError:
         return None
-    kinds = [_quick(column) for column in schema.columns]
+    kinds = [_quick(column, most) for column in schema.columns]
     types = [kind | None if column.nullable and kind is not Any else kind for column, (kind, _) in zip(schema.columns, kinds, strict=True)]
     checks = [(position, column.nullable, check) for position, (column, (_, check)) in enumerate(zip(schema.columns, kinds, strict=True)) if check is not None]
-    texts = [position for position, (kind, _) in enumerate(kinds) if kind not in (int, float, bool) and not hasattr(kind, "__metadata__")]
+    texts = [position for position, (kind, _) in enumerate(kinds) if kind not in (int, float, bool) and getattr(kind, "__origin__", None) not in (int, float)]
     renamed = {f"column_{position}": name for position, name in enumerate(schema.names)}
     strict: Any = {"rename": renamed, "forbid_unknown_fields": True, "gc": False}
     many = Meta(min_length=1, max_length=limit)

@@ -25,15 +25,37 @@ from ..package.compile.plan import Plan
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
 from ..package.policy import Adjusted, Policies, imputed_values
+from ..package.schema import Schema
 
 if TYPE_CHECKING:
     from ..package.explain.explainer import Explainer, Explanation
     from ..package.explain.origins import NotExplained
 
 # %% auto #0
-__all__ = ['Predictor', 'load_predictor', 'polite', 'prepare_meanwhile', 'compile_meanwhile', 'is_machine_code_there']
+__all__ = ['CLOSER', 'told_row', 'Predictor', 'load_predictor', 'polite', 'prepare_meanwhile', 'compile_meanwhile',
+           'is_machine_code_there']
 
 # %% ../../nbs/serve/02_predictor.ipynb #predictor
+CLOSER = "send values closer to those that the model was trained with"
+
+
+def told_row(
+    schema: Schema,
+    row: Sequence[Any],  # Values in the order of the columns
+    number: int,
+) -> str:
+    "Which row it is that a model fails at, and which of its numbers is furthest beyond what training saw."
+    found, furthest = "", 0.0
+    for column, value in zip(schema.columns, row, strict=True):
+        low, high = column.minimum, column.maximum
+        if column.kind not in ("integer", "number") or value is None or low is None or high is None:
+            continue
+        beyond = max(value - high, low - value) / (high - low or 1)
+        if beyond > furthest:
+            found, furthest = f", '{column.name}': beyond what training saw", beyond
+    return f"row {number}{found}"
+
+
 @dataclass(frozen=True)
 class Predictor(Displayed):
     "A model that is ready to predict; `load_predictor` makes it."
@@ -83,13 +105,15 @@ class Predictor(Displayed):
         "The values of rows that fit the schema, as the policies leave them."
         from pydantic import ValidationError
 
+        from notebook_to_prod.serve.request import reasons
+
         for number, row in enumerate(rows := list(rows)):
             if not isinstance(row, Mapping):
                 raise DataError(f"a row is {type(row).__name__}, not a mapping", where=f"row {number}", remedy="give each row as a mapping of columns to values")
         try:
             models = self._rows.validate_python(list(map(dict, rows)))
         except ValidationError as error:
-            detail = error.errors()[0]
+            detail = reasons(error, self.bundle.schema.names, "a mapping of columns to values")[0]
             where = ", ".join(f"row {part}" if isinstance(part, int) else f"'{part}'" for part in detail["loc"])
             raise DataError(detail["msg"], where=where, remedy="send what the model's schema says") from error
         checked = self.policies([tuple(model.model_dump(by_alias=True).values()) for model in models])
@@ -140,8 +164,7 @@ class Predictor(Displayed):
         said = self.scorer.score_columns([*map(list, zip(*rows, strict=True))])
         unusable = unusable_row(said, self.classes)
         if unusable is not None:
-            remedy = "send values closer to those that the model was trained with"
-            raise DataError("the model gave no finite number", where=f"row {unusable}", remedy=remedy)
+            raise DataError("the model gave no finite number", where=told_row(self.bundle.schema, rows[unusable], unusable), remedy=CLOSER)
         return said
 
     def shown(self) -> Shown:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -19,8 +21,8 @@ from ..package.policy import Policies
 from ..package.schema import Column, Schema
 
 # %% auto #0
-__all__ = ['Row', 'ROW_LIMIT', 'integer_ends', 'moment_check', 'is_literal', 'column_type', 'row_model', 'request_type',
-           'rows_of', 'Refusal', 'refusal', 'read_json', 'Reader', 'not_json']
+__all__ = ['Row', 'ROW_LIMIT', 'TEXT_LIMIT', 'integer_ends', 'moment_check', 'is_literal', 'column_type', 'row_model',
+           'request_type', 'rows_of', 'Refusal', 'refusal', 'reasons', 'read_json', 'Reader', 'not_json']
 
 # %% ../../nbs/serve/00_request.ipynb #column-type
 def _whole(value: Any) -> Any:
@@ -110,7 +112,21 @@ def _one_of(column: Column) -> Any:
     return Annotated[Any, AfterValidator(check), Field(json_schema_extra={"enum": list(values)})]
 
 
-def column_type(column: Column) -> Any:
+def _text(most: int) -> Any:
+    "Texts that are not too long; half characters are none of its business."
+
+    def check(text: str) -> str:
+        if len(text) > most:
+            raise PydanticCustomError("string_too_long", "must not be longer than {most} characters", {"most": most})
+        return text
+
+    return Annotated[StrictStr, AfterValidator(check), Field(json_schema_extra={"maxLength": most})]
+
+
+def column_type(
+    column: Column,
+    texts: int | None = None,  # Characters of a text, at most
+) -> Any:
     "The type annotation of one column's values."
     match column.kind:
         case "integer":
@@ -122,27 +138,28 @@ def column_type(column: Column) -> Any:
         case "datetime":
             kind = _datetime(column)
         case _:
-            kind = StrictStr if column.allow_unseen else _one_of(column)
+            kind = _one_of(column) if not column.allow_unseen else StrictStr if texts is None else _text(texts)
     return kind | None if column.nullable else kind
 
 # %% ../../nbs/serve/00_request.ipynb #row-model
 def row_model(
     schema: Schema,
     example: dict[str, Any] | None = None,  # A row to show in the documentation
+    texts: int | None = None,  # Characters of a text, at most
 ) -> type[BaseModel]:  # Fields `column_0`, `column_1`, … with the columns' names as aliases
     "The request type of one row: every column required, nothing else allowed."
     fields: dict[str, Any] = {
-        f"column_{position}": (column_type(column), Field(alias=column.name, title=column.name)) for position, column in enumerate(schema.columns)
+        f"column_{position}": (column_type(column, texts), Field(alias=column.name, title=column.name)) for position, column in enumerate(schema.columns)
     }
     extra: Any = {"example": example} if example else None
     return create_model("Row", __config__=ConfigDict(extra="forbid", json_schema_extra=extra), **fields)
 
 
-def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
+def request_type(row: type[BaseModel], schema: Schema, limit: int, texts: int | None = None) -> Any:
     "The request of `/predict`: a row, a list of rows, `{\"rows\": [...]}` or `{\"columns\": {...}}`, each of at most `limit` rows."
     many = Annotated[list[row], Field(min_length=1, max_length=limit, fail_fast=True)]  # type: ignore[valid-type] # The first wrong row: of all of them a small body could make very much
     rows = create_model("Rows", __config__=ConfigDict(extra="forbid"), rows=(many, ...))
-    columns = create_model("Columns", __config__=ConfigDict(extra="forbid"), columns=(_values_model(schema, limit), ...))
+    columns = create_model("Columns", __config__=ConfigDict(extra="forbid"), columns=(_values_model(schema, limit, texts), ...))
 
     def shape(value: Any) -> str:
         if isinstance(value, list):
@@ -156,18 +173,19 @@ def request_type(row: type[BaseModel], schema: Schema, limit: int) -> Any:
     return Annotated[one_of, Discriminator(shape)]
 
 
-def _values_model(schema: Schema, limit: int) -> type[BaseModel]:
+def _values_model(schema: Schema, limit: int, texts: int | None) -> type[BaseModel]:
     "Columns of values, as long as each other."
     fields: dict[str, Any] = {
-        f"column_{position}": (Annotated[list[column_type(column)], Field(min_length=1, max_length=limit, fail_fast=True)], Field(alias=column.name, title=column.name))  # type: ignore[misc]
+        f"column_{position}": (Annotated[list[column_type(column, texts)], Field(min_length=1, max_length=limit, fail_fast=True)], Field(alias=column.name, title=column.name))  # type: ignore[misc]
         for position, column in enumerate(schema.columns)
     }
 
     def same(self: Any) -> Any:
-        lengths = {name: len(value) for name, value in self.__dict__.items()}
+        lengths = dict(zip(schema.names, map(len, self.__dict__.values()), strict=True))
         if len({*lengths.values()}) > 1:
-            shortest, longest = min(lengths.values()), max(lengths.values())
-            raise PydanticCustomError("lengths_differ", "The columns must have as many values each, not {shortest} and {longest}", {"shortest": shortest, "longest": longest})
+            short, long = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
+            told = {"short": repr(_short(short)), "fewest": lengths[short], "long": repr(_short(long)), "most": lengths[long]}
+            raise PydanticCustomError("lengths_differ", "The columns must have as many values each: {short} has {fewest}, and {long} {most}", told)
         return self
 
     return create_model("Values", __config__=ConfigDict(extra="forbid"), __validators__={"same": model_validator(mode="after")(same)}, **fields)
@@ -185,6 +203,7 @@ def rows_of(request: Any) -> list[dict[str, Any]]:
 # %% ../../nbs/serve/00_request.ipynb #reader
 Row = tuple[Any, ...]  # The values of one row in the order of the schema's columns; None is missing
 ROW_LIMIT = 100_000
+TEXT_LIMIT = 65_536  # Characters of one text of a row
 _SHOWN_ERRORS, _SHOWN_LETTERS = 20, 200
 _OF_MLFLOW = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
@@ -209,7 +228,7 @@ class Refusal:
 
 
 def _told(where: list[Any], message: str) -> str:
-    within = 3 if where[1:3] in (["columns", "columns"], ["rows", "rows"]) else 2 if where[1:2] == ["columns"] else 0
+    within = 2 if where[1:2] in (["columns"], ["rows"]) else 0
     parts = where[within:] if within else [part for part in where if part not in ("body", "header", "path")]
     named = ", ".join(f"row {part}" if isinstance(part, int) else f"'{part}'" for part in parts)
     return f"{named}: {message}" if named else message
@@ -223,13 +242,50 @@ def refusal(status: int, kind: str, where: list[Any], message: str, headers: tup
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a field is given twice")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"the field {_short(counts.most_common(1)[0][0])!r} is given twice")
     return found
 
 
 def _short(value: Any) -> Any:
     "A text that can be sent: not long, and without half characters."
     return value[:_SHOWN_LETTERS].encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+_DOUBLED = (("columns", "columns"), ("rows", "rows"))  # The form of a body, and its field
+
+
+def reasons(
+    error: ValidationError,
+    names: Sequence[str] = (),  # Fields that there are
+    wanted: str = "an object with the model's fields",
+) -> list[dict[str, Any]]:
+    "What is wrong with a value: the type, the place and the message of each reason, in the words of JSON."
+    found = []
+    for each in error.errors(include_url=False)[:_SHOWN_ERRORS]:
+        where = each["loc"][1:] if each["loc"][:2] in _DOUBLED else each["loc"]
+        found.append({"type": each["type"], "loc": [*map(_short, where)], "msg": _short(_in_json(each, names, wanted))})
+    return found
+
+
+def _in_json(each: Any, names: Sequence[str], wanted: str) -> str:
+    kind, message = each["type"], each["msg"]
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"Input should be {wanted}"
+    if kind == "list_type":
+        return "Input should be a list"
+    if kind == "too_short":
+        return "There must be at least one, not none"
+    if each["input"] is None and kind != "missing":
+        return "May not be null"
+    if kind == "extra_forbidden" and (same := _spelt_alike(each["loc"][-1], names)):
+        return f"{message}: the model's '{same}' looks the same and is written in other characters of Unicode"
+    return message.removeprefix("Value error, ")
+
+
+def _spelt_alike(name: Any, names: Sequence[str]) -> str | None:
+    "The name that is the same after normalisation."
+    return next((each for each in names if isinstance(name, str) and unicodedata.normalize("NFKC", each) == unicodedata.normalize("NFKC", name)), None)
 
 
 def read_json(
@@ -250,11 +306,11 @@ def read_json(
 class Reader:
     "Reads the body of a request by the types above: the one that says what is wrong, and the judge of every faster one."
 
-    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None):
+    def __init__(self, schema: Schema, limit: int = ROW_LIMIT, policies: Policies | None = None, texts: int | None = TEXT_LIMIT):
         self.schema = schema
         self._policies = policies or Policies(schema)
         asked = self._policies.asked
-        self._type = TypeAdapter(request_type(row_model(asked), asked, limit))
+        self._type = TypeAdapter(request_type(row_model(asked, texts=texts), asked, limit, texts))
 
     def __call__(self, body: bytes) -> list[Row] | Refusal:
         content = read_json(body)
@@ -263,13 +319,22 @@ class Reader:
         try:
             request = self._type.validate_python(content)
         except ValidationError as error:
+            if isinstance(content, dict) and (refused := self._mixed(content)):
+                return refused
             if isinstance(content, dict) and (named := next((name for name in _OF_MLFLOW if name in content and name not in self.schema.names), None)):
                 return refusal(422, "wrong_route", ["body", named], f"'{named}' is how MLflow asks: send this to /invocations; here a body is a row, a list of rows, {{\"rows\": [...]}} or {{\"columns\": {{...}}}}")
-            shown = error.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_ERRORS]
-            return Refusal(422, [{"type": each["type"], "loc": ["body", *map(_short, each["loc"])], "msg": _short(each["msg"])} for each in shown])
+            return Refusal(422, [each | {"loc": ["body", *each["loc"]]} for each in reasons(error, self.schema.names)])
         return self._policies([tuple(row.values()) for row in rows_of(request)])
+
+    def _mixed(self, content: dict[str, Any]) -> Refusal | None:
+        "Why a body of rows or columns is not taken that has something beside them."
+        for name, kind in (("rows", list), ("columns", dict)):
+            if isinstance(content.get(name), kind) and name not in self.schema.names and len(content) > 1:
+                other = next(each for each in content if each != name)
+                return refusal(422, "extra_forbidden", ["body", _short(other)], f"A body with '{name}' has nothing beside it: leave out '{_short(other)}'")
+        return None
 
 
 def not_json(reason: str) -> Refusal:
     "A refusal of what is no JSON."
-    return refusal(422, "json_invalid", ["body", 0], _short(f"The body is not valid JSON: {reason}"))
+    return refusal(422, "json_invalid", ["body"], _short(f"The body is not valid JSON: {reason}"))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from ..package.bundle import Prediction
 from ..package.policy import Adjusted, Change
 from .batch import Model
-from .request import Refusal, Row, refusal
+from .request import TEXT_LIMIT, Refusal, Row, refusal
 
 # %% auto #0
 __all__ = ['Scope', 'Receive', 'Send', 'Handler', 'Wires', 'CLOSE', 'PLAIN', 'LARGE', 'SAFE', 'Call', 'with_warnings',
@@ -198,6 +198,7 @@ class Service:
     model: Model
     body_limit: int = 32 * 2**20  # Bytes
     body_seconds: float = 30.0
+    text_limit: int = TEXT_LIMIT  # Characters of one text of a row
     route: Callable[[Call], Model] | None = None
     admit: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
     arrived: list[Callable[[Call], Refusal | None]] = field(default_factory=list)

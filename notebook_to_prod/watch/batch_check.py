@@ -17,7 +17,7 @@ from ..package.compile.coded import Coded
 from ..package.policy import Adjusted, Change, Policies
 from ..package.schema import Column, Schema
 from ..serve.protocols.tables import scalar_kind
-from ..serve.request import column_type, integer_ends
+from ..serve.request import column_type, integer_ends, reasons
 from .batch_read import Rows
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class _Judge:
         try:
             said = self._type.validate_python(value), None
         except ValidationError as error:
-            said = None, error.errors(include_url=False, include_context=False, include_input=False)[0]["msg"]
+            said = None, reasons(error)[0]["msg"]
         if len(self._known) < 100_000:
             self._known[type(value), value] = said
         return said

@@ -18,6 +18,7 @@ from typing import Any
 from ..release.registry import Registry
 from ..release.rollout import Rollout
 from ..serve.log.compact import open_target
+from ..serve.log.predictions import labels_in_json
 from ..serve.log.request_log import LogSettings
 from ..serve.log.segments import CLOSED, read_segment, segment_paths
 from .sequential import Moments
@@ -126,7 +127,7 @@ class Joined:
             arm = self._arms.get((each["model"], each["version"], each["route"]))
             if arm is not None and not each["fallback"]:
                 self._answer(arm, (each["id"], each["row"]), _microseconds(each["time"]), each["prediction"], each["probabilities"])
-        for each in self._new(labels, ["id", "row", "time", "label", "segment", "place"]):
+        for each in self._new(map(labels_in_json, labels), ["id", "row", "time", "label", "segment", "place"]):
             self._label((each["id"], each["row"]), (_microseconds(each["time"]), each["segment"], each["place"]), json.loads(each["label"]))
 
     def _new(self, tables: Iterable[Any], columns: list[str]) -> Iterator[Mapping[str, Any]]:

@@ -134,7 +134,7 @@ def gate_fresh(
     if path.exists():
         return Report.from_dict(json.loads(path.read_text(encoding="utf-8"))), path
     asked = [each.name for each in choose_gates(policy) if each.name.startswith(tuple(f"{family}." for family in _FAMILIES))]
-    told = progress and (lambda position, total, name: progress(f"gate {position + 1} of {total}: {name}") if name else None)
+    told = progress and (lambda position, total, name: progress(f"gate: {position}/{total} {name}") if name else None)
     report = run_gates(fresh_case(store, bundle, champion, read_rows(store, settings.name, fresh), settings.label), policy, asked, told)
     write_json(path, report.to_dict())
     return report, path

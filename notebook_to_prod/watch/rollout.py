@@ -32,7 +32,8 @@ from .sequential import Moments, difference_interval
 
 # %% auto #0
 __all__ = ['WORSE', 'FINE', 'UNKNOWN', 'HOLD', 'ADVANCE', 'ABORT', 'Finding', 'judge', 'Decision', 'decide', 'read_outcomes',
-           'ask_services', 'look', 'act', 'ended_decision', 'decisions_path', 'log_decision', 'read_decisions']
+           'ask_services', 'look', 'compared_rows', 'act', 'ended_decision', 'decisions_path', 'log_decision',
+           'read_decisions']
 
 # %% ../../nbs/watch/02_rollout.ipynb #judge
 WORSE, FINE, UNKNOWN = "worse", "fine", "not known yet"
@@ -229,6 +230,13 @@ def look(
     known = read_outcomes(outcomes, rollout.base, *rollout.versions) if outcomes else logged.read(rollout) if logged else None
     waiting = bool(outcomes or settings.labels)
     return rollout, decide(rollout, registry.aliased(name, rollout.alias), sum_reports(reports, rollout.id), settings, known, waiting=waiting)
+
+
+def compared_rows(registry: Registry, rollout: Rollout, urls: Iterable[str] = ()) -> dict[str, int]:
+    "What came of the rows that a shadow was asked, in all processes: `compared`, `differed`, `failed`, `dropped`; raises `ServerError`."
+    reports = read_reports(reports_folder(registry.store, rollout.name) / rollout.id) | ask_services(urls)
+    told = [each["shadow"] for each in reports.values() if each.get("rollout") == rollout.id and each.get("shadow")]
+    return {name: sum(each[name] for each in told) for name in ("compared", "differed", "failed", "dropped")}
 
 
 def act(registry: Registry, rollout: Rollout, decision: Decision, unsealed: bool = False) -> Decision:

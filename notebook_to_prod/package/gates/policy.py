@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,7 +20,7 @@ from ...project import digest_file, digest_json, project_settings, unknown_setti
 
 # %% auto #0
 __all__ = ['QualityPolicy', 'DataPolicy', 'RobustnessPolicy', 'FairnessPolicy', 'ExplainPolicy', 'ServingPolicy', 'Policy',
-           'make_policy', 'require_metric', 'read_policy', 'find_policy']
+           'setting_of', 'meanings', 'make_policy', 'require_metric', 'read_policy', 'find_policy']
 
 # %% ../../../nbs/package/gates/01_policy.ipynb #quality
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class QualityPolicy:
     over_simple: float = 0.0  # How much better than a linear model
     gap: float = 0.2  # How much better in training than in the test
     champion_margin: float = 0.01  # How much worse than the champion, as a share of its score; negative: how much better
-    calibration: float = 0.1  # Largest expected calibration error
+    calibration: float = 0.1  # Largest expected calibration error: how far probabilities are from what happens, 0 to 1
     slices: tuple[str, ...] = ()  # `column` for each of its values, or `column=value`
     slice_rows: int = 50  # Rows of the smallest slice that is looked at
     slice_drop: float = 0.1  # How much worse than the whole a slice may be: accuracy, or share of the error
@@ -69,7 +70,7 @@ class RobustnessPolicy:
     shift: float = 0.1  # Standard deviations by which all numbers move
     outside: float = 0.02  # Share of the values at each end that move outwards, and of texts that become unseen ones
     unstable: float = 0.01  # Share of rows whose answer may depend on rounding or on the rows beside them
-    rows: int = 4_000
+    rows: int = 4_000  # Most rows of the test that are disturbed
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,18 @@ class ExplainPolicy:
     importance: float = 0.001  # Loss of score from which on a feature matters, and move of the answer from which on a forbidden one does
     proxy: float = 0.9  # Score at which one feature tells a forbidden one
     shap: bool = True  # Where SHAP is installed
-    rows: int = 2_000
-    shap_rows: int = 12
+    rows: int = 2_000  # Most rows of the test that are looked at
+    shap_rows: int = 12  # Rows that SHAP explains
 
 # %% ../../../nbs/package/gates/01_policy.ipynb #serving
 @dataclass(frozen=True)
 class ServingPolicy:
     "What the service has to keep to."
 
-    p99_ms: float = 300.0
-    memory_mb: float = 2_000.0
-    cold_start_s: float = 30.0
-    bundle_mb: float = 500.0
+    p99_ms: float = 300.0  # Milliseconds within which 99 of 100 rows are answered, over loopback
+    memory_mb: float = 2_000.0  # Megabytes of the process at its most
+    cold_start_s: float = 30.0  # Seconds from the start to the first answer
+    bundle_mb: float = 500.0  # Megabytes of all files of the bundle
     requests: int = 200  # For the latency; fewer of a slow service
     certificate: str = ""  # `bytes`, `predictions` or `metrics`; not asked for if empty
 
@@ -126,7 +127,7 @@ class Policy:
     confidence: float = 0.95  # Of every interval, two-sided
     resamples: int = 500  # Of every bootstrap
     rows: int = 20_000  # Most rows of a table that a gate looks at
-    seed: int = 0
+    seed: int = 0  # Of every draw
     folder: str = ""  # Where its file is, which paths in it are relative to
 
     @property
@@ -151,6 +152,49 @@ class Policy:
 
 def _named(gate: str, names: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatch(gate, name) or gate.startswith(f"{name}.") for name in names)
+
+# %% ../../../nbs/package/gates/01_policy.ipynb #meanings
+_HELD_AGAINST = {
+    "data.expectations": "data.unexpected",
+    "data.balance": "data.min_class",
+    "data.time_order": "data.time",
+    "quality.support": "quality.min_rows",
+    "quality.metric": "quality.metrics",
+    "quality.dummy": "quality.over_dummy",
+    "quality.simple": "quality.over_simple",
+    "quality.overfit": "quality.gap",
+    "quality.champion": "quality.champion_margin",
+    "quality.found_slices": "quality.slice_drop",
+    "quality.slices": "quality.slice_drop",
+    **dict.fromkeys(("robustness.noise", "robustness.missing", "robustness.shift", "robustness.outside", "robustness.class_mix"), "robustness.floor"),
+    "robustness.stability": "robustness.unstable",
+    "fairness.groups": "fairness.difference",
+    "explain.importance": "explain.required",
+    "serving.size": "serving.bundle_mb",
+    "serving.latency": "serving.p99_ms",
+    "serving.cold_start": "serving.cold_start_s",
+    "serving.memory": "serving.memory_mb",
+    **{name: name for name in ("data.drift", "data.single_feature", "data.too_good", "data.future", "data.duplicates", "quality.calibration", "explain.forbidden", "serving.certificate")},
+}
+_ABOUT = {("quality.support", "class"): "quality.min_class_rows", ("robustness.stability", "finite"): None}
+
+
+def setting_of(
+    gate: str,  # `family.gate`
+    subject: str = "",  # What a verdict of it is about
+) -> str | None:
+    "The setting that a gate holds its number against, as `[tool.n2p.gates.FAMILY] NAME`; None if it has none."
+    found = _ABOUT.get((gate, subject), _HELD_AGAINST.get(gate))
+    if gate == "fairness.groups" and subject.endswith("ratio"):
+        found = "fairness.ratio"
+    return found and "[tool.n2p.gates.{}] {}".format(*found.split("."))
+
+
+def meanings(
+    kind: type,  # A dataclass of this module
+) -> dict[str, str]:
+    "What each setting is, with its unit: the words beside its name."
+    return {name: told.strip() for name, told in re.findall(r"^    (\w+): [^#\n]*#(.*)$", inspect.getsource(kind), re.MULTILINE)}
 
 # %% ../../../nbs/package/gates/01_policy.ipynb #from-dict
 def make_policy(

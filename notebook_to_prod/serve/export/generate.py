@@ -135,7 +135,7 @@ _DEALT = {"reject": "refused", "clip": "clipped", "impute": "imputed", "warn": "
 def _remark(column: Column) -> str:
     "What training saw of a column, on one line."
     if column.categories:
-        listed = ", ".join(map(str, column.categories)) if len(column.categories) <= _LISTED else f"{len(column.categories)} values"
+        listed = ", ".join(json.dumps(value, ensure_ascii=False, default=str) for value in column.categories) if len(column.categories) <= _LISTED else f"{len(column.categories)} values"
         return " ".join(f"{listed}{', or another' if column.allow_unseen else ''}".split())
     if column.minimum is None and column.maximum is None:
         return ""
@@ -182,7 +182,7 @@ def _context(predictor: Predictor, hashes: bool, admin: int | None = None) -> di
 
 # %% ../../../nbs/serve/export/01_generate.ipynb #export-service
 _TEMPLATES = "serve/templates/service"
-_HIDDEN = {"dockerignore": ".dockerignore"}
+_HIDDEN = {f"{name}ignore": f".{name}ignore" for name in ("docker", "git")}
 
 
 def export_service(

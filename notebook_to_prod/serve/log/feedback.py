@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAda
 from ...errors import DataError
 from ...package.bundle import Bundle, Prediction
 from ...package.schema import Column
-from ..request import ROW_LIMIT, Refusal, column_type, read_json, refusal
+from ..request import ROW_LIMIT, Refusal, column_type, read_json, reasons, refusal
 from ..request_id import REQUEST_ID
 from .ids import KnownIds
 from .request_log import RequestLog
@@ -79,9 +79,7 @@ def take_labels(bundle: Bundle, log: RequestLog) -> Callable[[Call], Awaitable[P
         try:
             return many.validate_python([content] if alone else content)
         except ValidationError as error:
-            shown = error.errors(include_url=False, include_context=False, include_input=False)[:20]
-            told = [each["loc"][alone:] for each in shown]
-            return Refusal(422, [{"type": each["type"], "loc": ["body", *map(_short, where)], "msg": _short(each["msg"])} for each, where in zip(shown, told, strict=True)])
+            return Refusal(422, [each | {"loc": ["body", *each["loc"][alone:]]} for each in reasons(error, wanted="an object with an id and a label")])
 
     async def take(call: Call) -> Prediction | Refusal:
         body = call.body or b""
@@ -97,10 +95,6 @@ def take_labels(bundle: Bundle, log: RequestLog) -> Callable[[Call], Awaitable[P
         return Prediction([])
 
     return take
-
-
-def _short(value: Any) -> Any:
-    return value[:200].encode(errors="replace").decode() if isinstance(value, str) else value
 
 # %% ../../../nbs/serve/log/02_feedback.ipynb #file
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['Answerer', 'Answered', 'Labelled', 'Entries', 'read_entries', 'feature_name', 'features_of', 'answered_table',
-           'labels_table', 'by_day', 'joined', 'unmatched', 'features']
+           'labels_table', 'labels_in_json', 'by_day', 'joined', 'unmatched', 'features']
 
 # %% ../../../nbs/serve/log/03_predictions.ipynb #entry
 _FEATURE = "feature."
@@ -201,17 +201,31 @@ def answered_table(segment: str, answerer: Answerer, answered: list[Answered]) -
     return pa.table(columns | {"segment": pa.array([segment] * sum(counts), pa.string()), "place": repeated([each.place for each in answered], pa.int64())})
 
 
+_AS_JSON = "label_json"
+
+
 def labels_table(segment: str, labels: list[Labelled]) -> pa.Table:
-    "Labels, each as a text of JSON, since those of several models may be together."
+    "Labels, each as it is compared with a prediction, and as a text of JSON, from which it is read back whatever its type."
     import pyarrow as pa
 
     columns = {
         "id": pa.array([each.id for each in labels], pa.string()),
         "row": pa.array([each.row for each in labels], pa.int32()),
         "time": pa.array([each.time for each in labels], pa.timestamp("us", "UTC")),
-        "label": pa.array([json.dumps(each.label) for each in labels], pa.string()),
+        "label": _column([each.label for each in labels]),
+        _AS_JSON: pa.array([json.dumps(each.label) for each in labels], pa.string()),
     }
     return pa.table(columns | {"segment": pa.array([segment] * len(labels), pa.string()), "place": pa.array([each.place for each in labels], pa.int64())})
+
+
+def labels_in_json(
+    table: pa.Table,  # Of `labels_table`, or of an earlier release, which wrote it so
+) -> pa.Table:
+    "The labels of a table as texts of JSON, in the column `label`."
+    if _AS_JSON not in table.column_names:
+        return table
+    texts = table[_AS_JSON]
+    return table.drop_columns(["label", _AS_JSON]).append_column("label", texts)
 
 
 def by_day(entries: list[Any]) -> Iterator[tuple[date, list[Any]]]:
@@ -236,7 +250,7 @@ def joined(answers: list[pa.Table], labels: list[pa.Table]) -> pd.DataFrame:
     changes = told["changes"] if "changes" in told else [None] * len(told)  # or all of it was written before there were any
     told["changes"] = pd.Series([each if isinstance(each, Iterable) else None for each in changes], dtype=object)
     told = told.drop_duplicates(["segment", "place", "row"]).sort_values(["time", "segment", "place", "row"], kind="stable", ignore_index=True)
-    true = pd.concat([table.to_pandas() for table in labels], ignore_index=True) if labels else pd.DataFrame({"id": [], "row": [], "time": [], "segment": [], "place": [], "label": []})
+    true = pd.concat([labels_in_json(table).to_pandas() for table in labels], ignore_index=True) if labels else pd.DataFrame({"id": [], "row": [], "time": [], "segment": [], "place": [], "label": []})
     true = true.sort_values(["time", "segment", "place"], kind="stable").drop_duplicates(["id", "row"], keep="last")
     found = {(id, row): json.loads(label) for id, row, label in zip(true["id"], true["row"], true["label"], strict=True)}
     told["label"] = pd.Series([found.get(each) for each in zip(told["id"], told["row"], strict=True)], dtype=object).infer_objects()

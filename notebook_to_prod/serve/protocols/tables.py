@@ -10,6 +10,7 @@ import importlib.util
 import io
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -59,6 +60,11 @@ def _not_csv(reason: str) -> Refusal:
     return refusal(422, "csv_invalid", ["body"], f"The body is not valid CSV: {reason}")
 
 
+def _twice(names: list[str]) -> str:
+    "The name that is given most often."
+    return Counter(names).most_common(1)[0][0][:200]
+
+
 _MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -79,7 +85,7 @@ def csv_columns(
     try:
         names = next(lines, [])
         if len({*names}) < len(names):
-            return _not_csv("a column is given twice")
+            return _not_csv(f"the column '{_twice(names)}' is given twice")
         if mark := next((mark for mark in _MARKS if len(names) == 1 and {*names[0].split(mark)} & {*schema.names} - {*names}), None):
             return _not_csv(f"its cells are separated by {_MARKS[mark]}, and have to be by commas")
         for row in lines:
@@ -91,6 +97,8 @@ def csv_columns(
                 break
     except csv.Error as error:
         return _not_csv(f"line {lines.line_num}: {error}")
+    if names and not rows:
+        return _not_csv("it has a line of names and no rows")
     cells = zip(*rows, strict=True) if rows else ([] for _ in names)
     readers = {column.name: _cell_reader(column) for column in schema.columns}
     found = [(name, each, readers.get(name)) for name, each in zip(names, cells, strict=True)]
@@ -171,7 +179,7 @@ def _read_arrow(body: bytes, known: set[str]) -> Columns | Refusal:
     with pa.ipc.open_stream(pa.BufferReader(body)) as stream:
         names = stream.schema.names
         if len({*names}) < len(names):
-            return _not_arrow("a column is given twice")
+            return _not_arrow(f"the column '{_twice(names)}' is given twice")
         for field in stream.schema:
             if not _is_scalar(field.type):
                 return refusal(422, "arrow_type", ["body", "columns", field.name[:200]], "A column must hold booleans, integers, floats, texts, dates or timestamps")
@@ -186,6 +194,8 @@ def _read_arrow(body: bytes, known: set[str]) -> Columns | Refusal:
                 if letters > _TEXTS:
                     return _not_arrow(f"its texts are longer than {_TEXTS} bytes together")
                 columns[name] += _values(values)
+        if names and not any(columns.values()) and known.intersection(names):
+            return _not_arrow("it has no rows")
     return columns
 
 

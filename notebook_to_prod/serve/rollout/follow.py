@@ -24,7 +24,7 @@ from ...package.bundle import kept_apart, open_bundle
 from ...project import unknown_setting, write_atomic
 from ..batch import Model
 from ..predictor import Predictor, load_predictor, polite
-from ..request import Refusal
+from ..request import TEXT_LIMIT, Refusal
 from .router import Key, Layout, Router, State, Target, column_key, header_key, put_in_force, schema_changes
 from ..service import Call, Service
 from .shadow import Shadow
@@ -138,10 +138,10 @@ def _resolve_paths(content: Any, folder: Path) -> None:
             _resolve_paths(each, folder)
 
 # %% ../../../nbs/serve/rollout/03_follow.ipynb #ready
-def ready_model(target: Target, load: Callable[[Target], Predictor] = load_target) -> Model:
+def ready_model(target: Target, load: Callable[[Target], Predictor] = load_target, texts: int = TEXT_LIMIT) -> Model:
     "Load, verify and warm a version; raises whatever is wrong with it."
     with polite():
-        model = Model(load(target))
+        model = Model(load(target), texts=texts)
         warm(model)
     return model
 
@@ -261,7 +261,7 @@ class Follower:
         assert self.source is not None
         result = "failed"
         try:
-            model = ready_model(target, self.source.load)
+            model = ready_model(target, self.source.load, self.service.text_limit)
             changes = schema_changes(live.predictor, model.predictor)
             if changes and self.settings.schema_change != "allow":
                 result = "refused"
@@ -306,7 +306,7 @@ class Follower:
                 known = {(each.predictor.name, each.predictor.version, each.predictor.bundle.digest): each for each in (old, before, *self.router.state.models) if each is not None}
                 model = known.get((target.name, target.version, target.bundle))
                 with contextlib.suppress(N2PError):  # an older one may be healthy
-                    self.service.previous = model or ready_model(target, self.source.load)
+                    self.service.previous = model or ready_model(target, self.source.load, self.service.text_limit)
                     break
         except Exception as error:  # noqa: BLE001 - whatever a registry raises
             _log.error("what was live before %s is not known: %s", live, _told(error))

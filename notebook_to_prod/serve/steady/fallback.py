@@ -233,7 +233,7 @@ def add_fallback(service: Service, table: Mapping[str, Any]) -> None:
     default = checked_default(settings, predictor.classes, where) if "default" in settings.chain else None
     service.keeps_previous = "previous" in settings.chain
     if settings.previous is not None:
-        service.previous = Model(load_predictor(settings.previous, name=predictor.name, version="previous"))
+        service.previous = Model(load_predictor(settings.previous, name=predictor.name, version="previous"), texts=service.text_limit)
     elif service.keeps_previous and service.previous is None and service.source is None:
         raise InputError("there is no previous version", where=where, remedy='write the folder of its bundle: previous = "FOLDER", or take "previous" out of chain')
     service.score = StandIns(service, settings, default).score

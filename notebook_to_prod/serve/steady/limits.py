@@ -42,6 +42,7 @@ class Limits:
     body_bytes: int = 32 * 2**20  # Of one request
     body_seconds: float = 30.0  # For its body to arrive
     bodies_bytes: int = 256 * 2**20  # Of all large bodies that are there or announced at the same time
+    text_characters: int = 65_536  # Of one text of a row, at most; those of the bundle's golden rows are taken however long
     threads: int = 1  # For bodies and batches that take long: so many at once, the others wait in line
 
     @classmethod
@@ -55,6 +56,7 @@ class Limits:
             body_bytes=read_number(table, "body_bytes", cls.body_bytes, where, 1, 2**40, whole=True),
             body_seconds=read_number(table, "body_seconds", cls.body_seconds, where, 0.001, 3600),
             bodies_bytes=read_number(table, "bodies_bytes", cls.bodies_bytes, where, 1, 2**40, whole=True),
+            text_characters=read_number(table, "text_characters", cls.text_characters, where, 1, 2**31, whole=True),
             threads=read_number(table, "threads", cls.threads, where, 1, 64, whole=True),
         )
 
@@ -299,6 +301,10 @@ def limit_service(service: Service, table: Mapping[str, Any]) -> None:
         service.body_limit = limiter.limits.body_bytes
     if "body_seconds" in table:
         service.body_seconds = limiter.limits.body_seconds
+    if "text_characters" in table:
+        service.text_limit = limiter.limits.text_characters
+        for model in filter(None, (service.model, service.previous)):
+            model.limit_texts(service.text_limit)
     service.start.append(limiter.start)
     service.crowded, service.turn_away = lambda: limiter.loop_gate.full, limiter.turn_away
     service.turned_away = lambda: limiter.turned_away
