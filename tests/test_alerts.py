@@ -19,6 +19,7 @@ from notebooks import Project
 
 from notebook_to_prod.errors import InputError, StoreError
 from notebook_to_prod.project import Store
+from notebook_to_prod.watch.alert_backtest import read_incidents
 from notebook_to_prod.watch.alert_book import (
     deliver,
     raise_signals,
@@ -334,6 +335,13 @@ def test_the_command_lists_silences_resolves_and_tries(project: Project) -> None
     strict = project.n2p("alerts", "backtest", "flights", "--days", "100000", "--most", "0")
     assert strict.code == 1 and "too many" in strict.stdout
     assert "resolved" in project.n2p("alerts", "history").stdout
+
+
+def test_incidents_with_other_columns_are_told_which_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "incidents.csv").write_text("start,end\n2013-04-01,2013-04-02\n")
+    with pytest.raises(InputError, match="no column 'began', only start, end") as told:
+        read_incidents(tmp_path / "incidents.csv")
+    assert "began and, as far as you like, ended, model and subject" in (told.value.remedy or "")
 
 
 def test_wrong_usage_names_the_remedy(project: Project) -> None:

@@ -510,6 +510,26 @@ def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) 
     assert json.loads(waiting.stdout)["quality"]["said"].startswith("no window has enough labels yet: 840 of 1,200")
 
 
+def test_a_log_that_exists_is_replayed_for_rules(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    settings = project.folder / "pyproject.toml"
+    rules = '[tool.n2p.watch]\ntime = "when"\nminimum = 50\njoint = false\nignore = ["when", "delay"]\npersist = 2\nof = 3\n'
+    rules += '[[tool.n2p.rules]]\nname = "quality"\non = ["performance.accuracy"]\nrepeat = "never"\n'
+    settings.write_text(rules)
+    (project.folder / "incidents.csv").write_text("began,ended\n2026-03-05T00:00:00,2026-03-08T23:59:00\n")
+    done = project.n2p("alerts", "backtest", "flights", "--replay", "--incidents", "incidents.csv", "--json")
+    found = json.loads(done.stdout)
+    (quality,) = found["rules"]
+    assert (found["began"][:10], found["ended"][:10]) == ("2026-03-01", "2026-03-08")
+    assert (quality["windows"], quality["messages"], quality["false_alarms"], quality["found"]) == (7, 1, 0, 1), (
+        quality
+    )  # the eighth day has no labels
+    assert 86_400 < quality["delay"] < 2 * 86_400 and "replay: 8/8" in done.stderr  # at the end of the second bad day
+    settings.write_text(rules.replace("persist = 2", 'label_delay = "1d"\npersist = 2'))
+    later = project.n2p("alerts", "backtest", "flights", "--replay", "--incidents", "incidents.csv", "--json")
+    assert json.loads(later.stdout)["rules"][0]["delay"] == quality["delay"] + 86_400, later
+
+
 def test_watch_takes_labels_and_groups_from_files(live: Project, project: Project) -> None:
     live.copy_to(project)
     rules = '[tool.n2p.watch]\ntime = "when"\nminimum = 50\njoint = false\npersist = 2\nof = 3\n'
