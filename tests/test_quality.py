@@ -579,6 +579,12 @@ def test_diagnose_and_the_report_cut_windows_as_watch_does(live: Project, projec
     assert ran.code == 0, ran.stderr[-3000:]
     report = (project.folder / "report.ipynb").read_text("utf-8")
     assert "6 of 1d" in report and "900" in report
+    (project.folder / "pyproject.toml").write_text(settings.replace("minimum = 50", 'minimum = 50\nlabel_delay = "3d"'))
+    ran = project.papermill("--no-progress-bar", notebook, "report.ipynb", *options)
+    cells = json.loads((project.folder / "report.ipynb").read_text("utf-8"))["cells"]
+    (quality,) = (json.dumps(each["outputs"]) for each in cells if each["id"] == "quality")
+    waiting = [f"2026-03-0{day} is not judged: its answers are younger than 3d" in quality for day in range(2, 8)]
+    assert waiting == [False, False, False, True, True, True], quality[:2000]
 
 
 def test_watch_takes_what_batch_has_written(live: Project, project: Project) -> None:
