@@ -92,6 +92,35 @@ def test_a_wrong_rule_names_its_key(table: dict[str, Any], named: str) -> None:
     assert named in str(caught.value)
 
 
+def test_a_drop_that_many_metrics_show_is_one_alert_unless_a_rule_names_a_metric() -> None:
+    def look(number: int, *fired: str) -> list[Signal]:
+        values = {"accuracy": 0.8, "f1": 0.7, "log_loss": 0.4}
+        about = ("flights", "performance")
+        return [
+            Signal(*about, name, "", day(number), value, name in fired, f"{name} fell" * (name in fired), "accuracy")
+            for name, value in values.items()
+        ]
+
+    every = Rule("every", ("performance.*",), repeat=0)
+    named = Rule("named", ("performance.f1",), repeat=0)
+    limited = Rule("limited", ("performance.*",), below=0.75, repeat=0)
+    signals = [*look(1), *look(2, "f1", "log_loss"), *look(3, "accuracy", "f1"), *look(4)]
+    alerts, notices = observe({}, [every, named, limited], signals)
+    told = [(each.rule.name, each.kind, [(one.measure, one.told) for one in each.alerts]) for each in notices]
+    assert told == [
+        ("limited", FIRING, [("f1", ""), ("log_loss", "")]),
+        ("every", FIRING, [("accuracy", "f1 fell; log_loss, too")]),
+        ("named", FIRING, [("f1", "f1 fell")]),
+        ("every", RESOLVED, [("accuracy", "")]),
+        ("named", RESOLVED, [("f1", "")]),
+    ], told
+    assert {each.value for each in alerts.values() if each.rule == "every"} == {0.8}
+    before, _ = observe({}, [every], [replace(each, lead="") for each in look(2, "f1", "log_loss")])
+    assert sum(each.state == FIRING for each in before.values()) == 2  # as an earlier version kept them
+    after, notices = observe(before, [every], look(3, "f1"))
+    assert [each.measure for each in after.values() if each.state == FIRING] == ["accuracy"] and len(notices) == 1
+
+
 def test_a_rule_that_tells_nobody_there_is_refused(tmp_path: Path) -> None:
     rule = Rule("x", ("drift.*",), to=("teem",))
     channels = read_channels({"channels": {"team": {"kind": "file", "path": str(tmp_path / "a")}}})

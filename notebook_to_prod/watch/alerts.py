@@ -34,6 +34,7 @@ class Signal:
     value: float | None = None  # None if it is not known
     fired: bool = False  # What the watcher's own rules say
     told: str = ""  # In one sentence
+    lead: str = ""  # The measure that tells of it, too, where a rule names neither: one cause is one alert
 
     @property
     def kind(self) -> str:
@@ -88,6 +89,12 @@ class Rule:
         "Whether it is about a signal."
         pairs = ((signal.kind, self.on), (signal.model, self.models), (signal.subject, self.subjects))
         return all(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name, patterns in pairs)
+
+    def groups(self, signal: Signal) -> bool:
+        "Whether a signal is left to its leading measure: not if the rule names one of them, or has limits of its own."
+        lead = f"{signal.about}.{signal.lead}"
+        named = not any(fnmatch.fnmatchcase(lead, pattern) for pattern in self.on) or not {signal.kind, lead}.isdisjoint(self.on)
+        return bool(signal.lead) and self.above is None and self.below is None and not named
 
     def broken(self, signal: Signal) -> bool | None:
         "Whether a signal passes the limit; None if its value is not known."
@@ -267,6 +274,27 @@ def step(
     return replace(seen, state=RESOLVED)
 
 
+def _covered(
+    rule: Rule,
+    signals: Iterable[Signal],  # Of one moment
+) -> tuple[list[Signal], set[str]]:
+    "The signals as a rule takes them, and the ids of the alerts that others tell of now."
+    found, groups, left = [], dict[tuple[str, str, str, str], list[Signal]](), set()
+    for each in signals:
+        if rule.covers(each) and not rule.groups(each):
+            found.append(each)
+        elif rule.covers(each):
+            groups.setdefault((each.model, each.about, each.subject, each.lead), []).append(each)
+    for (*_, lead), some in groups.items():
+        some.sort(key=lambda each: (not each.fired, each.measure != lead))
+        first, leading = some[0], next((each for each in some if each.measure == lead), None)
+        also = [each.measure for each in some[1:] if each.fired]
+        told = first.told + (f"; {', '.join(also)}, too" if first.told and also else "")
+        found.append(replace(first, measure=lead, value=leading.value if leading else None, told=told))
+        left |= {Alert(rule.name, each.model, each.about, each.measure, each.subject).id for each in some if each.measure != lead}
+    return found, left
+
+
 def observe(
     alerts: Mapping[str, Alert],  # By id
     rules: Sequence[Rule],
@@ -279,22 +307,23 @@ def observe(
     for moment in sorted({each.moment for each in signals}, key=utc_time):
         for rule in rules:
             groups: dict[tuple[str, str, bool], list[Alert]] = {}
-            for signal in signals:
-                if signal.moment == moment and rule.covers(signal):
-                    before = Alert(rule.name, signal.model, signal.about, signal.measure, signal.subject)
-                    before = found.get(before.id, before)
-                    seen = bool(before.moment) and utc_time(signal.moment) <= utc_time(before.moment)
-                    if seen or rule.broken(signal) is None:
-                        continue
-                    after = step(before, rule, signal)
-                    kind = _news(before, after, rule, moment)
-                    if kind and any(each.covers(after, moment) for each in silences):
-                        kind = ""  # it is told when the silence ends, if it lasts
-                    elif kind:
-                        group = groups.setdefault((signal.model, kind, kind == FIRING and bool(after.notified)), [])
-                        after = replace(after, notified=moment)
-                        group.append(after)
-                    found[after.id] = after
+            covered, left = _covered(rule, (each for each in signals if each.moment == moment))
+            found |= {id: replace(found[id], state=RESOLVED, count=0) for id in left & {*found}}  # of before measures had a lead
+            for signal in covered:
+                before = Alert(rule.name, signal.model, signal.about, signal.measure, signal.subject)
+                before = found.get(before.id, before)
+                seen = bool(before.moment) and utc_time(signal.moment) <= utc_time(before.moment)
+                if seen or rule.broken(signal) is None:
+                    continue
+                after = step(before, rule, signal)
+                kind = _news(before, after, rule, moment)
+                if kind and any(each.covers(after, moment) for each in silences):
+                    kind = ""  # it is told when the silence ends, if it lasts
+                elif kind:
+                    group = groups.setdefault((signal.model, kind, kind == FIRING and bool(after.notified)), [])
+                    after = replace(after, notified=moment)
+                    group.append(after)
+                found[after.id] = after
             notices += [Notice(kind, rule, model, moment, tuple(some), (owners or {}).get(model, ()) or tuple(filter(None, (rule.owner,))), again) for (model, kind, again), some in groups.items()]
     return found, notices
 

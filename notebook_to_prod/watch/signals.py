@@ -40,7 +40,7 @@ def quality_signals(
     report: QualityReport,
     moment: str,  # Of windows that know no times: ISO 8601, UTC
 ) -> list[Signal]:
-    "What the last judged window of each metric and slice says, and of calibration."
+    "What the last judged window of each metric and slice says, and of calibration; the primary metric leads."
     lasting = {(each.slice, each.column): str(each) for each in report.active}
     found: dict[tuple[str, str], Signal] = {}
     for window in report.windows:  # in order of time, so that the last one stays
@@ -48,10 +48,10 @@ def quality_signals(
         for figure in window.figures:
             if figure.judged:
                 told = lasting.get((window.slice, figure.metric), "")
-                found[window.slice, figure.metric] = Signal(report.model, "performance", figure.metric, window.slice, when, figure.number, bool(told), told)
+                found[window.slice, figure.metric] = Signal(report.model, "performance", figure.metric, window.slice, when, figure.number, bool(told), told, report.primary)
         if window.calibration is not None and math.isfinite(window.calibration_limit):
             told = lasting.get((window.slice, "calibration"), "")
-            found[window.slice, "calibration"] = Signal(report.model, "performance", "calibration", window.slice, when, window.calibration.excess, bool(told), told)
+            found[window.slice, "calibration"] = Signal(report.model, "performance", "calibration", window.slice, when, window.calibration.excess, bool(told), told, report.primary)
     return [*found.values()]
 
 
