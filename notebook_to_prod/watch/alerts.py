@@ -72,7 +72,7 @@ class Rule:
     "When somebody is told of what."
 
     name: str
-    on: tuple[str, ...]  # Patterns of `ABOUT.MEASURE`
+    on: tuple[str, ...]  # Patterns of `ABOUT.MEASURE`, such as `drift.*`
     models: tuple[str, ...] = ("*",)  # Patterns
     subjects: tuple[str, ...] = ("*",)  # Patterns
     above: float | None = None  # The limit that a value must not pass; the watcher's own verdict if there is none
@@ -83,7 +83,7 @@ class Rule:
     owner: str = ""  # Who has to act; the model's owners by default
     runbook: str = ""  # What to do: a text, or where it stands
     to: tuple[str, ...] = ("*",)  # Names of channels; all by default
-    repeat: float = 86_400.0  # Seconds until it is told again while it lasts; 0 is never
+    repeat: float = 86_400.0  # Time until it is told again while it lasts, or `never`
 
     def covers(self, signal: Signal) -> bool:
         "Whether it is about a signal."
