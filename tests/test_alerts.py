@@ -67,6 +67,24 @@ def test_an_unknown_value_neither_begins_nor_ends() -> None:
     assert [each.kind for each in told] == [RESOLVED]
 
 
+def test_an_alert_is_told_from_the_beginning_of_its_first_window_to_the_end_of_its_last() -> None:
+    from notebook_to_prod.watch.drift import Check, ColumnDrift, DriftReport, WindowDrift
+    from notebook_to_prod.watch.rules import Rules, find
+    from notebook_to_prod.watch.signals import drift_signals
+
+    check = Check("distribution", "chi-squared", 9.0, 0.0, {"jensen_shannon": 0.3}, "jensen_shannon", 0.1, 0.0, True)
+    column = ColumnDrift("dep_delay", "data", "number", 900, 900, (check,))
+    windows = tuple(WindowDrift(f"2013-04-{number:02d}", 900, (column,)) for number in (3, 4, 5))
+    report = DriftReport("flights", "the reference", windows, find(windows, Rules(persist=2, of=3)))
+    _, (notice,) = observe({}, [Rule("shift", ("drift.*",))], drift_signals(report, "2013-04-05T23:59:08+00:00"))
+    text = message_text(notice)
+    assert "since:    2013-04-03T00:00:00+00:00" in text and "until:    2013-04-05T23:59:08+00:00" in text
+    counted = tuple(replace(each, window=f"rows {at}–{at + 9}") for at, each in enumerate(windows))
+    report = replace(report, windows=counted, findings=find(counted, Rules(persist=2, of=3)))
+    _, (notice,) = observe({}, [Rule("shift", ("drift.*",))], drift_signals(report, day(5)))
+    assert notice.alerts[0].since == day(5)
+
+
 def test_windows_that_come_late_or_again_are_passed_over() -> None:
     alerts, _ = observe({}, [RULE], shifted(5))
     again, told = observe(alerts, [RULE], shifted(5, 4, 3))

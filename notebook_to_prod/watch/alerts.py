@@ -35,6 +35,7 @@ class Signal:
     fired: bool = False  # What the watcher's own rules say
     told: str = ""  # In one sentence
     lead: str = ""  # The measure that tells of it, too, where a rule names neither: one cause is one alert
+    began: str = ""  # When the first window that fired began; of one that did not, itself: ISO 8601, UTC; empty if that is not known
 
     @property
     def kind(self) -> str:
@@ -185,7 +186,7 @@ class Alert:
     state: str = PENDING
     count: int = 0  # Windows in a row that pass the limit
     still: int = 0  # Windows in a row that do not
-    since: str = ""  # The first of those windows
+    since: str = ""  # When the first of those windows began, or ended if that is not known
     moment: str = ""  # The last window that was seen
     told: str = ""  # What the watcher said of it
     value: float | None = None
@@ -265,7 +266,7 @@ def step(
     seen = replace(alert, moment=signal.moment, value=signal.value, told=signal.told)
     if broken:
         began = alert.state == RESOLVED or not alert.count
-        seen = replace(seen, count=alert.count + 1, still=0, since=signal.moment if began and alert.state != FIRING else alert.since)
+        seen = replace(seen, count=alert.count + 1, still=0, since=(signal.began or signal.moment) if began and alert.state != FIRING else alert.since)
         state = FIRING if alert.state == FIRING or seen.count >= rule.windows else PENDING
         return replace(seen, state=state, notified="" if alert.state == RESOLVED else alert.notified)
     seen = replace(seen, count=0, still=alert.still + 1)
