@@ -9927,6 +9927,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'notebook_to_prod/watch/report.py'),
                                                'notebook_to_prod.watch.report.terminal_table': ( 'watch/report.html#terminal_table',
                                                                                                  'notebook_to_prod/watch/report.py'),
+                                               'notebook_to_prod.watch.report.window_axis': ( 'watch/report.html#window_axis',
+                                                                                              'notebook_to_prod/watch/report.py'),
                                                'notebook_to_prod.watch.report.write_report': ( 'watch/report.html#write_report',
                                                                                                'notebook_to_prod/watch/report.py')},
             'notebook_to_prod.watch.retrain': { 'notebook_to_prod.watch.retrain.Outcome': ( 'watch/retrain.html#outcome',

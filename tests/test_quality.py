@@ -498,7 +498,10 @@ def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) 
     assert {each["column"] for each in quality["findings"]} >= {"accuracy", "roc_auc", "log_loss"}
     assert {each["began"] for each in quality["findings"]} == {"2026-03-05"}
     assert quality["windows"][-1]["labelled"] == 0 and not quality["windows"][-1]["judged"]
-    assert "Labels by window" in page.read_text(encoding="utf-8")
+    html = page.read_text(encoding="utf-8")
+    lead = html.split('<p class="lead">')[1]
+    assert "Labels by window" in html and "dropped for 3 windows" in lead[:120], lead[:300]  # the worst first
+    assert "windows of 1d, by their first day (UTC)" in html and '<div class="scroll"><table>' in html
     text = project.n2p("watch", "flights").stdout.splitlines()[-1]
     assert text.startswith("quality") and "at training: dropped for 3 windows" in text, text
     assert any("label_delay" in each for each in quality["notes"])

@@ -74,7 +74,7 @@ def watch(terminal: Terminal, name: str, since: datetime | None, until: datetime
     live = what_labels_say(store, bundle, model, asked, data, labels, groups, rules, since, end, cut)
     report = Monitor(baseline, rules).report(only_mature(seen, live.quality, cut), cut, model, bundle.digest, (*ignored, *notes))
     if html:
-        write_report(report, html, live.sections, tuple(sentence for _, sentence in live.said))
+        write_report(report, html, live.sections, tuple(sentence for _, sentence in live.said), live.alarms)
     if not terminal.json:
         _print(report, live)
     lines = [("", ""), ("model", f"{model} {bundle.digest[:19]}"), ("reference", report.reference), ("windows", f"{len(report.whole)} of {cut or 'all rows'}, {sum(each.rows for each in report.whole):,} rows")]
