@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import importlib
 import re
 import sys
@@ -129,6 +130,28 @@ class Table:
     rows: tuple[tuple[str, str, str], ...] = ()  # Key, default, meaning: what no class says
     without: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
+    periods: tuple[str, ...] = ()  # Keys whose seconds are written as a text such as "10 min"
+    after: str = ""  # What stands below the keys
+
+
+MEASURES = """`on` takes patterns of these, `*` standing for any letters, such as `["drift.*", "performance.f1"]`:
+
+| ABOUT.MEASURE | subject | told by |
+|---|---|---|
+| `drift.distribution`, `drift.missing`, `drift.unseen`, `drift.range` | the column, or `prediction` | `n2p watch` |
+| `drift.joint` | `all columns` | `n2p watch` |
+| `performance.error` | `error` | `n2p watch`, where quality is not known |
+| `performance.METRIC`, such as `performance.accuracy`, and `performance.calibration` | the slice, or empty | `n2p watch` |
+| `fairness.selection_rate_difference`, `fairness.selection_rate_ratio`, `fairness.true_positive_rate_difference`, `fairness.false_positive_rate_difference` | the attribute | `n2p watch` |
+| `performance.estimated_METRIC`, such as `performance.estimated_accuracy` | empty | `n2p diagnose` |
+| `performance.change` | the detector | `n2p diagnose` |
+| `performance.loss` | empty | `n2p diagnose` |
+| `service.NUMBER`, named as the keys of `[tool.n2p.watch.health]` | empty | `n2p diagnose` |
+| `kpi.NAME` | empty | `n2p diagnose` |
+
+A drop of quality is one alert of a rule with a pattern, that of the primary metric; a rule that names a metric, or has a limit,
+is about each metric that it fits.
+"""
 
 
 TABLES = (
@@ -269,6 +292,8 @@ TABLES = (
         "[tool.n2p.rules]",
         "When somebody is told of what. Without any, five rules of the package hold.",
         "watch.alerts:Rule",
+        periods=("repeat",),
+        after=MEASURES,
     ),
     Table("tool.n2p.channels.NAME", "How they are told.", "watch.channels:Channel", without=("name",)),
     Table(
@@ -278,7 +303,12 @@ TABLES = (
         without=("name", "options", "is_function"),
         renamed=(("when", "if"),),
     ),
-    Table("tool.n2p.retrain.NAME.canary", 'Or `canary = "none"`.', "watch.retrain_settings:CanarySettings"),
+    Table(
+        "tool.n2p.retrain.NAME.canary",
+        'Or `canary = "none"`.',
+        "watch.retrain_settings:CanarySettings",
+        periods=("period",),
+    ),
 )
 MEANINGS = {  # Of keys whose class says it elsewhere
     "retrain.NAME": {
@@ -363,7 +393,7 @@ def _table(table: Table) -> list[str]:
     lines += [
         f"| `{key}` | {_default(default)} | {_escaped(told).replace(chr(10), ' ')} |" for key, default, told in rows
     ]
-    return [*lines, ""]
+    return [*lines, "", *([table.after] if table.after else [])]
 
 
 def _card() -> Iterator[tuple[str, str, str]]:
@@ -385,9 +415,18 @@ def _fields(table: Table, meanings: dict[str, str]) -> Iterator[tuple[str, str, 
         if each.name not in table.without:
             yield (
                 dict(table.renamed).get(each.name, each.name),
-                _written(each),
+                f'"{_period(each.default)}"' if each.name in table.periods else _written(each),
                 told.get(each.name) or meanings.get(each.name, ""),
             )
+
+
+def _period(seconds: Any) -> str:
+    """Seconds as settings write a time."""
+    unit, name = next(
+        (unit, name) for unit, name in ((86_400, "day"), (3_600, "hour"), (60, "min"), (1, "s")) if not seconds % unit
+    )
+    number = seconds / unit
+    return f"{number:g} {name}" + "s" * (number != 1 and name in ("day", "hour"))
 
 
 def _with_values(text: str, constants: Mapping[str, Any]) -> str:
@@ -395,7 +434,8 @@ def _with_values(text: str, constants: Mapping[str, Any]) -> str:
 
     def values(found: re.Match[str]) -> str:
         known = constants.get(found[1])
-        return " ".join(["One of", ", ".join(f"`{each}`" for each in known)]) if isinstance(known, tuple) else found[0]
+        first = "One of" if found[0].startswith("One") else "Any of"
+        return " ".join([first, ", ".join(f"`{each}`" for each in known)]) if isinstance(known, tuple) else found[0]
 
     return re.sub(r"^(?:One of|Of) `([A-Z_]+)`", values, text)
 
@@ -411,6 +451,8 @@ def _written(field: dataclasses.Field[Any]) -> str:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, datetime.timedelta):
+        return f'"{_period(value.total_seconds())}"'
     if isinstance(value, tuple | frozenset | list):
         return (
             "["

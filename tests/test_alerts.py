@@ -19,6 +19,7 @@ from notebooks import Project
 
 from notebook_to_prod.errors import InputError, StoreError
 from notebook_to_prod.project import Store
+from notebook_to_prod.watch.alert_backtest import read_incidents
 from notebook_to_prod.watch.alert_book import (
     deliver,
     raise_signals,
@@ -66,6 +67,24 @@ def test_an_unknown_value_neither_begins_nor_ends() -> None:
     assert [each.kind for each in told] == [RESOLVED]
 
 
+def test_an_alert_is_told_from_the_beginning_of_its_first_window_to_the_end_of_its_last() -> None:
+    from notebook_to_prod.watch.drift import Check, ColumnDrift, DriftReport, WindowDrift
+    from notebook_to_prod.watch.rules import Rules, find
+    from notebook_to_prod.watch.signals import drift_signals
+
+    check = Check("distribution", "chi-squared", 9.0, 0.0, {"jensen_shannon": 0.3}, "jensen_shannon", 0.1, 0.0, True)
+    column = ColumnDrift("dep_delay", "data", "number", 900, 900, (check,))
+    windows = tuple(WindowDrift(f"2013-04-{number:02d}", 900, (column,)) for number in (3, 4, 5))
+    report = DriftReport("flights", "the reference", windows, find(windows, Rules(persist=2, of=3)))
+    _, (notice,) = observe({}, [Rule("shift", ("drift.*",))], drift_signals(report, "2013-04-05T23:59:08+00:00"))
+    text = message_text(notice)
+    assert "since:    2013-04-03T00:00:00+00:00" in text and "until:    2013-04-05T23:59:08+00:00" in text
+    counted = tuple(replace(each, window=f"rows {at}–{at + 9}") for at, each in enumerate(windows))
+    report = replace(report, windows=counted, findings=find(counted, Rules(persist=2, of=3)))
+    _, (notice,) = observe({}, [Rule("shift", ("drift.*",))], drift_signals(report, day(5)))
+    assert notice.alerts[0].since == day(5)
+
+
 def test_windows_that_come_late_or_again_are_passed_over() -> None:
     alerts, _ = observe({}, [RULE], shifted(5))
     again, told = observe(alerts, [RULE], shifted(5, 4, 3))
@@ -89,6 +108,35 @@ def test_a_wrong_rule_names_its_key(table: dict[str, Any], named: str) -> None:
     with pytest.raises(InputError, match="number 1") as caught:
         read_rules({"rules": [table]})
     assert named in str(caught.value)
+
+
+def test_a_drop_that_many_metrics_show_is_one_alert_unless_a_rule_names_a_metric() -> None:
+    def look(number: int, *fired: str) -> list[Signal]:
+        values = {"accuracy": 0.8, "f1": 0.7, "log_loss": 0.4}
+        about = ("flights", "performance")
+        return [
+            Signal(*about, name, "", day(number), value, name in fired, f"{name} fell" * (name in fired), "accuracy")
+            for name, value in values.items()
+        ]
+
+    every = Rule("every", ("performance.*",), repeat=0)
+    named = Rule("named", ("performance.f1",), repeat=0)
+    limited = Rule("limited", ("performance.*",), below=0.75, repeat=0)
+    signals = [*look(1), *look(2, "f1", "log_loss"), *look(3, "accuracy", "f1"), *look(4)]
+    alerts, notices = observe({}, [every, named, limited], signals)
+    told = [(each.rule.name, each.kind, [(one.measure, one.told) for one in each.alerts]) for each in notices]
+    assert told == [
+        ("limited", FIRING, [("f1", ""), ("log_loss", "")]),
+        ("every", FIRING, [("accuracy", "f1 fell; log_loss, too")]),
+        ("named", FIRING, [("f1", "f1 fell")]),
+        ("every", RESOLVED, [("accuracy", "")]),
+        ("named", RESOLVED, [("f1", "")]),
+    ], told
+    assert {each.value for each in alerts.values() if each.rule == "every"} == {0.8}
+    before, _ = observe({}, [every], [replace(each, lead="") for each in look(2, "f1", "log_loss")])
+    assert sum(each.state == FIRING for each in before.values()) == 2  # as an earlier version kept them
+    after, notices = observe(before, [every], look(3, "f1"))
+    assert [each.measure for each in after.values() if each.state == FIRING] == ["accuracy"] and len(notices) == 1
 
 
 def test_a_rule_that_tells_nobody_there_is_refused(tmp_path: Path) -> None:
@@ -355,6 +403,13 @@ def test_a_message_after_an_incident_is_about_it_for_as_long_as_is_asked(project
     for grace, false_alarms in (("1 hour", 1), ("3 days", 0)):
         (rule, *_) = json.loads(project.n2p(*replay, "--grace", grace).stdout)["rules"]
         assert rule["false_alarms"] == false_alarms, grace
+
+
+def test_incidents_with_other_columns_are_told_which_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "incidents.csv").write_text("start,end\n2013-04-01,2013-04-02\n")
+    with pytest.raises(InputError, match="no column 'began', only start, end") as told:
+        read_incidents(tmp_path / "incidents.csv")
+    assert "began and, as far as you like, ended, model and subject" in (told.value.remedy or "")
 
 
 def test_wrong_usage_names_the_remedy(project: Project) -> None:

@@ -342,3 +342,12 @@ def test_metrics_of_a_service_are_read_and_others_refused(served: Project, tmp_p
         read_scrape("http://127.0.0.1:9/metrics")
     with pytest.raises(InputError):
         check_health(scrape, Scrape(scrape.moment + 5, scrape.samples))
+
+
+def test_bounds_are_told_in_words() -> None:
+    from notebook_to_prod.watch.kpis import KpiReport, KpiValue
+
+    most = KpiValue("rooms", "2026-03-01", 10, 3.0, -np.inf, 2.0, True)
+    both = KpiValue("rooms", "2026-03-01", 10, 3.0, 0.0, 2.0, True)
+    assert str(most).endswith("not at most 2") and str(both).endswith("not within 0 to 2")
+    assert KpiReport("hotel", (most,)).shown().rows[0][-1] == "at most 2"

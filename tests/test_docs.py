@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -444,7 +445,22 @@ def test_long_examples_of_the_commands_run_as_they_stand(hour: Path, tmp_path: P
 def test_settings_are_told_with_their_values() -> None:
     text = generate.settings_page()
     assert "One of `info`, `warning`, `critical`" in text and "One of `webhook`, `slack`" in text
-    assert "One of `drift`, `performance`" in text and not re.search(r"(One of|Of) `[A-Z_]+`", text)
+    assert "Any of `drift`, `performance`" in text and not re.search(r"(One of|Of) `[A-Z_]+`", text)
+    assert '| `cooldown` | `"1 day"` |' in text and '| `period` | `"10 min"` |' in text and "0:00:00" not in text
+    assert '| `repeat` | `"1 day"` |' in text
+
+
+def test_every_measure_that_is_watched_is_on_the_page_of_settings() -> None:
+    from notebook_to_prod.watch.fairness import RATES
+    from notebook_to_prod.watch.health import HealthRules
+
+    text = generate.settings_page()
+    checks = ("distribution", "missing", "unseen", "range", "joint")
+    rates = [f"{each.replace(' ', '_')}_difference" for each in RATES]
+    named = [f"drift.{each}" for each in checks] + [f"fairness.{each}" for each in (*rates, "selection_rate_ratio")]
+    assert [each for each in named if f"`{each}`" not in text] == []
+    limits = [each.name for each in dataclasses.fields(HealthRules) if each.name.endswith(("_share", "_seconds"))]
+    assert limits and [each for each in limits if f"| `{each}` |" not in text] == []
 
 
 def test_the_page_of_formats_has_the_record_of_today() -> None:

@@ -134,9 +134,9 @@ ALERTS = {
     "an incident without a beginning": Wrong(
         lambda: read_incidents(written("i.csv", "ended\n2013-04-01\n")),
         InputError,
-        "this is no incident",
+        "there is no column 'began', only ended",
         "i.csv, row 1",
-        "write began and ended",
+        "the columns are began",
     ),
     "a line that is no incident": Wrong(
         lambda: read_incidents(written("i.jsonl", "3\n")),

@@ -164,6 +164,21 @@ def test_another_shape_is_not_read_as_this_one(address: str) -> None:
     assert found[0] == "seven" and pd.isna(found[1])
 
 
+def test_rows_of_the_source_do_not_find_themselves_if_only_what_is_earlier_is_joined() -> None:
+    days = pd.to_datetime(["2026-03-01", "2026-03-02", "2026-03-02", "2026-03-04"])
+    table = pd.DataFrame({"hotel": "A", "day": days, "price": [1.0, 2.0, 2.0, 4.0]})
+
+    @features(entity=("hotel",), time="day", owner="ann")
+    def last_price(bookings: pd.DataFrame) -> pd.DataFrame:
+        return bookings.drop_duplicates(["hotel", "day"]).rename(columns={"price": "last"})
+
+    joined = [
+        point_in_time(table, last_price, {"bookings": table}, moment="day", earlier=earlier)["last"].tolist()
+        for earlier in (False, True)
+    ]
+    assert joined[0] == [1.0, 2.0, 2.0, 4.0] and pd.isna(joined[1][0]) and joined[1][1:] == [1.0, 1.0, 2.0]
+
+
 def test_a_value_holds_from_its_delay_to_its_ttl_both_included(address: str) -> None:
     view, store = view_of(f"view{next(counted)}", ttl=3, delay=1), open_online(address)
     facts = {"facts": table_of([("N1", 1, 5, 7, 0.5, True, "x")])}

@@ -498,7 +498,10 @@ def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) 
     assert {each["column"] for each in quality["findings"]} >= {"accuracy", "roc_auc", "log_loss"}
     assert {each["began"] for each in quality["findings"]} == {"2026-03-05"}
     assert quality["windows"][-1]["labelled"] == 0 and not quality["windows"][-1]["judged"]
-    assert "Labels by window" in page.read_text(encoding="utf-8")
+    html = page.read_text(encoding="utf-8")
+    lead = html.split('<p class="lead">')[1]
+    assert "Labels by window" in html and "dropped for 3 windows" in lead[:120], lead[:300]  # the worst first
+    assert "windows of 1d, by their first day (UTC)" in html and '<div class="scroll"><table>' in html
     text = project.n2p("watch", "flights").stdout.splitlines()[-1]
     assert text.startswith("quality") and "at training: dropped for 3 windows" in text, text
     assert any("label_delay" in each for each in quality["notes"])
@@ -508,6 +511,26 @@ def test_watch_tells_quality_of_a_replayed_log(live: Project, project: Project) 
     waiting = project.n2p("watch", "flights", "--json")
     assert waiting.code == 0, waiting
     assert json.loads(waiting.stdout)["quality"]["said"].startswith("no window has enough labels yet: 840 of 1,200")
+
+
+def test_a_log_that_exists_is_replayed_for_rules(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    settings = project.folder / "pyproject.toml"
+    rules = '[tool.n2p.watch]\ntime = "when"\nminimum = 50\njoint = false\nignore = ["when", "delay"]\npersist = 2\nof = 3\n'
+    rules += '[[tool.n2p.rules]]\nname = "quality"\non = ["performance.accuracy"]\nrepeat = "never"\n'
+    settings.write_text(rules)
+    (project.folder / "incidents.csv").write_text("began,ended\n2026-03-05T00:00:00,2026-03-08T23:59:00\n")
+    done = project.n2p("alerts", "backtest", "flights", "--replay", "--incidents", "incidents.csv", "--json")
+    found = json.loads(done.stdout)
+    (quality,) = found["rules"]
+    assert (found["began"][:10], found["ended"][:10]) == ("2026-03-01", "2026-03-08")
+    assert (quality["windows"], quality["messages"], quality["false_alarms"], quality["found"]) == (7, 1, 0, 1), (
+        quality
+    )  # the eighth day has no labels
+    assert 86_400 < quality["delay"] < 2 * 86_400 and "replay: 8/8" in done.stderr  # at the end of the second bad day
+    settings.write_text(rules.replace("persist = 2", 'label_delay = "1d"\npersist = 2'))
+    later = project.n2p("alerts", "backtest", "flights", "--replay", "--incidents", "incidents.csv", "--json")
+    assert json.loads(later.stdout)["rules"][0]["delay"] == quality["delay"] + 86_400, later
 
 
 def test_watch_takes_labels_and_groups_from_files(live: Project, project: Project) -> None:
@@ -559,6 +582,12 @@ def test_diagnose_and_the_report_cut_windows_as_watch_does(live: Project, projec
     assert ran.code == 0, ran.stderr[-3000:]
     report = (project.folder / "report.ipynb").read_text("utf-8")
     assert "6 of 1d" in report and "900" in report
+    (project.folder / "pyproject.toml").write_text(settings.replace("minimum = 50", 'minimum = 50\nlabel_delay = "3d"'))
+    ran = project.papermill("--no-progress-bar", notebook, "report.ipynb", *options)
+    cells = json.loads((project.folder / "report.ipynb").read_text("utf-8"))["cells"]
+    (quality,) = (json.dumps(each["outputs"]) for each in cells if each["id"] == "quality")
+    waiting = [f"2026-03-0{day} is not judged: its answers are younger than 3d" in quality for day in range(2, 8)]
+    assert waiting == [False, False, False, True, True, True], quality[:2000]
 
 
 def test_watch_takes_what_batch_has_written(live: Project, project: Project) -> None:

@@ -42,6 +42,24 @@ def scheduled(project: Project) -> Project:
     return project
 
 
+@pytest.mark.parametrize(
+    ("platform", "out", "better"),
+    [
+        ("airflow", "dags/watch", "dags/watch.py"),
+        ("github", "ci/watch.yml", ".github/workflows/watch.yml"),
+        ("github", ".github/workflows/watch.yml", ""),
+    ],
+)
+def test_a_place_where_the_platform_does_not_look_is_warned_of(
+    project: Project, platform: str, out: str, better: str
+) -> None:
+    done = project.n2p(
+        "schedule", "--on", platform, "--every", "daily", "--out", out, "--json", "--", "watch", "flights"
+    )
+    assert done.code == 0 and (project.folder / out).exists(), done
+    assert f"--out {better}\n" in done.stderr if better else "warning" not in done.stderr, done.stderr
+
+
 # What gives each exit code, with the real command
 ENDS = {
     0: ("check", "good.ipynb"),

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .output import Result, Terminal, command
+from .watch import found_bundle, what_labels_say, what_was_asked
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from notebook_to_prod.watch.alerts import Alert
+    from notebook_to_prod.watch.alerts import Alert, Signal
 
 # %% ../../nbs/cli/04f_alerts.ipynb #group
 @click.group("alerts", context_settings={"help_option_names": ["-h", "--help"]})
@@ -161,16 +162,53 @@ def test(terminal: Terminal, channel: str | None) -> Result:
     return Result({"channels": [{"channel": name, "problem": problem or None} for name, problem in came.items()]}, lines, exit_code=3 if any(came.values()) else 0)
 
 # %% ../../nbs/cli/04f_alerts.ipynb #backtest
+_FEW_LOOKS = 10  # Below which the log tells more than what was kept
+
+
+def _replayed(terminal: Terminal, name: str, window: str | None, days: float) -> "list[Signal]":
+    "What looks at the log would have found, as far back as that."
+    from datetime import UTC, datetime, timedelta
+
+    from notebook_to_prod.project import open_store
+    from notebook_to_prod.watch.live import open_baseline, within
+    from notebook_to_prod.watch.monitor import Monitor
+    from notebook_to_prod.watch.replay import replay
+    from notebook_to_prod.watch.rules import project_rules
+
+    store, rules = open_store(), project_rules()
+    bundle, model = found_bundle(store, name)
+    asked, observed, rules, _ = what_was_asked(store, bundle, model, None, False, None, None, rules)
+    length = window or rules.window
+    last = observed.times.max().to_pydatetime() if observed.times is not None else datetime.now(UTC)  # a log has them
+    since = last - timedelta(days=min(days, 36_500))
+    seen = within(observed, since)
+    baseline, _ = open_baseline(bundle, store)
+    terminal.note(f"replaying {len(seen.table):,} rows from {max(since, seen.times.min() if seen.times is not None else since):%Y-%m-%d} to {last:%Y-%m-%d}, in windows of {length}")
+    live = what_labels_say(store, bundle, model, asked, None, None, None, rules, since, None, length)
+    with terminal.progress("replay") as progress:
+
+        def show(look: int, looks: int) -> None:
+            if look == looks or look * 10 // looks != (look - 1) * 10 // looks:
+                progress(look, looks, "")
+
+        return replay(Monitor(baseline, rules), seen, live, length, model, show)
+
+
 @command("backtest")
 @click.argument("name")
 @click.option("--signals", type=click.Path(path_type=Path), help="JSON lines of signals, in place of what n2p watch has kept of NAME.")
-@click.option("--incidents", type=click.Path(path_type=Path), help="CSV or JSON lines with began and ended: what really happened.")
+@click.option("--incidents", type=click.Path(path_type=Path), help="CSV or JSON lines of what really happened, with the columns began, ended (empty: it lasts) and, if you like, model and subject.")
+@click.option("--replay", "again", is_flag=True, help="Look at the request log again, as if at the end of each window, in place of what looks have kept.")
+@click.option("--window", metavar="LENGTH", help="Of --replay: a span such as 1d or a number of rows; by default that of [tool.n2p.watch].")
 @click.option("--rule", "names", multiple=True, help="Only this rule; repeatable.")
-@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=400.0, show_default=True, help="How far back.")
+@click.option("--days", type=click.FloatRange(min=0, min_open=True), default=400.0, show_default=True, help="How far back from now; with --replay from the last row of the log.")
 @click.option("--grace", default="1 day", show_default=True, metavar="TIME", help="After an incident, in which a message is still about it.")
 @click.option("--most", type=click.FloatRange(min=0), help="Exit code 1 if a rule gives more false alarms in 30 days.")
-def backtest(terminal: Terminal, name: str, signals: Path | None, incidents: Path | None, names: tuple[str, ...], days: float, grace: str, most: float | None) -> Result:
+def backtest(terminal: Terminal, name: str, signals: Path | None, incidents: Path | None, again: bool, window: str | None, names: tuple[str, ...], days: float, grace: str, most: float | None) -> Result:
     """Replay what was observed: false alarms and delay of each rule, before it wakes anybody.
+
+    A look of n2p watch --alert keeps only what its last window says. If there were few looks, --replay asks the log instead: drift,
+    quality and fairness, once for each window, with the labels that were known by then.
 
     Example: n2p alerts backtest flights --incidents incidents.csv
     """
@@ -188,8 +226,17 @@ def backtest(terminal: Terminal, name: str, signals: Path | None, incidents: Pat
     for each in names:
         if each not in known:
             raise InputError(f"there is no rule '{each}'{did_you_mean(each, known)}", where="--rule", remedy=f"the rules are {', '.join(known)}")
-    if signals is None:
+    if again and signals is not None:
+        raise InputError("--replay and --signals are two histories", where="n2p alerts backtest", remedy="give one of them")
+    if window and not again:
+        raise InputError("--window says how the log is cut, which is looked at with --replay only", where="--window", remedy="add --replay")
+    if again:
+        history = _replayed(terminal, name, window, days)
+    elif signals is None:
         history = read_signals(open_store(), name, days)
+        looks = len({each.moment for each in history})
+        if 0 < looks < _FEW_LOOKS:
+            terminal.note(f"note: {looks} look{'s' * (looks > 1)} of n2p watch --alert {'are' if looks > 1 else 'is'} all that is kept: --replay looks at the whole log")
     else:
         try:
             lines = [line for line in signals.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -36,7 +36,7 @@ def _told(terminal: Terminal) -> Iterator[Any]:
         began, before = state["first"]  # type: ignore[misc]
         rate = (done - before) / max(now - began, 1e-9)
         text = f"{done:,} of {total:,} rows, {done / max(total, 1):.0%}" if total >= 0 else f"{done:,} rows"
-        text += f", {rate:,.0f} rows/s" + (f", {(total - done) / rate:,.0f} s left" if total >= 0 and rate else "")
+        text += (f", {rate:,.0f} rows/s" if rate else "") + (f", {(total - done) / rate:,.0f} s left" if total >= 0 and rate else "")
         click.echo(f"\r{text:<79}" if live else text, err=True, nl=not live)
         state["line"] = live
 

@@ -51,7 +51,7 @@ def _line(each: Freshness) -> str:
     held = f"ttl {shown_span(each.ttl)}" if each.ttl else "no ttl"
     if each.age is None:
         return f"{each.feature}  {each.owner}  {held}  no value"
-    return f"{each.feature}  {each.owner}  {held}  {'stale' if each.stale else 'fresh'}, newest {shown_span(each.age)} old"
+    return f"{each.feature}  {each.owner}  {held}  {'stale' if each.stale else 'fresh'}, newest {' '.join(shown_span(each.age).split(' ')[:2])} old"  # its largest unit
 
 
 def _told(project: ProjectFeatures, views: tuple[FeatureView, ...], moment: datetime | None = None) -> tuple[list[dict[str, Any]], list[tuple[str, str]], bool]:

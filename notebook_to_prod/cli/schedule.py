@@ -95,8 +95,22 @@ def schedule(terminal: Terminal, platform: str, every: str, timezone: str, out: 
     made = Schedule(platform, cron, words, timeout, image)
     written = write_schedule(made, out, force)
     times = [f"{each.astimezone(ZoneInfo(timezone)):%a %d %b %Y %H:%M %Z}" for each in itertools.islice(cron.times(datetime.now(UTC)), 3)]
+    if warning := _lost(platform, written.path):
+        terminal.note(f"warning: {warning}")
     lines = [(written.action, shown_path(written.path)), ("command", shown(words)), ("cron", f"{cron.text} {timezone}"), ("runs", ", ".join(times))]
     return Result({**written.to_dict(), "command": list(words), "cron": cron.text, "timezone": timezone, "next": times}, [*lines, ("next", _next(platform, written.path, timezone))])
+
+
+def _lost(platform: str, path: Path) -> str:
+    "Why the platform would not find the file, and where it would; empty if it does."
+    if platform == "github":
+        looks = path.resolve().parent.parts[-2:] == (".github", "workflows") and path.suffix in (".yml", ".yaml")
+        better = Path(".github/workflows") / f"{path.stem}.yml"
+        return "" if looks else f"GitHub looks at .github/workflows/*.yml only, so it never sees {shown_path(path)}: --out {better}"
+    if platform in ("airflow", "prefect") and path.suffix != ".py":
+        takes = "Airflow looks at .py files only" if platform == "airflow" else "Prefect takes a .py file"
+        return f"{takes}, not {shown_path(path)}: --out {shown_path(path.with_name(path.name + '.py'))}"
+    return ""
 
 
 def _next(platform: str, path: Path, timezone: str) -> str:

@@ -175,18 +175,18 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 960px; marg
 h1 { font-size: 1.5rem; margin-bottom: .2rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 p { white-space: pre-line; margin: .5rem 0; } .lead { color: #555; } .sources { color: #777; font-size: .85em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .92em; } th { text-align: left; border-bottom: 2px solid #ccc; padding: .25rem .5rem; }
-td { vertical-align: top; border-bottom: 1px solid #eee; padding: .25rem .5rem; overflow-wrap: break-word; } td:nth-child(n+4):last-child { min-width: 8rem; }
+td { vertical-align: top; border-bottom: 1px solid #eee; padding: .25rem .5rem; overflow-wrap: break-word; } td:nth-child(n+4):last-child { min-width: 8rem; } .scroll { overflow-x: auto; } @media (max-width: 600px) { figure { overflow-x: auto; } figure svg { min-width: 560px; } }
 .missing { border-left: 4px solid #d9772b; background: #fdf6ef; padding: .3rem .8rem; margin: .4rem 0; } figure { margin: .8rem 0; max-width: 760px; } figure.wide { max-width: none; } svg { width: 100%; height: auto; }
-@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; } table, figure { break-inside: avoid; } }
+@media print { body { margin: 0; max-width: none; } .scroll { overflow: visible; } h2 { break-after: avoid; } table, figure { break-inside: avoid; } }
 </style></head><body>
 <h1>{{ title }}</h1>
 {% if lead %}<p class="lead">{{ lead }}</p>{% endif %}
 {% for section in sections %}<h2>{{ section.title }}</h2>
 {% for paragraph in section.text %}<p>{{ paragraph | flowing }}</p>
 {% endfor %}{% for picture in section.pictures %}<figure{{ ' class="wide"' | safe if section.diagram }}>{{ picture | safe }}</figure>
-{% endfor %}{% for table in section.tables if table.rows %}<table><tr>{% for name in table.header %}<th>{{ name }}</th>{% endfor %}</tr>
+{% endfor %}{% for table in section.tables if table.rows %}<div class="scroll"><table><tr>{% for name in table.header %}<th>{{ name }}</th>{% endfor %}</tr>
 {% for row in table.rows %}<tr>{% for each in row %}<td>{{ each | parted }}</td>{% endfor %}</tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 {% endfor %}{% for each in section.missing %}<p class="missing"><b>Missing:</b> {{ each }}</p>
 {% endfor %}{% if section.sources %}<p class="sources">From {{ section.sources | join("; ") }}.</p>
 {% endif %}{% endfor %}</body></html>

@@ -46,8 +46,10 @@ def read_incidents(path: Path) -> tuple[Incident, ...]:
     for number, row in enumerate(rows, 1):
         try:
             found.append(Incident(utc_time(row["began"]), utc_time(row["ended"]) if row.get("ended") else None, row.get("model") or "", row.get("subject") or ""))
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"this is no incident: {type(error).__name__} {error}", where=f"{path}, row {number}", remedy="write began and ended as 2013-04-01T00:00:00+00:00") from error
+        except KeyError as error:
+            raise InputError(f"there is no column {error}, only {', '.join(map(str, row))}", where=f"{path}, row {number}", remedy="the columns are began and, as far as you like, ended, model and subject") from error
+        except (ValueError, TypeError) as error:
+            raise InputError(f"this is no incident: {error}", where=f"{path}, row {number}", remedy="write began and ended as 2013-04-01T00:00:00+00:00") from error
     return tuple(found)
 
 
@@ -107,7 +109,7 @@ def backtest_rules(
     "Try rules on what was observed; raises `InputError` if there is nothing."
     ordered = sorted(signals, key=lambda each: utc_time(each.moment))
     if not ordered:
-        raise InputError("there is nothing to try the rules on", where="signals", remedy="let n2p watch run for a while, or give a history by --signals FILE")
+        raise InputError("there is nothing to try the rules on", where="signals", remedy="replay the log with --replay, let n2p watch --alert run for a while, or give a history by --signals FILE")
     span = max((utc_time(ordered[-1].moment) - utc_time(ordered[0].moment)).total_seconds(), 86_400.0)
     return AlertBacktest(ordered[0].moment, ordered[-1].moment, tuple(_try(rule, ordered, incidents, grace, span) for rule in rules))
 

@@ -34,6 +34,8 @@ class Signal:
     value: float | None = None  # None if it is not known
     fired: bool = False  # What the watcher's own rules say
     told: str = ""  # In one sentence
+    lead: str = ""  # The measure that tells of it, too, where a rule names neither: one cause is one alert
+    began: str = ""  # When the first window that fired began; of one that did not, itself: ISO 8601, UTC; empty if that is not known
 
     @property
     def kind(self) -> str:
@@ -71,7 +73,7 @@ class Rule:
     "When somebody is told of what."
 
     name: str
-    on: tuple[str, ...]  # Patterns of `ABOUT.MEASURE`
+    on: tuple[str, ...]  # Patterns of `ABOUT.MEASURE`, such as `drift.*`
     models: tuple[str, ...] = ("*",)  # Patterns
     subjects: tuple[str, ...] = ("*",)  # Patterns
     above: float | None = None  # The limit that a value must not pass; the watcher's own verdict if there is none
@@ -82,12 +84,18 @@ class Rule:
     owner: str = ""  # Who has to act; the model's owners by default
     runbook: str = ""  # What to do: a text, or where it stands
     to: tuple[str, ...] = ("*",)  # Names of channels; all by default
-    repeat: float = 86_400.0  # Seconds until it is told again while it lasts; 0 is never
+    repeat: float = 86_400.0  # Time until it is told again while it lasts, or `never`
 
     def covers(self, signal: Signal) -> bool:
         "Whether it is about a signal."
         pairs = ((signal.kind, self.on), (signal.model, self.models), (signal.subject, self.subjects))
         return all(any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) for name, patterns in pairs)
+
+    def groups(self, signal: Signal) -> bool:
+        "Whether a signal is left to its leading measure: not if the rule names one of them, or has limits of its own."
+        lead = f"{signal.about}.{signal.lead}"
+        named = not any(fnmatch.fnmatchcase(lead, pattern) for pattern in self.on) or not {signal.kind, lead}.isdisjoint(self.on)
+        return bool(signal.lead) and self.above is None and self.below is None and not named
 
     def broken(self, signal: Signal) -> bool | None:
         "Whether a signal passes the limit; None if its value is not known."
@@ -178,7 +186,7 @@ class Alert:
     state: str = PENDING
     count: int = 0  # Windows in a row that pass the limit
     still: int = 0  # Windows in a row that do not
-    since: str = ""  # The first of those windows
+    since: str = ""  # When the first of those windows began, or ended if that is not known
     moment: str = ""  # The last window that was seen
     told: str = ""  # What the watcher said of it
     value: float | None = None
@@ -258,13 +266,34 @@ def step(
     seen = replace(alert, moment=signal.moment, value=signal.value, told=signal.told)
     if broken:
         began = alert.state == RESOLVED or not alert.count
-        seen = replace(seen, count=alert.count + 1, still=0, since=signal.moment if began and alert.state != FIRING else alert.since)
+        seen = replace(seen, count=alert.count + 1, still=0, since=(signal.began or signal.moment) if began and alert.state != FIRING else alert.since)
         state = FIRING if alert.state == FIRING or seen.count >= rule.windows else PENDING
         return replace(seen, state=state, notified="" if alert.state == RESOLVED else alert.notified)
     seen = replace(seen, count=0, still=alert.still + 1)
     if alert.state == FIRING and seen.still < rule.quiet:
         return seen
     return replace(seen, state=RESOLVED)
+
+
+def _covered(
+    rule: Rule,
+    signals: Iterable[Signal],  # Of one moment
+) -> tuple[list[Signal], set[str]]:
+    "The signals as a rule takes them, and the ids of the alerts that others tell of now."
+    found, groups, left = [], dict[tuple[str, str, str, str], list[Signal]](), set()
+    for each in signals:
+        if rule.covers(each) and not rule.groups(each):
+            found.append(each)
+        elif rule.covers(each):
+            groups.setdefault((each.model, each.about, each.subject, each.lead), []).append(each)
+    for (*_, lead), some in groups.items():
+        some.sort(key=lambda each: (not each.fired, each.measure != lead))
+        first, leading = some[0], next((each for each in some if each.measure == lead), None)
+        also = [each.measure for each in some[1:] if each.fired]
+        told = first.told + (f"; {', '.join(also)}, too" if first.told and also else "")
+        found.append(replace(first, measure=lead, value=leading.value if leading else None, told=told))
+        left |= {Alert(rule.name, each.model, each.about, each.measure, each.subject).id for each in some if each.measure != lead}
+    return found, left
 
 
 def observe(
@@ -279,22 +308,23 @@ def observe(
     for moment in sorted({each.moment for each in signals}, key=utc_time):
         for rule in rules:
             groups: dict[tuple[str, str, bool], list[Alert]] = {}
-            for signal in signals:
-                if signal.moment == moment and rule.covers(signal):
-                    before = Alert(rule.name, signal.model, signal.about, signal.measure, signal.subject)
-                    before = found.get(before.id, before)
-                    seen = bool(before.moment) and utc_time(signal.moment) <= utc_time(before.moment)
-                    if seen or rule.broken(signal) is None:
-                        continue
-                    after = step(before, rule, signal)
-                    kind = _news(before, after, rule, moment)
-                    if kind and any(each.covers(after, moment) for each in silences):
-                        kind = ""  # it is told when the silence ends, if it lasts
-                    elif kind:
-                        group = groups.setdefault((signal.model, kind, kind == FIRING and bool(after.notified)), [])
-                        after = replace(after, notified=moment)
-                        group.append(after)
-                    found[after.id] = after
+            covered, left = _covered(rule, (each for each in signals if each.moment == moment))
+            found |= {id: replace(found[id], state=RESOLVED, count=0) for id in left & {*found}}  # of before measures had a lead
+            for signal in covered:
+                before = Alert(rule.name, signal.model, signal.about, signal.measure, signal.subject)
+                before = found.get(before.id, before)
+                seen = bool(before.moment) and utc_time(signal.moment) <= utc_time(before.moment)
+                if seen or rule.broken(signal) is None:
+                    continue
+                after = step(before, rule, signal)
+                kind = _news(before, after, rule, moment)
+                if kind and any(each.covers(after, moment) for each in silences):
+                    kind = ""  # it is told when the silence ends, if it lasts
+                elif kind:
+                    group = groups.setdefault((signal.model, kind, kind == FIRING and bool(after.notified)), [])
+                    after = replace(after, notified=moment)
+                    group.append(after)
+                found[after.id] = after
             notices += [Notice(kind, rule, model, moment, tuple(some), (owners or {}).get(model, ()) or tuple(filter(None, (rule.owner,))), again) for (model, kind, again), some in groups.items()]
     return found, notices
 

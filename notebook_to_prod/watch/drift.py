@@ -153,7 +153,8 @@ class Finding:
 
     def __str__(self) -> str:
         where = f" where {self.slice}" if self.slice else ""
-        return f"{self.column}{where}: {self.check}, {self.measure.replace('_', ' ')} {self.effect:.3g} (limit {self.limit:g}) since {self.began}"
+        since = "" if self.began == "all rows" else f" since {self.began}"
+        return f"{self.column}{where}: {self.check}, {self.measure.replace('_', ' ')} {self.effect:.3g} (limit {self.limit:g}){since}"
 
 
 @dataclass(frozen=True)

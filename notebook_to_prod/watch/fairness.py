@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from html import escape
@@ -209,6 +209,11 @@ class FairnessReport:
     def unfair(self) -> bool:
         "Whether a limit is passed, and has been for long enough."
         return bool(self.active)
+
+    def only(self, windows: Collection[str], rules: Rules) -> FairnessReport:
+        "What would be said if no other windows were known."
+        kept = tuple(each for each in self.windows if each.window in windows)
+        return replace(self, windows=kept, findings=find(_checks(kept), rules))
 
     def latest(self, attribute: str, measure: str) -> Disparity | None:
         "The last window's that has it."

@@ -164,8 +164,16 @@ class KpiValue:
     fired: bool
     problem: str = ""
 
+    @property
+    def bounds(self) -> str:
+        "What it may be, in words; empty if it may be anything."
+        if math.isfinite(self.low) and math.isfinite(self.high):
+            return f"{self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if math.isfinite(self.low) else f"at most {self.high:g}" if math.isfinite(self.high) else ""
+
     def __str__(self) -> str:
-        return f"{self.kpi} is {self.value:.6g} in {self.window}, not within {self.low:g} to {self.high:g}"
+        within = "within" if math.isfinite(self.low) and math.isfinite(self.high) else ""
+        return f"{self.kpi} is {self.value:.6g} in {self.window}, not {' '.join(filter(None, (within, self.bounds)))}"
 
 
 @dataclass(frozen=True)
@@ -196,7 +204,7 @@ class KpiReport:
 
     def shown(self) -> Shown:
         "As a table."
-        rows = tuple((each.kpi, each.window, f"{each.rows:,}", each.problem or f"{each.value:.6g}", f"{each.low:g} to {each.high:g}") for each in self.latest)
+        rows = tuple((each.kpi, each.window, f"{each.rows:,}", each.problem or f"{each.value:.6g}", each.bounds) for each in self.latest)
         return Shown(f"numbers of {self.model}: {'; '.join(map(str, self.fired)) or 'all within their bounds'}", ("", "window", "rows", "value", "bounds"), rows, tuple(each.fired or bool(each.problem) for each in self.latest))
 
     def terminal_table(self) -> RichTable:

@@ -117,6 +117,11 @@ class LiveQuality:
         return tuple((name, each.sentence) for name, each in (("fairness", self.fairness), ("quality", self.quality)) if each is not None)
 
     @property
+    def alarms(self) -> tuple[str, ...]:
+        "The sentences of what has failed."
+        return tuple(each.sentence for each, failed in ((self.quality, self.quality and self.quality.dropped), (self.fairness, self.fairness and self.fairness.unfair)) if each is not None and failed)
+
+    @property
     def sections(self) -> list[Section]:
         "Of the page."
         return [*(quality_sections(self.quality) if self.quality else ()), *(fairness_sections(self.fairness) if self.fairness else ())]

@@ -26,9 +26,10 @@ def estimate_signals(
     report: EstimateReport,
     moment: str,  # When the last window ended: ISO 8601, UTC
 ) -> list[Signal]:
-    "Of the last judged window, one for each metric."
+    "Of the last judged window, one for each metric; the first leads."
     latest = report.latest
-    return [Signal(report.model, "performance", f"estimated_{each.metric}", "", moment, _known(each.number), each.fired, str(each) if each.fired else "") for each in (latest.metrics if latest else ())]
+    metrics = latest.metrics if latest else ()
+    return [Signal(report.model, "performance", f"estimated_{each.metric}", "", moment, _known(each.number), each.fired, str(each) if each.fired else "", f"estimated_{metrics[0].metric}") for each in metrics]
 
 
 def detector_signals(report: StreamReport, moment: str) -> list[Signal]:

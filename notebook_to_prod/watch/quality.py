@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -138,6 +138,11 @@ class QualityReport(Displayed):
     def labelled(self) -> int:
         "How many of them have a label."
         return sum(each.labels.labelled for each in self.whole)
+
+    def only(self, windows: Collection[str], rules: Rules) -> QualityReport:
+        "What would be said if no other windows were known."
+        kept = tuple(each for each in self.windows if each.window in windows)
+        return replace(self, windows=kept, findings=find([*map(_checks, kept)], rules))
 
     def history(self, metric: str, slice: str = "") -> list[tuple[WindowQuality, Figure]]:
         "One metric through the windows."

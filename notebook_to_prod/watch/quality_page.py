@@ -15,7 +15,7 @@ from .calibration import Calibration
 from .fairness import RATES, FairnessReport
 from .figures import Figure
 from .quality import QualityReport
-from .report import picture
+from .report import picture, window_axis
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -112,8 +112,8 @@ def metric_plot(
             fill, stroke = ("#fff", _BLUE) if not figure.judged else (_ORANGE, _ORANGE) if figure.dropped else (_BLUE, _BLUE)
             said = f"{window.window}: {interval_text(figure.number, figure.interval)} of {window.labels.labelled:,} labels {figure.note}"
             parts.append(f'<circle cx="{across(at):.1f}" cy="{down(figure.number):.1f}" r="3.2" fill="{fill}" stroke="{stroke}"><title>{escape(said)}</title></circle>')
-    parts += [f'<text x="{_LEFT}" y="{_TOP + _TALL + 16}" fill="#555">{escape(windows[0].window)}</text>', f'<text x="{_RIGHT}" y="{_TOP + _TALL + 16}" text-anchor="end" fill="#555">{escape(windows[-1].window) if len(windows) > 1 else ""}</text>']
-    return picture(_TOP + _TALL + 24, f"{metric}{f' where {slice}' if slice else ''}", parts)
+    parts += window_axis([each.window for each in windows], _LEFT, step, _TOP + _TALL + 16, str(report.rules.get("window", "")) if len(windows) > 1 else "")
+    return picture(_TOP + _TALL + 38, f"{metric}{f' where {slice}' if slice else ''}", parts)
 
 
 def _runs(figures: Sequence[Figure | None]) -> list[list[tuple[int, Figure]]]:

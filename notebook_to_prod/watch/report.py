@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 # %% auto #0
-__all__ = ['terminal_table', 'picture', 'drift_map', 'share_bars', 'report_page', 'write_report', 'last_line']
+__all__ = ['terminal_table', 'picture', 'window_axis', 'drift_map', 'share_bars', 'report_page', 'write_report', 'last_line']
 
 # %% ../../nbs/watch/09_report.ipynb #terminal
 _DOTS = 14  # Windows that are shown
@@ -75,6 +75,25 @@ def picture(
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(title)}" {_FONT}><text x="0" y="14" font-weight="600">{escape(title)}</text>{"".join(parts)}</svg>'
 
 
+_LABEL = 76  # Room of a label of the axis
+
+
+def window_axis(
+    windows: Sequence[str],  # Their names
+    left: float,  # Of the first
+    step: float,  # Width of each
+    down: float,  # Where the labels stand
+    length: str = "",  # Of a window, such as 7d
+) -> list[str]:
+    "Names of windows below a picture, as many as have room, and what they are, as SVG."
+    every = max(1, -(-_LABEL // step) if step < _LABEL else 1)
+    last = max(0, (len(windows) - 1) // int(every)) * int(every)
+    parts = [f'<text x="{left + (at + 0.5) * step:.1f}" y="{down}" text-anchor="middle" fill="#555">{escape(windows[at])}</text>' for at in range(0, last + 1, int(every))]
+    counted = any(each.startswith("rows ") for each in windows)
+    unit = f"windows{f' of {length}' if length else ''}{'' if counted else ', by their first day (UTC)' if all(len(each) == 10 for each in windows) else ', by their beginning (UTC)'}"
+    return [*parts, f'<text x="{left + len(windows) * step / 2:.1f}" y="{down + 14}" text-anchor="middle" fill="#777">{escape(unit)}</text>']
+
+
 def drift_map(report: DriftReport) -> str:
     "Columns by windows, as SVG; empty if there are fewer than two windows."
     windows = [each.window for each in report.whole]
@@ -92,8 +111,8 @@ def drift_map(report: DriftReport) -> str:
         found = dict(report.history(column, part, slice))
         parts += [_square(found.get(window), window, _LEFT + at * width, top, width) for at, window in enumerate(windows)]
     bottom = 24 + len(keys) * _CELL
-    parts += [f'<text x="{_LEFT}" y="{bottom + 14}" fill="#555">{escape(windows[0])}</text>', f'<text x="{_LEFT + len(windows) * width:.1f}" y="{bottom + 14}" text-anchor="end" fill="#555">{escape(windows[-1])}</text>']
-    return picture(bottom + 22, "every column in every window", parts if len(windows) * width > 160 else parts[:-2])
+    parts += window_axis(windows, _LEFT, width, bottom + 14, str(report.rules.get("window", "")))
+    return picture(bottom + 36, "every column in every window", parts)
 
 
 def _square(column: ColumnDrift | None, window: str, left: float, top: float, width: float) -> str:
@@ -165,6 +184,7 @@ def report_page(
     report: DriftReport,
     more: Sequence[Section] = (),  # What else there is to tell of the model, before the drift
     said: Sequence[str] = (),  # Of that in one sentence each
+    alarms: Sequence[str] = (),  # Those of them that tell of something bad, the worst first
 ) -> str:
     "The report as one HTML page that needs nothing else."
     sections = [*more, _findings(report)]
@@ -174,8 +194,8 @@ def report_page(
         sections += [_distributions(report.latest), _window(report.latest, len(report.whole) - report.whole.index(report.latest) - 1)]
     rules = tuple((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in report.rules.items() if value not in ([], {}, ""))
     sections.append(Section("The rules", tables=(Table(("rule", "value"), rules),), sources=tuple(filter(None, (report.reference, report.bundle)))))
-    lead = f"{len(report.active)} active: {'; '.join(map(str, report.active))}" if report.active else "Nothing has drifted."
-    return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*(f"{each[:1].upper()}{each[1:]}." for each in said), lead)))
+    lead = f"{len(report.active)} drifted: {'; '.join(map(str, report.active))}." if report.active else "Nothing has drifted."
+    return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*(f"{each[:1].upper()}{each[1:]}." for each in alarms), lead, *(f"{each[:1].upper()}{each[1:]}." for each in said if each not in alarms))))
 
 
 def write_report(
@@ -183,9 +203,10 @@ def write_report(
     path: Path,
     more: Sequence[Section] = (),
     said: Sequence[str] = (),
+    alarms: Sequence[str] = (),
 ) -> Path:
     "Write the page, whole or not at all; raises `StoreError`."
-    return write_atomic(path, report_page(report, more, said))
+    return write_atomic(path, report_page(report, more, said, alarms))
 
 
 def last_line(report: DriftReport) -> str:

@@ -67,7 +67,7 @@ class RetrainSettings:
     options: Mapping[str, Any] = field(default_factory=dict)  # `query`, `table`, `params` of a database
     label: str = "label"
     time: str = ""
-    window: timedelta | int | None = None  # Rows, or back from the newest one; None for all
+    window: timedelta | int | None = None  # Rows, or a time back from the newest one; all by default
     fresh: float | timedelta = 0.2  # Part of the rows, or back from the newest one
     grain: timedelta = timedelta(days=1)
     features: tuple[str, ...] = ()

@@ -96,7 +96,8 @@ def open_live(registry: Registry, name: str, alias: str, project: Path) -> Live:
 
 def performance_drop(quality: LiveQuality) -> tuple[bool, str]:  # Whether there is one, and in what
     "Whether the live version does worse than it did on held-out rows, or a group is worse off."
-    return quality.failed, "; ".join(sentence for _, sentence in quality.said) or "; ".join(quality.notes) or "there are no labels"
+    said = dict.fromkeys((*quality.alarms, *(sentence for _, sentence in quality.said)))  # what has failed first
+    return quality.failed, "; ".join(said) or "; ".join(quality.notes) or "there are no labels"
 
 
 def _listed(found: Sequence[Any]) -> str:

@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import math
 
-from .alerts import Signal
+from .alerts import Signal, utc_time
 from .drift import DriftReport
 from .fairness import FairnessReport
-from .quality import QualityReport
+from .quality import QualityReport, WindowQuality
 
 # %% auto #0
-__all__ = ['drift_signals', 'quality_signals', 'fairness_signals']
+__all__ = ['beginning', 'drift_signals', 'quality_signals', 'fairness_signals']
 
 # %% ../../nbs/watch/54_signals.ipynb #drift-signals
+def beginning(window: str) -> str:
+    "When a window of that name began: ISO 8601, UTC; empty of one that is no span of time."
+    try:
+        return utc_time(window).isoformat()
+    except ValueError:
+        return ""
+
+
 def drift_signals(
     report: DriftReport,
     moment: str,  # When the last window ended: ISO 8601, UTC
     errors: bool = True,  # Whether the check of errors is told; not where `quality_signals` tells of performance
 ) -> list[Signal]:
     "What the last window of a report says of each column and check."
-    lasting = {each.identity: str(each) for each in report.active}
+    lasting = {each.identity: each for each in report.active}
     latest = {window.slice: window for window in report.windows if window.judged}
     found = []
     for slice, window in latest.items():
@@ -32,7 +40,7 @@ def drift_signals(
                 about = "performance" if check.name == "error" else "drift"
                 subject = f"{column.column} where {slice}" if slice else column.column
                 value = check.effect if math.isfinite(check.effect) else None
-                found.append(Signal(report.model, about, check.name, subject, moment, value, told is not None, told or ""))
+                found.append(Signal(report.model, about, check.name, subject, moment, value, told is not None, str(told or ""), began=beginning(told.began if told else window.window)))
     return found
 
 # %% ../../nbs/watch/54_signals.ipynb #quality-signals
@@ -40,18 +48,20 @@ def quality_signals(
     report: QualityReport,
     moment: str,  # Of windows that know no times: ISO 8601, UTC
 ) -> list[Signal]:
-    "What the last judged window of each metric and slice says, and of calibration."
-    lasting = {(each.slice, each.column): str(each) for each in report.active}
+    "What the last judged window of each metric and slice says, and of calibration; the primary metric leads."
+    lasting = {(each.slice, each.column): each for each in report.active}
+
+    def signal(window: WindowQuality, measure: str, value: float) -> Signal:
+        told = lasting.get((window.slice, measure))
+        return Signal(report.model, "performance", measure, window.slice, window.labels.ended or moment, value, told is not None, str(told or ""), report.primary, beginning(told.began if told else window.window))
+
     found: dict[tuple[str, str], Signal] = {}
     for window in report.windows:  # in order of time, so that the last one stays
-        when = window.labels.ended or moment
         for figure in window.figures:
             if figure.judged:
-                told = lasting.get((window.slice, figure.metric), "")
-                found[window.slice, figure.metric] = Signal(report.model, "performance", figure.metric, window.slice, when, figure.number, bool(told), told)
+                found[window.slice, figure.metric] = signal(window, figure.metric, figure.number)
         if window.calibration is not None and math.isfinite(window.calibration_limit):
-            told = lasting.get((window.slice, "calibration"), "")
-            found[window.slice, "calibration"] = Signal(report.model, "performance", "calibration", window.slice, when, window.calibration.excess, bool(told), told)
+            found[window.slice, "calibration"] = signal(window, "calibration", window.calibration.excess)
     return [*found.values()]
 
 
@@ -60,11 +70,11 @@ def fairness_signals(
     moment: str,  # Of windows that know no times: ISO 8601, UTC
 ) -> list[Signal]:
     "What the last window says of each attribute and measure."
-    lasting = {(each.column, each.check) for each in report.active}
+    lasting = {(each.column, each.check): each.began for each in report.active}
     found = {}
     for window in report.windows:
         for each in window.disparities:
             fired = (window.attribute, each.measure) in lasting
             measure = each.measure.replace(" ", "_")
-            found[window.attribute, measure] = Signal(report.model, "fairness", measure, window.attribute, window.ended or moment, each.number, fired, f"{window.attribute}: {each}" if fired else "")
+            found[window.attribute, measure] = Signal(report.model, "fairness", measure, window.attribute, window.ended or moment, each.number, fired, f"{window.attribute}: {each}" if fired else "", began=beginning(lasting.get((window.attribute, each.measure), window.window)))
     return [*found.values()]

@@ -23,8 +23,9 @@ def point_in_time(
     views: FeatureView | Sequence[FeatureView],
     sources: Mapping[str, pd.DataFrame],  # By the names of the functions' parameters
     moment: str = "moment",  # The column that says as of when
+    earlier: bool = False,  # Only what was known before the moment, not at it: for rows that are in a source themselves
 ) -> pd.DataFrame:  # The rows as they are, with one column more for each feature
-    "Join features as they were known at each row's moment; raises `InputError` or `DataError` for what cannot be joined."
+    "Join features as they were known at each row's moment, that very moment included unless `earlier`; raises `InputError` or `DataError` for what cannot be joined."
     chosen = (views,) if isinstance(views, FeatureView) else tuple(views)
     if moment not in rows.columns:
         raise InputError(f"the rows have no column '{moment}'", where="point_in_time", remedy="name the column that says as of when: moment=...")
@@ -33,7 +34,7 @@ def point_in_time(
     for view in chosen:
         frame = view.frame(sources)
         _same_clock(rows[moment], frame[view.time], view, moment)
-        positions = _last_known(rows, moments, view, frame)
+        positions = _last_known(rows, moments, view, frame, earlier)
         for feature in view.features(frame):
             if feature.name in joined.columns:
                 raise InputError(f"the rows have a column '{feature.name}' already", where=f"the view '{view.name}'", remedy="rename the feature or the column")
@@ -72,7 +73,7 @@ def entity_codes(
     return combined[: len(left)], combined[len(left) :]
 
 
-def _last_known(rows: pd.DataFrame, moments: pd.Series, view: FeatureView, frame: pd.DataFrame) -> Any:
+def _last_known(rows: pd.DataFrame, moments: pd.Series, view: FeatureView, frame: pd.DataFrame, earlier: bool = False) -> Any:
     "For each row the position in the frame of what it gets, -1 for nothing."
     import numpy as np
     import pandas as pd
@@ -82,7 +83,7 @@ def _last_known(rows: pd.DataFrame, moments: pd.Series, view: FeatureView, frame
     asked = pd.DataFrame({"at": moments.to_numpy(), "code": left, "row": np.arange(len(rows))}).query("code >= 0").sort_values("at", kind="stable")
     known = pd.DataFrame({"at": moments_of(frame[view.time], view.name).to_numpy() + delay, "code": right, "found": np.arange(len(frame))})
     tolerance = None if view.ttl is None else nanoseconds(view.ttl) - delay
-    matched = pd.merge_asof(asked, known, on="at", by="code", direction="backward", tolerance=tolerance)
+    matched = pd.merge_asof(asked, known, on="at", by="code", direction="backward", tolerance=tolerance, allow_exact_matches=not earlier)
     positions = np.full(len(rows), -1)
     positions[matched["row"].to_numpy()] = matched["found"].fillna(-1).to_numpy(dtype="int64")
     return positions

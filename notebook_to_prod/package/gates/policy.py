@@ -79,7 +79,7 @@ class FairnessPolicy:
 
     attributes: tuple[str, ...] = ()  # Sensitive columns of the test table, or of the table of sensitive attributes
     positive: Any = None  # The favourable answer; by default the second of two classes
-    min_group: int = 50  # Rows of the smallest group that is compared
+    min_group: int = 50  # Rows of the smallest group that is compared, with a label or without
     difference: float = 0.1  # Of selection rate, true and false positive rate
     ratio: float = 0.8  # Of selection rates, smallest to largest
 
