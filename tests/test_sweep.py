@@ -24,11 +24,14 @@ CELLS = {
         "X = pd.DataFrame(rng.normal(size=(800, 60))).rename(columns=str)\ny = X['0'] + rng.normal(size=800)"
     ),
     "odd": "if kind == 'slow':\n    time.sleep(120)\nif kind == 'dead':\n    os.kill(os.getppid(), 9)\nif kind == 'bad':\n    raise ValueError(columns)",
+    # A model only where one is exported: its libraries are most of what a set takes.
     "fit": (
-        "from sklearn.decomposition import PCA\nfrom sklearn.ensemble import HistGradientBoostingRegressor\n"
-        "from sklearn.pipeline import make_pipeline\n\n"
-        "model = make_pipeline(PCA(8, svd_solver='full'), HistGradientBoostingRegressor(max_iter=trees, random_state=seed))\n"
-        "model.fit(X, y)\nrun.metric('score', model.score(X, y))\nif kind == 'more':\n    run.metric('extra', trees)"
+        "if kind == 'more':\n    run.metric('score', 0.5)\n    run.metric('extra', trees)\nelse:\n"
+        "    from sklearn.decomposition import PCA\n    from sklearn.ensemble import HistGradientBoostingRegressor\n"
+        "    from sklearn.pipeline import make_pipeline\n\n"
+        "    boosted = HistGradientBoostingRegressor(max_iter=trees, random_state=seed)\n"
+        "    model = make_pipeline(PCA(8, svd_solver='full'), boosted).fit(X, y)\n"
+        "    run.metric('score', model.score(X, y))"
     ),
     "export": "if kind == 'squared':\n    run.export(model, X, y, X, y)",
 }
