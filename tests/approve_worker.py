@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 # What every process needs, imported before the fork
+import alembic.command  # noqa: F401
+import filelock  # noqa: F401
+import mlflow.store.model_registry.sqlalchemy_store
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+import sqlalchemy.dialects.sqlite  # noqa: F401
 from mlflow.tracking import MlflowClient
 
 from notebook_to_prod.errors import VerdictError

@@ -24,9 +24,9 @@ record()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let `-n` give a file to one process, so that what its tests share is made once."""
-    if config.getoption("dist", "no") == "load":
+    if config.getoption("dist", "no") in ("load", "loadfile"):
         config.option.dist = "loadfile"
-        config.option.loadscopereorder = False  # as ordered below
+        config.option.loadscopereorder = False  # as ordered below, and not by the number of tests
 
 
 # A shell that runs this in the background has it ignore Ctrl-C, and so would the commands that tests start and interrupt.
@@ -36,24 +36,50 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # The files that take minutes, so that they begin first and no process is left alone with one at the end.
 LONGEST = (
+    "docs",
     "service_export",
-    "release",
-    "drift",
-    "environments",
-    "request_log",
-    "schedule",
-    "seal",
-    "approvals",
+    "scaffold",
     "gates",
-    "events",
-    "compile",
-    "metrics",
-    "bundle",
-    "card",
-    "run",
-    "reproducibility",
-    "engine",
     "sweep",
+    "compile",
+    "bundle",
+    "reproducibility",
+    "rollout",
+    "run",
+    "errors_bundle",
+    "environments",
+    "seal",
+    "registry",
+    "retrain",
+    "approvals",
+    "killed",
+    "release",
+    "identical_bundles",
+    "postgres",
+    "schedule",
+    "generated_client",
+    "batch",
+    "card",
+    "compress",
+    "house",
+    "mlflow_models",
+    "monitoring",
+    "reads",
+    "scorer",
+    "limits",
+    "events",
+    "quality",
+    "drift",
+    "request_log",
+    "metrics",
+    "ui",
+    "serve",
+    "hostile",
+    "adopt",
+    "jupyterlab",
+    "review",
+    "access",
+    "service",
 )
 
 

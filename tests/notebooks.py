@@ -8,16 +8,18 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, reduction
 from pathlib import Path
 from textwrap import dedent
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import psutil
 import pytest
@@ -100,6 +102,7 @@ def forked(program: str, arguments: list[str], folder: Path, variables: dict[str
     assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # as the variables say, not those of the fork server
     os.chdir(folder)
     sys.argv = [program, *arguments]
     try:
@@ -110,6 +113,81 @@ def forked(program: str, arguments: list[str], folder: Path, variables: dict[str
         main()
     finally:
         atexit._run_exitfuncs()
+
+
+def scripted(source: str, arguments: list[str], variables: dict[str, str], said: int, log: Path) -> None:
+    """What a process of the fork server does: become `python -c SOURCE`, with those variables and outputs."""
+    with log.open("wb") as file:
+        for descriptor, given in ((1, said), (2, os.dup(file.fileno()))):
+            os.dup2(given, descriptor)
+            os.close(given)
+    assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
+    os.environ.clear()
+    os.environ.update(variables)
+    tempfile.tempdir = None
+    sys.argv = ["-c", *arguments]
+    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    try:
+        exec(compile(source, "<string>", "exec"), module.__dict__)
+    finally:
+        atexit._run_exitfuncs()
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """A descriptor that a process of the fork server takes over: there, the number that it has is in it."""
+
+    descriptor: int
+
+    def __reduce__(self) -> Any:
+        return reduction.DupFd(self.descriptor).detach, ()
+
+
+@dataclass(frozen=True)
+class Script:
+    """A program in a process that does not have to import what every service needs, with what tests use of `subprocess.Popen`."""
+
+    process: Any
+    stdout: TextIO
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.is_alive():
+            raise subprocess.TimeoutExpired("python -c", timeout or 0)
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start_script(
+    source: str,
+    arguments: Iterable[Any],
+    log: Path,  # Takes its standard error
+    environment: Mapping[str, str] | None = None,
+) -> Script:
+    """Start `python -c SOURCE ARGUMENTS` by the fork server."""
+    start_forks()
+    reading, writing = os.pipe()
+    variables = dict(os.environ if environment is None else environment)
+    process = FORKS.Process(target=scripted, args=(source, [*map(str, arguments)], variables, Inherited(writing), log))
+    process.start()
+    os.close(writing)
+    return Script(process, os.fdopen(reading, encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -130,6 +208,38 @@ class Done:
         """The error that `--json` printed."""
         assert self.json["status"] == "failed", self
         return self.json["error"]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A command at work in a process of the fork server."""
+
+    process: Any
+    folder: tempfile.TemporaryDirectory[str]  # Takes what it says
+    asked: str
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def finish(self, limit: float = LIMIT) -> Done:
+        """Wait for its end."""
+        outputs = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
+        with self.folder:
+            self.process.join(limit)
+            if self.process.is_alive():
+                self.process.kill()
+                self.process.join()
+                pytest.fail(f"{self.asked} did not end within {limit} s\n{outputs[1].read_text()}")
+            said = [output.read_text("utf-8") if output.exists() else "" for output in outputs]  # killed at once
+            return Done(self.process.exitcode or 0, *said)
 
 
 @dataclass(frozen=True)
@@ -184,32 +294,20 @@ class Project:
         """Run `papermill` to its end, in such a process."""
         return self.fork(*arguments, program="papermill", limit=limit, **variables)()
 
-    def fork(
-        self,
-        *arguments: str | Path,
-        program: str = "n2p",
-        cwd: Path | None = None,
-        limit: float = LIMIT,
-        **variables: str,
-    ) -> Callable[[], Done]:
-        """Start `n2p` in such a process, which is at work at once; what is returned waits for its end."""
+    def begin(self, *arguments: str | Path, program: str = "n2p", cwd: Path | None = None, **variables: str) -> Begun:
+        """Start `n2p` in such a process, which is at work at once."""
         folder = tempfile.TemporaryDirectory()
         outputs = (Path(folder.name) / "stdout", Path(folder.name) / "stderr")
         given = (program, [*map(str, arguments)], cwd or self.folder, self.environment(variables), *outputs)
         start_forks()
         process = FORKS.Process(target=forked, args=given)
         process.start()
+        return Begun(process, folder, f"{program} {arguments}")
 
-        def wait() -> Done:
-            with folder:
-                process.join(limit)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
-                    pytest.fail(f"{program} {arguments} did not end within {limit} s\n{outputs[1].read_text()}")
-                return Done(process.exitcode or 0, *(output.read_text("utf-8") for output in outputs))
-
-        return wait
+    def fork(self, *arguments: str | Path, limit: float = LIMIT, **options: Any) -> Callable[[], Done]:
+        """Start `n2p` in such a process; what is returned waits for its end."""
+        begun = self.begin(*arguments, **options)
+        return lambda: begun.finish(limit)
 
     def together(self, *commands: Iterable[str | Path], **variables: str) -> list[Done]:
         """Run several commands of `n2p` at the same time."""

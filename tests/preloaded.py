@@ -19,6 +19,11 @@ from raised import record
 import notebook_to_prod.cli
 import notebook_to_prod.package
 import notebook_to_prod.release
+import notebook_to_prod.serve.app
+import notebook_to_prod.serve.batch
+import notebook_to_prod.serve.predictor
+import notebook_to_prod.serve.server
+import notebook_to_prod.serve.service
 import notebook_to_prod.train
 
 # Every module of ours that a command imports when it is called.

@@ -13,8 +13,11 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import alembic.command  # noqa: F401
+import filelock  # noqa: F401
 import mlflow.store.model_registry.sqlalchemy_store
-import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - imported before the fork
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+import sqlalchemy.dialects.sqlite  # noqa: F401 - imported before the fork
 from mlflow.tracking import MlflowClient  # noqa: F401
 
 from notebook_to_prod.errors import NotFoundError, VerdictError

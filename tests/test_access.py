@@ -257,7 +257,8 @@ def test_workers_share_what_a_caller_may(bundle: Bundle, tmp_path: Path) -> None
     with running(bundle, tmp_path / "log", workers=2, settings={"security": {"keys": limited}}) as served:
 
         def ask(_: int) -> int:
-            with httpx.Client(trust_env=False) as client:  # a connection of its own, so either worker may answer
+            # a connection of its own, so either worker may answer
+            with httpx.Client(trust_env=False, timeout=60) as client:
                 return client.post(
                     f"{served.url}/predict", json=served.row, headers={"x-api-key": LIMITED.key}
                 ).status_code
@@ -322,9 +323,10 @@ def test_keys_come_and_go_without_a_new_start(bundle: Bundle, tmp_path: Path) ->
 
 
 def test_a_key_ends(bundle: Bundle) -> None:
-    ends = datetime.now(UTC) + timedelta(seconds=1.5)
+    predictor = load_predictor(bundle.path)
+    ends = datetime.now(UTC) + timedelta(seconds=3)
     app = create_app(
-        load_predictor(bundle.path),
+        predictor,
         settings={"security": {"keys": {"short": {"digest": OVER.digest, "expires": ends}}}},
     )
 

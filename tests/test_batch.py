@@ -22,7 +22,7 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sql
-from notebooks import SETTINGS
+from notebooks import Begun, Project
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -365,8 +365,9 @@ def test_a_row_that_the_pipeline_refuses_is_found_among_others(tmp_path: Path) -
 # Once, and whole
 
 
-def command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "notebook_to_prod", "batch", *map(str, arguments)]
+def begun(*arguments: Any) -> Begun:
+    """`n2p batch` at work in a process of its own."""
+    return Project(Path.cwd()).begin("batch", *arguments, N2P_HOME=os.environ["N2P_HOME"])
 
 
 def parts_done(folder: Path) -> int:
@@ -378,27 +379,21 @@ def test_killed_at_random_moments_gives_the_same_bytes(bundle: Bundle, tmp_path:
     kills = int(os.environ.get("N2P_TEST_KILLS", "4"))
     as_typed(flights(60_000), tmp_path / "in.csv")
     options = ("--reject", "why.csv", "--partition-rows", 1_500, "--workers", 2, "--log", "--log-share", 0.02)
-    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.run(command(bundle.path, "in.csv", "whole.csv", *options), check=True, capture_output=True)
+    whole = begun(bundle.path, "in.csv", "whole.csv", *options).finish()
+    assert whole.code == 0, whole
     why = (tmp_path / "why.csv").read_bytes()
     moments, killed = random.Random(7), 0
     for number in range(kills):
         pool = ("--pool", "processes") if number == 1 else ()
-        process = subprocess.Popen(command(bundle.path, "in.csv", "out.csv", "--resume", *options, *pool), **quiet)
+        process = begun(bundle.path, "in.csv", "out.csv", "--resume", *options, *pool)
         before = parts_done(tmp_path)
         while parts_done(tmp_path) == before and process.poll() is None:
             time.sleep(0.002)
         time.sleep(moments.uniform(0, 0.1))
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(
-        command(bundle.path, "in.csv", "out.csv", "--resume", "--json", *options),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    told = json.loads(done.stdout)
+        process.finish()
+    told = begun(bundle.path, "in.csv", "out.csv", "--resume", "--json", *options).finish().json
     assert killed == kills and told["rows"] == 60_000 and told["resumed"] >= kills
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert (tmp_path / "why.csv").read_bytes() == why
@@ -418,10 +413,8 @@ def test_threads_processes_and_dask_write_the_same_bytes(bundle: Bundle, tmp_pat
     )
     for number, way in enumerate(ways):
         arguments = (bundle.path, "in.parquet", f"{number}.parquet", "--partition-rows", 1_000, "--workers", 2, *way)
-        done = subprocess.run(
-            command(*arguments), capture_output=True, text=True, check=False, env=os.environ | SETTINGS
-        )
-        assert done.returncode == 0, done.stderr
+        done = begun(*arguments).finish()
+        assert done.code == 0, done.stderr
         assert done.stderr.splitlines()[-1].startswith("6,000 rows in ")
     assert len({(tmp_path / f"{number}.parquet").read_bytes() for number in range(len(ways))}) == 1
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 from mlflow import MlflowClient
-from notebooks import Project
+from notebooks import Begun, Project
 
 from notebook_to_prod.package.bundle import open_bundle
 from notebook_to_prod.project import Store, remove_abandoned
@@ -36,18 +36,16 @@ def test_killed_at_random_moments(project: Project) -> None:
     (project.folder / "table.csv").write_text("x,y\n" + "1,0\n2,1\n3,0\n4,1\n" * 10)
     project.notebook("train.ipynb", NOTEBOOK)
     started = time.monotonic()
-    assert (
-        project.command("n2p", "run", "train.ipynb").code == 0
-    )  # started like those that are killed, which takes longer
+    assert project.n2p("run", "train.ipynb").code == 0
     duration = time.monotonic() - started
     expected = {}
     for number in range(kills):
         arguments = ("run", "train.ipynb", "--json", "-p", "alpha", str(2.0 + number))
-        process = project.start("n2p", *arguments)
+        process = project.begin(*arguments)
         time.sleep(moments.uniform(0.05, duration))
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.finish()
         done = project.n2p(*arguments)
         assert done.code == 0, done.stderr
         assert done.json["status"] == "finished" and done.json["bundle"]
@@ -98,11 +96,11 @@ def test_a_new_database_is_the_one_that_mlflow_makes_and_never_half_of_it(projec
 WAITING = {"wait": "import pathlib, time\n\npathlib.Path(f'{name}.there').touch()\ntime.sleep(600)"}
 
 
-def waiting(project: Project, name: str) -> subprocess.Popen[str]:
+def waiting(project: Project, name: str) -> Begun:
     """A run that has come to a cell in which it stays; its temporary files are in `tmp`."""
-    process = project.start("n2p", "run", "wait.ipynb", "-p", "name", name, TMPDIR=str(project.folder / "tmp"))
+    process = project.begin("run", "wait.ipynb", "-p", "name", name, TMPDIR=str(project.folder / "tmp"))
     while not (project.folder / f"{name}.there").exists():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.finish()
         time.sleep(0.05)
     return process
 
@@ -118,16 +116,16 @@ def test_folder_of_a_killed_run_goes_with_the_next_start_and_of_one_at_work_stay
     (held,) = {*place.glob("n2p-*")} - {left}
     try:
         kernels = psutil.Process(killed.pid).children(recursive=True)
-        killed.kill()
-        killed.communicate()
+        killed.send_signal(signal.SIGKILL)
+        killed.finish()
         psutil.wait_procs(kernels, timeout=30)
         assert {*place.glob("n2p-*")} == {left, held}
-        assert project.command("n2p", "run", "train.ipynb", TMPDIR=str(place)).code == 0
+        assert project.n2p("run", "train.ipynb", TMPDIR=str(place)).code == 0
         assert [*place.glob("n2p-*")] == [held]
         assert at_work.poll() is None
     finally:
         at_work.send_signal(signal.SIGINT)
-        at_work.communicate()
+        at_work.finish()
     assert [*place.glob("n2p-*")] == []
 
 

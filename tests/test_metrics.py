@@ -81,7 +81,7 @@ Values = dict[tuple[str, ...], float]
 
 def scraped(url: str, accept: str = "text/plain") -> Values:
     """What Prometheus would read: the value by the name and the labels, `name, label=value, ...`."""
-    answer = httpx.get(f"{url}/metrics", headers={"accept": accept}, trust_env=False)
+    answer = httpx.get(f"{url}/metrics", headers={"accept": accept}, trust_env=False, timeout=30)
     assert answer.status_code == 200
     read = read_open if "openmetrics" in answer.headers["content-type"] else read_text
     return {
