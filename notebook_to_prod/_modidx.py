@@ -6259,6 +6259,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'notebook_to_prod/serve/server.py'),
                                                'notebook_to_prod.serve.server._keep': ( 'serve/server.html#_keep',
                                                                                         'notebook_to_prod/serve/server.py'),
+                                               'notebook_to_prod.serve.server._seldom_collected': ( 'serve/server.html#_seldom_collected',
+                                                                                                    'notebook_to_prod/serve/server.py'),
                                                'notebook_to_prod.serve.server._with_options': ( 'serve/server.html#_with_options',
                                                                                                 'notebook_to_prod/serve/server.py'),
                                                'notebook_to_prod.serve.server.docs_url': ( 'serve/server.html#docs_url',

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import weakref
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -306,3 +308,21 @@ def test_machine_code_that_says_something_else_is_not_used(monkeypatch: pytest.M
     assert all(np.array_equal(one, other) for one, other in zip(right, plan.answer(columns), strict=True))
     assert plan.compile_walks()
     assert all(np.array_equal(one, other) for one, other in zip(right, plan.answer(columns), strict=True))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_plan_that_nobody_holds_any_longer_is_out_of_memory_at_once(name: str) -> None:
+    plan = by_functions(fitted(name), masks=True)
+    plan.answer_rows(rows_to_ask(plan)[:3])
+    plan.compile_masks()
+    plan.answer_rows(rows_to_ask(plan)[:3])
+    held = [
+        weakref.ref(each) for each in (plan, plan.programs.alone, *(step for step, _ in plan.steps)) if each is not None
+    ]
+    gc.collect()
+    gc.disable()
+    try:
+        del plan
+        assert [each() for each in held if each() is not None] == []
+    finally:
+        gc.enable()

@@ -106,7 +106,19 @@ def run_server(
         each.listen(_BACKLOG)
     protocol = direct_protocol(app) or "auto"
     config = uvicorn.Config(app, log_level="warning", log_config=messages, access_log=False, server_header=False, ws="none", http=protocol, ssl_certfile=certfile, ssl_keyfile=keyfile)
-    Server(config).run(sockets=[bound, *apart])
+    with _seldom_collected():
+        Server(config).run(sockets=[bound, *apart])
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    "Look for what holds itself in memory only after so many objects more: requests leave nothing of the kind, and neither does a model."
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 10)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 # %% ../../nbs/serve/09_server.ipynb #open-apart
 def open_apart(

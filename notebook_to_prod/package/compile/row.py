@@ -183,8 +183,9 @@ class RowCode:
         source = "\n".join([f"def row({parameters}):", *(f"    {line}" for line in [*body, f"return {result}"])])
         names = dict(self.objects)
         exec(compile(source, "<row>", "exec"), names)  # noqa: S102 - the text is ours: see `number`
-        names["row"].source = source
-        return names["row"]
+        made = names.pop("row")  # which would hold itself, and the numbers of its model, until somebody collects what is in cycles
+        made.source = source
+        return made
 
 
 def off_row(value: RowNumbers) -> np.ndarray:

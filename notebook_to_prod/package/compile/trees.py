@@ -86,7 +86,7 @@ class Forest(Step):
             self._lists = tuple(each.tolist() for each in named)
         self.engine, self.engine_many = engines
         self.is_compiled = self.is_compiled or COMPILED in engines
-        self._one, self._many = (getattr(self, f"_{name}") for name in engines)  # last: other threads may be answering
+        self._one, self._many = (getattr(type(self), f"_{name}") for name in engines)  # last: other threads may be answering
 
     @property
     def leaf_of_node(self) -> np.ndarray:
@@ -110,7 +110,7 @@ class Forest(Step):
         return any(made)
 
     def __call__(self, matrix: np.ndarray) -> np.ndarray:
-        return self._one(matrix) if len(matrix) == 1 else self._many(matrix)
+        return self._one(self, matrix) if len(matrix) == 1 else self._many(self, matrix)
 
     def _onnxruntime(self, matrix: np.ndarray) -> np.ndarray:
         leaves = self._session(matrix).astype(np.intp)
