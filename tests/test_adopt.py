@@ -305,12 +305,14 @@ def test_a_score_is_recorded_where_no_pass_overwrites_another_and_else_left(
         ("X, y = df.drop(columns='price'), df.price.values", "price"),
         ("y = np.log1p(df[['price']]).values.ravel()", "price"),
         ("y = df.pop('price').astype(int)", "price"),
+        ("y = pd.concat([df['price'], df['price'].loc[df.index]])", "price"),
+        ("name = 'price'\ny = df[name]", "price"),
         ("y = read()", None),
         ("y = df['price']\ny = df['area']", None),
     ],
 )
 def test_the_target_is_the_column_that_the_model_is_fitted_on(tmp_path: Path, cell: str, column: str | None) -> None:
-    head = "import numpy as np\nfrom sklearn.svm import SVR\nfrom sklearn.model_selection import train_test_split"
+    head = "import numpy as np\nimport pandas as pd\nfrom sklearn.svm import SVR\nfrom sklearn.model_selection import train_test_split"
     fit = "a, b, y_train, y_test = train_test_split(X, y)\nmodel = SVR()\nmodel.fit(a, y_train)"
     assert target_column(read_raw(parse_notebook(notebook(head, cell, fit), tmp_path / "raw.ipynb"))) == column
     if column:

@@ -170,8 +170,13 @@ def column_in(chains: Chains, node: ast.expr, seen: set[str]) -> str | None:
         return columns.pop() if len(columns) == 1 else None
     if isinstance(node, ast.Subscript):
         key = node.slice.elts[0] if isinstance(node.slice, ast.List) and len(node.slice.elts) == 1 else node.slice
-        if isinstance(key, ast.Compare | ast.BoolOp | ast.UnaryOp):  # some of its rows
+        if isinstance(node.value, ast.Attribute) and node.value.attr in ("loc", "iloc") and not isinstance(key, ast.Tuple):  # some of its rows
+            return column_in(chains, node.value.value, seen)
+        if isinstance(key, ast.Compare | ast.BoolOp | ast.UnaryOp):
             return column_in(chains, node.value, seen)
+        if isinstance(key, ast.Name):  # of a column
+            named = assigned(chains.reading, key.id)
+            key = named[0] if len(named) == 1 else key
         return key.value if isinstance(key, ast.Constant) and isinstance(key.value, str) else None
     if isinstance(node, ast.Attribute):
         return node.attr if isinstance(node.value, ast.Name) and node.attr != "values" else column_in(chains, node.value, seen)
