@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,9 +49,12 @@ def told_row(
     found, furthest = "", 0.0
     for column, value in zip(schema.columns, row, strict=True):
         low, high = column.minimum, column.maximum
-        if column.kind not in ("integer", "number") or value is None or low is None or high is None:
+        if column.kind not in ("integer", "number") or not isinstance(value, int | float) or low is None or high is None:
             continue
-        beyond = max(value - high, low - value) / (high - low or 1)
+        try:
+            beyond = max(value - high, low - value) / (high - low or 1)
+        except OverflowError:  # a whole number that no float is as large as
+            beyond = math.inf
         if beyond > furthest:
             found, furthest = f", '{column.name}': beyond what training saw", beyond
     return f"row {number}{found}"
