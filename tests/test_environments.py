@@ -150,7 +150,7 @@ def test_the_journey_from_staging_to_production(
     assert done.code == 0, done
     said = done.json
     assert (said["version"], said["alias"], said["changed"]) == (1, "production", True)
-    assert said["event"]["gates"] == "passed" and "gate " not in done.stderr, "the report has travelled"
+    assert said["event"]["gates"] == "passed" and "gate: " not in done.stderr, "the report has travelled"
     assert said["origin"]["environment"] == "staging" and said["origin"]["version"] == 2
     kinds = {each["kind"] for each in said["pieces"]}
     assert (
@@ -430,7 +430,7 @@ def test_reports_count_where_they_arrive_and_overrides_do_not(
     told: list[str] = []
     older = promote_between(staging, production, f"{NAME}@1", progress=told.append)
     assert older.event and older.event.gates == "passed", "asked there, with the tables that have travelled"
-    assert any(each.startswith("gate ") for each in told), "since nobody has asked in staging"
+    assert any(each.startswith("gate: ") for each in told), "since nobody has asked in staging"
 
 
 # Other databases, and a server

@@ -159,6 +159,7 @@ class _Model:
     "One thing, by which the log knows that it is the same."
 
     predictor: Any
+    noted: dict[Any, Any] = field(default_factory=dict)  # What the log knows of it
 
 
 class PartLog:
