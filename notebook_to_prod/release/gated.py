@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['stage_policy', 'Passed', 'find_report', 'pass_gates']
+__all__ = ['stage_policy', 'Passed', 'find_report', 'pass_gates', 'telling']
 
 # %% ../../nbs/release/07_gated.ipynb #stages
 def stage_policy(stage: str) -> Policy | None:
@@ -109,5 +109,9 @@ def _ask(store: Store, bundle: Bundle, rival: Bundle | None, policy: Policy, pro
     from notebook_to_prod.package.gates.run import run_gates
     from notebook_to_prod.package.gates.verdict import save_report
 
-    told = progress and (lambda position, total, name: progress(f"gate: {position}/{total} {name}") if name else None)
-    return save_report(store, run_gates(open_case(store, bundle, rival), policy, progress=told))
+    return save_report(store, run_gates(open_case(store, bundle, rival), policy, progress=telling(progress)))
+
+
+def telling(progress: Callable[[str], None] | None) -> Callable[[int, int, str], None] | None:
+    "What gates are given to tell of their progress in lines."
+    return progress and (lambda position, total, name: progress(f"gate: {position}/{total} {name}") if name else None)

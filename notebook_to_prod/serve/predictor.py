@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -257,13 +257,13 @@ def _prepare(predictor: Predictor) -> None:
 
 def is_machine_code_there() -> bool:
     "Whether `compile_meanwhile` has made any in this process: to have it for another plan takes a moment."
-    return bool(_compiled)
+    return _machine_code.is_set()
 
 
-_compiled: list[bool] = []
+_machine_code = Event()
 
 
 def _compile(plan: Plan) -> None:
     with polite():
         if plan.compile_masks():
-            _compiled[:] = [True]
+            _machine_code.set()

@@ -22,7 +22,8 @@ from ..package.schema import Column, Schema
 
 # %% auto #0
 __all__ = ['Row', 'ROW_LIMIT', 'TEXT_LIMIT', 'integer_ends', 'moment_check', 'is_literal', 'column_type', 'row_model',
-           'request_type', 'rows_of', 'Refusal', 'refusal', 'reasons', 'read_json', 'Reader', 'not_json']
+           'request_type', 'rows_of', 'Refusal', 'refusal', 'most_frequent', 'reasons', 'read_json', 'Reader',
+           'not_json']
 
 # %% ../../nbs/serve/00_request.ipynb #column-type
 def _whole(value: Any) -> Any:
@@ -239,11 +240,15 @@ def refusal(status: int, kind: str, where: list[Any], message: str, headers: tup
     return Refusal(status, [{"type": kind, "loc": where, "msg": message}], headers)
 
 
+def most_frequent(names: Sequence[str]) -> str:
+    "The name that is given most often, as an error shows it."
+    return _short(Counter(names).most_common(1)[0][0])
+
+
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"the field {_short(counts.most_common(1)[0][0])!r} is given twice")
+        raise ValueError(f"the field {most_frequent([name for name, _ in pairs])!r} is given twice")
     return found
 
 

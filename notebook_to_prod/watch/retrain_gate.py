@@ -16,7 +16,7 @@ from ..package.bundle import Bundle
 from ..package.gates.case import Case, as_frame, open_case, open_tables
 from ..package.schema import Schema, columns_to_table, jsonable
 from ..project import Store, digest_json, find_project, write_json
-from ..release.gated import stage_policy
+from ..release.gated import stage_policy, telling
 from .live import chosen
 from .retrain_data import read_rows
 from .retrain_settings import RetrainSettings
@@ -134,7 +134,6 @@ def gate_fresh(
     if path.exists():
         return Report.from_dict(json.loads(path.read_text(encoding="utf-8"))), path
     asked = [each.name for each in choose_gates(policy) if each.name.startswith(tuple(f"{family}." for family in _FAMILIES))]
-    told = progress and (lambda position, total, name: progress(f"gate: {position}/{total} {name}") if name else None)
-    report = run_gates(fresh_case(store, bundle, champion, read_rows(store, settings.name, fresh), settings.label), policy, asked, told)
+    report = run_gates(fresh_case(store, bundle, champion, read_rows(store, settings.name, fresh), settings.label), policy, asked, telling(progress))
     write_json(path, report.to_dict())
     return report, path

@@ -10,14 +10,13 @@ import importlib.util
 import io
 import re
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
 from ...package.bundle import Prediction
 from ...package.schema import Column, Schema
-from ..request import ROW_LIMIT, Refusal, Row, refusal
+from ..request import ROW_LIMIT, Refusal, Row, most_frequent, refusal
 from ..service import Call, Wire, Wires, with_warnings
 
 # %% auto #0
@@ -60,11 +59,6 @@ def _not_csv(reason: str) -> Refusal:
     return refusal(422, "csv_invalid", ["body"], f"The body is not valid CSV: {reason}")
 
 
-def _twice(names: list[str]) -> str:
-    "The name that is given most often."
-    return Counter(names).most_common(1)[0][0][:200]
-
-
 _MARKS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -85,7 +79,7 @@ def csv_columns(
     try:
         names = next(lines, [])
         if len({*names}) < len(names):
-            return _not_csv(f"the column '{_twice(names)}' is given twice")
+            return _not_csv(f"the column '{most_frequent(names)}' is given twice")
         if mark := next((mark for mark in _MARKS if len(names) == 1 and {*names[0].split(mark)} & {*schema.names} - {*names}), None):
             return _not_csv(f"its cells are separated by {_MARKS[mark]}, and have to be by commas")
         for row in lines:
@@ -179,7 +173,7 @@ def _read_arrow(body: bytes, known: set[str]) -> Columns | Refusal:
     with pa.ipc.open_stream(pa.BufferReader(body)) as stream:
         names = stream.schema.names
         if len({*names}) < len(names):
-            return _not_arrow(f"the column '{_twice(names)}' is given twice")
+            return _not_arrow(f"the column '{most_frequent(names)}' is given twice")
         for field in stream.schema:
             if not _is_scalar(field.type):
                 return refusal(422, "arrow_type", ["body", "columns", field.name[:200]], "A column must hold booleans, integers, floats, texts, dates or timestamps")

@@ -15,7 +15,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...project import refuse_unknown
-from ..request import Refusal, refusal
+from ..request import TEXT_LIMIT, Refusal, refusal
 from ..service import LARGE, Call, Service
 
 # %% auto #0
@@ -42,7 +42,7 @@ class Limits:
     body_bytes: int = 32 * 2**20  # Of one request
     body_seconds: float = 30.0  # For its body to arrive
     bodies_bytes: int = 256 * 2**20  # Of all large bodies that are there or announced at the same time
-    text_characters: int = 65_536  # Of one text of a row, at most; those of the bundle's golden rows are taken however long
+    text_characters: int = TEXT_LIMIT  # Of one text of a row, at most; those of the bundle's golden rows are taken however long
     threads: int = 1  # For bodies and batches that take long: so many at once, the others wait in line
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 
-from .chains import Chains
+from .chains import TRANSFORM, Chains
 from .changes import Todo
 from .choice import Chosen, column_in, made_of, pairs
 from .reading import Statement
@@ -33,7 +33,7 @@ def _is_function(name: str) -> bool:
     return (name.startswith(("numpy.", "scipy.")) and name not in _KEEPS) or re.fullmatch(r"sklearn\.preprocessing\.[a-z_]+", name) is not None
 
 
-def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None, steps: set[str]) -> str | None:
+def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None, steps: tuple[str, ...]) -> str | None:
     "What a statement does to the features that no transformer of the pipeline does."
     node = statement.node
     for each in ast.walk(node):
@@ -49,7 +49,7 @@ def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str
             given = [_root(argument) for argument in each.args if _root(argument) in tables]
             if given and (called in own or (bound and _is_function(name))):
                 return f"{called} is applied to {given[0]}"
-            if given and bound and isinstance(each.func, ast.Attribute) and each.func.attr in ("transform", "fit_transform") and chains.transformed.get(id(each)) not in steps:
+            if given and bound and isinstance(each.func, ast.Attribute) and each.func.attr in TRANSFORM and chains.transformed.get(id(each)) not in steps:
                 return f"{called} is applied to {given[0]}"
             changes = isinstance(each.func, ast.Attribute) and each.func.attr in _CHANGES and (bound or any(key.arg == "inplace" for key in each.keywords))
             if changes and _root(each.func) in tables and chains.kinds.get(_root(each.func)) is None:
@@ -69,8 +69,7 @@ def in_front(
     "A TODO for each statement that changes the features and is not joined with the model."
     tables, target = made_of(chains, chosen.features), column_in(chains, chosen.target, set())
     before = (each for each in chains.reading.statements if each.order < chosen.statement.order and each.order not in chains.encoded | covered)
-    steps = {*chosen.value.steps, *(chosen.value.parent.steps if chosen.value.parent else ())}
-    found = [(each, _by_hand(chains, each, tables, target, steps)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
+    found = [(each, _by_hand(chains, each, tables, target, chosen.value.every_step)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
     remedy = "do it in a transformer of the pipeline, or tell whoever asks the model to send it computed"
     why = f" ({why_not})" if why_not else ""
     return [Todo("pipeline", each.cell.id, f"{what} in front of the pipeline and is no part of the exported model{why}", remedy) for each, what in found if what]

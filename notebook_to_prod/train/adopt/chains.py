@@ -12,7 +12,7 @@ from .columns import LABELS, Computed, Encoding, InColumns, columns_of, dummies,
 from .reading import Reading, Statement, is_model, is_transformer
 
 # %% auto #0
-__all__ = ['Split', 'Value', 'Chains', 'read_chains']
+__all__ = ['TRANSFORM', 'Split', 'Value', 'Chains', 'read_chains']
 
 # %% ../../../nbs/train/adopt/04_chains.ipynb #value
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Value:
     table_since: int = -1  # Order of the first statement that encoded it
     split: Split | None = None
     parent: Value | None = None  # What was split
+
+    @property
+    def every_step(self) -> tuple[str, ...]:
+        "Names of fitted transformers, those in front of the split first."
+        return (*(self.parent.steps if self.parent else ()), *self.steps)
 
 
 @dataclass
@@ -67,7 +72,7 @@ class Chains:
 _SELECTS = {"drop", "copy", "loc", "iloc", "filter", "astype", "reindex", "dropna", "reset_index", "sample", "drop_duplicates", "query"}
 _WRAPS = {"numpy.array", "numpy.asarray", "pandas.DataFrame", "numpy.ascontiguousarray"}
 _SAME = {"to_numpy", "toarray", "todense"}
-_TRANSFORM, _PREDICT = {"transform", "fit_transform"}, {"predict", "predict_proba", "decision_function", "score"}
+TRANSFORM, _PREDICT = {"transform", "fit_transform"}, {"predict", "predict_proba", "decision_function", "score"}
 
 
 def _rooted(node: ast.expr) -> str:
@@ -133,13 +138,13 @@ class _Walk:
                 made.add(node.targets[0].id)
             elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
                 does.setdefault(node.func.value.id, set()).add(node.func.attr)
-        return {name for name in made if does.get(name, set()) & _TRANSFORM and not does[name] & _PREDICT}
+        return {name for name in made if does.get(name, set()) & TRANSFORM and not does[name] & _PREDICT}
 
     def value(self, node: ast.expr, statement: Statement) -> Value:
         "Where an expression's table comes from."
         if isinstance(node, ast.Name):
             return self.chains.values.get(node.id) or Value(node.id, statement.order - 1)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _TRANSFORM and node.args:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in TRANSFORM and node.args:
             owner = node.func.value
             if self.transforms(owner) or self.is_made(owner):
                 base, name = self.value(node.args[0], statement), self.named(owner, statement)

@@ -9,7 +9,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .chains import Chains, Value, read_chains
+from .chains import TRANSFORM, Chains, Value, read_chains
 from .changes import Todo
 from .reading import Reading, Statement
 
@@ -56,11 +56,16 @@ def _fits_in_loops(chains: Chains) -> Iterator[tuple[Statement, ast.For, str, as
             yield statement, statement.node, *fit  # type: ignore[misc]
 
 
+def _pairs_inside(node: ast.stmt) -> Iterator[tuple[ast.expr, ast.expr]]:
+    "What the assignments inside a statement bind, and to what."
+    return (pair for each in ast.walk(node) if isinstance(each, ast.Assign) for pair in pairs(each))
+
+
 def _kept(chains: Chains, used: set[str]) -> Chosen | None:
     "The variable in which a loop keeps one of the models that it fits, if the notebook judges or pickles it."
     for loop, around, model, features, target, value in _fits_in_loops(chains):
         same = {model, f"{model}.best_estimator_", f"deepcopy({model})", f"copy.deepcopy({model})", f"{model}.fit({ast.unparse(features)}, {ast.unparse(target)})"}
-        for place, bound in (pair for each in ast.walk(around) if isinstance(each, ast.Assign) for pair in pairs(each)):
+        for place, bound in _pairs_inside(around):
             if isinstance(place, ast.Name) and place.id in used and place.id != model and ast.unparse(bound) in same:
                 return Chosen(place.id, place.id, features, target, value, loop, f"'{place.id}' is what the loop keeps of the models that it fits")
     return None
@@ -77,8 +82,7 @@ def _picked(chains: Chains, used: set[str]) -> Chosen | None:
             if loop.order >= statement.order or variable not in used:
                 continue
             taken = isinstance(around.target, ast.Tuple) and len(around.target.elts) == 2 and ast.unparse(around.target.elts[1]) == model
-            given = (pair for each in ast.walk(around) if isinstance(each, ast.Assign) for pair in pairs(each))
-            put = any(isinstance(place, ast.Subscript) and ast.unparse(place.value) == held and ast.unparse(bound) == model for place, bound in given)
+            put = any(isinstance(place, ast.Subscript) and ast.unparse(place.value) == held and ast.unparse(bound) == model for place, bound in _pairs_inside(around))
             if put or (taken and ast.unparse(around.iter) == f"{held}.items()"):
                 return Chosen(variable, variable, features, target, value, statement, f"'{variable}' is what the notebook takes of the models in '{held}'")
     return None
@@ -188,7 +192,7 @@ def column_in(chains: Chains, node: ast.expr, seen: set[str]) -> str | None:
     method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
     if method == "pop" and node.args and isinstance(node.args[0], ast.Constant):
         return str(node.args[0].value)
-    inside = method in ("transform", "fit_transform") or (chains.reading.name_of(node) or "").startswith(("numpy.", "pandas."))
+    inside = method in TRANSFORM or (chains.reading.name_of(node) or "").startswith(("numpy.", "pandas."))
     owner = node.args[0] if inside and node.args else node.func.value if isinstance(node.func, ast.Attribute) else None
     return column_in(chains, owner, seen) if owner is not None else None
 

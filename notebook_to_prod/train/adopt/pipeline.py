@@ -158,7 +158,7 @@ def _name_steps(joined: Joined, chosen: Chosen) -> None:
     "Give a name to the transformers that the pipeline needs and the notebook does not name."
     chains = joined.chains
     for statement, call, name in chains.anonymous:
-        if name in (*chosen.value.steps, *(chosen.value.parent.steps if chosen.value.parent else ())) and statement.cell.is_as_written(call):
+        if name in chosen.value.every_step and statement.cell.is_as_written(call):
             start, end = (call.lineno, call.col_offset), (call.end_lineno or 0, call.end_col_offset or 0)
             joined.edits += [(statement.cell.id, Edit(start, start, f"({name} := ")), (statement.cell.id, Edit(end, end, ")"))]
 
@@ -191,7 +191,7 @@ def _last_cell(joined: Joined, chosen: Chosen, tables: tuple[str, str, str, str]
     reading, chains = joined.reading, joined.chains
     train, y_train, test, y_test = tables
     parent = chosen.value.parent
-    steps = [*joined.head, *(parent.steps if parent else ()), *chosen.value.steps]
+    steps = [*joined.head, *chosen.value.every_step]
     lines, pipeline = [], chosen.model
     place = len(joined.head)
     if len(steps) > place and (chains.kinds.get(steps[place]) or "").startswith(_TEXT):
