@@ -675,7 +675,9 @@ def test_keys_alone_search_choose_compare_and_leave(served: SimpleNamespace, pag
     assert page.ask("document.querySelectorAll('input:checked').length") == 2
     page.press("c")
     page.wait("location.pathname === '/compare'")
-    assert page.ask("document.querySelector('tr.differs').innerText").startswith("≠")
+    assert page.wait("document.querySelector('tr.differs').innerText").startswith(
+        "≠"
+    )  # a new address may have no page yet
     page.open(f"{served.url}/models")
     live(page)
     page.press("j", "Enter")
