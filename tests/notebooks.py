@@ -94,17 +94,22 @@ def start_forks() -> None:
         forkserver.ensure_running()
 
 
+def become(arguments: list[str], variables: dict[str, str]) -> None:
+    """Take on the arguments and variables of another process, in one of the fork server."""
+    assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
+    os.environ.clear()
+    os.environ.update(variables)
+    tempfile.tempdir = None  # as the variables say, not those of the fork server
+    sys.argv = arguments
+
+
 def forked(program: str, arguments: list[str], folder: Path, variables: dict[str, str], *outputs: Path) -> None:
     """What a process of the fork server does: become `n2p` or `papermill` in that folder, with those variables and outputs."""
     for path, descriptor in zip(outputs, (1, 2), strict=True):
         with path.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
-    assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
-    os.environ.clear()
-    os.environ.update(variables)
-    tempfile.tempdir = None  # as the variables say, not those of the fork server
     os.chdir(folder)
-    sys.argv = [program, *arguments]
+    become([program, *arguments], variables)
     try:
         if program == "papermill":
             from papermill.cli import papermill
@@ -121,11 +126,7 @@ def scripted(source: str, arguments: list[str], variables: dict[str, str], said:
         for descriptor, given in ((1, said), (2, os.dup(file.fileno()))):
             os.dup2(given, descriptor)
             os.close(given)
-    assert "preloaded" in sys.modules, "the fork server could not import it, which it does not say"
-    os.environ.clear()
-    os.environ.update(variables)
-    tempfile.tempdir = None
-    sys.argv = ["-c", *arguments]
+    become(["-c", *arguments], variables)
     sys.modules["__main__"] = module = types.ModuleType("__main__")
     try:
         exec(compile(source, "<string>", "exec"), module.__dict__)
@@ -144,11 +145,10 @@ class Inherited:
 
 
 @dataclass(frozen=True)
-class Script:
-    """A program in a process that does not have to import what every service needs, with what tests use of `subprocess.Popen`."""
+class Forked:
+    """A process of the fork server, with what tests use of `subprocess.Popen`."""
 
     process: Any
-    stdout: TextIO
 
     @property
     def pid(self) -> int:
@@ -157,15 +157,22 @@ class Script:
     def poll(self) -> int | None:
         return self.process.exitcode
 
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+@dataclass(frozen=True)
+class Script(Forked):
+    """A program in a process that does not have to import what every service needs."""
+
+    stdout: TextIO
+
     def wait(self, timeout: float | None = None) -> int:
         self.process.join(timeout)
         if self.process.is_alive():
             raise subprocess.TimeoutExpired("python -c", timeout or 0)
         return self.process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -211,23 +218,11 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Begun:
+class Begun(Forked):
     """A command at work in a process of the fork server."""
 
-    process: Any
     folder: tempfile.TemporaryDirectory[str]  # Takes what it says
     asked: str
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def poll(self) -> int | None:
-        return self.process.exitcode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
 
     def finish(self, limit: float = LIMIT) -> Done:
         """Wait for its end."""
