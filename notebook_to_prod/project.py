@@ -383,24 +383,33 @@ class Store:
     @contextlib.contextmanager
     def lock(self, name: str, timeout: float = 60.0) -> Iterator[None]:
         "Hold the lock `name` among all processes of this store, for at most `timeout` seconds of waiting."
+        with self.alone(name, timeout) as got:
+            if not got:
+                raise StoreError(
+                    f"another process has held the lock '{name}' for {timeout:g} s",
+                    where=str(self._lock_path(name)),
+                    remedy="wait for the other n2p process to end, or stop it",
+                )
+            yield
+
+    @contextlib.contextmanager
+    def alone(self, name: str, timeout: float = 0.0) -> Iterator[bool]:
+        "Whether no other process of this store holds the lock `name`, within `timeout` seconds; if so, none does until the block ends."
         from filelock import FileLock, Timeout
 
-        path = self.home / "locks" / f"{name}.lock"
+        path = self._lock_path(name)
         with store_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path)
-            try:
+            with contextlib.suppress(Timeout):
                 lock.acquire(timeout=timeout)
-            except Timeout as error:
-                raise StoreError(
-                    f"another process has held the lock '{name}' for {timeout:g} s",
-                    where=str(path),
-                    remedy="wait for the other n2p process to end, or stop it",
-                ) from error
         try:
-            yield
+            yield lock.is_locked
         finally:
             lock.release()
+
+    def _lock_path(self, name: str) -> Path:
+        return self.home / "locks" / f"{name}.lock"
 
 # %% ../nbs/01_project.ipynb #open-store
 def open_store(

@@ -7,10 +7,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +292,37 @@ def test_processes_that_observe_the_same_tell_once(tmp_path: Path) -> None:
         (RESOLVED, day(5), 3),
     ]
     assert len(read_signals(Store(tmp_path / "store"), "flights", 100_000)) == 24
+
+
+def test_what_another_is_sending_is_left_to_it_even_if_all_is_tried_now(tmp_path: Path) -> None:
+    store, asked, answered = Store(tmp_path / "store"), threading.Event(), threading.Event()
+    told: list[bytes] = []
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.append(self.rfile.read(int(self.headers["content-length"])))
+            asked.set()
+            answered.wait(30)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *values: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server, ThreadPoolExecutor(2) as pool:
+        pool.submit(server.serve_forever, 0.02)
+        channels = read_channels(
+            {"channels": {"slow/ü": {"kind": "webhook", "url": f"http://127.0.0.1:{server.server_port}"}}}
+        )
+        raise_signals(store, shifted(1, 2), [RULE], channels)
+        first = pool.submit(deliver, store, channels, early=True)
+        assert asked.wait(30)
+        second = deliver(store, channels, early=True)
+        assert (second.sent, second.waiting) == (0, 1)
+        answered.set()
+        assert first.result(30).sent == 1
+        server.shutdown()
+    assert len(told) == 1 and read_book(store).letters == []
 
 
 def test_a_process_that_is_killed_leaves_nothing_untold(tmp_path: Path) -> None:

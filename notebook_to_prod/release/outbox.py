@@ -10,7 +10,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -190,7 +190,7 @@ class _Round:
     def run(self) -> None:
         "Deliver what there is; what comes while another process delivers is left to that."
         while not self.over:
-            with _alone(self.store, self.webhook) as alone:
+            with self.store.alone(f"webhook-{self.webhook.key}") as alone:
                 self.busy = not alone
                 if self.busy:
                     return
@@ -257,26 +257,6 @@ class _Round:
         _write_dead(self.store, [Dead(id, self.webhook.key, self.webhook.label, sequence, now(), place.attempts, place.problem, event.to_dict())])
         _keep_place(self.store, self.webhook, Place(sequence))
         self.dead += 1
-
-
-@contextlib.contextmanager
-def _alone(store: Store, webhook: Webhook) -> Iterator[bool]:
-    "Whether no other process delivers to a webhook; none does until the block ends."
-    from filelock import FileLock, Timeout
-
-    path = store.home / "locks" / f"webhook-{webhook.key}.lock"
-    with store_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def deliver(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import InputError, NotFoundError, StoreError
 from ..project import Store, append_json, did_you_mean, read_json_lines, store_errors, write_json
@@ -41,6 +42,10 @@ class Letter:
     attempts: int = 0
     due: float = 0.0  # Seconds since 1970
     problem: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.channel, self.notice["id"]
 
 
 @dataclass
@@ -176,29 +181,40 @@ def deliver(
     early: bool = False,  # Whether to try what is not due
     clock: Callable[[], float] = time.time,
 ) -> Sent:
-    "Send what is to be sent, one process at a time; what another process sends meanwhile is left to it."
+    "Send what is to be sent, one process at a time for a channel; what another process sends meanwhile is left to it."
     sent = given_up = 0
     problems: list[str] = []
     tried: set[tuple[str, str]] = set()
-    while True:
-        with _open(store) as book:  # claimed before it is sent: of two processes one sends it
-            ready = (each for each in book.letters if (each.channel, each.notice["id"]) not in tried and (early or each.due <= clock()))
-            letter = next(ready, None)
-            if letter is None:
-                return Sent(sent, len(book.letters), given_up, tuple(dict.fromkeys(problems)))
-            tried.add((letter.channel, letter.notice["id"]))
-            claimed = replace(letter, attempts=letter.attempts + 1, due=clock() + backoff(letter.attempts + 1) + 30, problem=letter.problem or "no answer yet")
-            book.letters[book.letters.index(letter)] = claimed
-        problem, final = _try(letter, channels)
-        sent += not problem
-        over = not problem or final or claimed.attempts >= _ATTEMPTS
-        given_up += bool(problem and over)
-        problems += [f"{letter.channel}: {problem}"] if problem else []
-        with _open(store) as book:
-            left = [each for each in book.letters if (each.channel, each.notice["id"]) != (letter.channel, letter.notice["id"])]
-            book.letters = left if over else [*left, replace(claimed, due=clock() + backoff(claimed.attempts), problem=problem)]
-        if problem and over:
-            append_json(_folder(store) / "history.jsonl", {"time": now(), "given_up": letter.notice["id"], "channel": letter.channel, "problem": problem, "title": letter.notice["title"]})
+    busy: set[str] = set()
+
+    def ready(book: Book) -> Letter | None:
+        return next((each for each in book.letters if each.key not in tried and each.channel not in busy and (early or each.due <= clock())), None)
+
+    # Whoever leaves a channel to another process has written its letters before: that one finds them, as it looks once more
+    # when it holds the channel no longer.
+    while letter := ready(read_book(store)):
+        with store.alone(f"channel-{quote(letter.channel, safe='')}") as alone:
+            if not alone:
+                busy.add(letter.channel)
+                continue
+            with _open(store) as book:
+                letter = next((each for each in book.letters if each.key == letter.key and (early or each.due <= clock())), None)
+                if letter is None:  # another process has tried it meanwhile
+                    continue
+                tried.add(letter.key)
+                claimed = replace(letter, attempts=letter.attempts + 1, due=clock() + backoff(letter.attempts + 1) + 30, problem=letter.problem or "no answer yet")
+                book.letters[book.letters.index(letter)] = claimed
+            problem, final = _try(letter, channels)
+            sent += not problem
+            over = not problem or final or claimed.attempts >= _ATTEMPTS
+            given_up += bool(problem and over)
+            problems += [f"{letter.channel}: {problem}"] if problem else []
+            with _open(store) as book:
+                left = [each for each in book.letters if each.key != letter.key]
+                book.letters = left if over else [*left, replace(claimed, due=clock() + backoff(claimed.attempts), problem=problem)]
+            if problem and over:
+                append_json(_folder(store) / "history.jsonl", {"time": now(), "given_up": letter.notice["id"], "channel": letter.channel, "problem": problem, "title": letter.notice["title"]})
+    return Sent(sent, len(read_book(store).letters), given_up, tuple(dict.fromkeys(problems)))
 
 
 def _try(letter: Letter, channels: Mapping[str, Channel]) -> tuple[str, bool]:
