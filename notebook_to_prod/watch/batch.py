@@ -13,10 +13,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Lock
-from typing import Any
+from threading import Event, Lock
+from typing import Any, BinaryIO
 
 from ..errors import DataError, InputError, NotFoundError, RunInterruptedError, ServerError
 from ..package.keys import trusted_keys
@@ -24,11 +25,11 @@ from ..project import Store, open_store, store_errors, write_json
 from ..serve.settings import serving_settings
 from ..serve.log.request_log import LogSettings
 from ..train.sql import is_sql, sql_name
-from .batch_parts import THREADS, Job, choose_workers, run_parts
+from .batch_parts import THREADS, Job, Stopped, choose_workers, run_parts
 from .batch_read import ROWS, Partition, Table, open_table, plan_partitions, read_partition, require_columns
 from .batch_score import PIPELINE, BatchScorer, choose_engine, loaded_predictor, require_new
 from .batch_sql import drop_staged, keep_query, table_exists, write_parts
-from .batch_work import FOLDER, SQL, Destination, Manifest, Work, drop_folder, find_destination, held, require_same, row_offsets
+from .batch_work import FILE, FOLDER, SQL, Destination, Manifest, Work, drop_folder, find_destination, held, require_same, row_offsets
 from .batch_write import PartWriter, durable, join_parts, output_schema, sync_folder
 
 # %% auto #0
@@ -157,7 +158,8 @@ def run_batch(
         job = replace(job, log=_log_settings(store, found.name) if log else None, share=log_share)
         job.work.begin()
         try:
-            resumed, kind = _score(job, workers or os.cpu_count() or 1, pool, dask, progress)
+            with _joining(job, to) as done_with:
+                resumed, kind = _score(job, workers or os.cpu_count() or 1, pool, dask, progress, done_with)
         except DataError:  # of the input, which will be another one, or refused differently: no part of it is of use
             job.work.remove()
             raise
@@ -246,11 +248,14 @@ def _job(read: Table, to: Destination, model: _Model, scorer: BatchScorer, manif
     return Job(read, work, schema, to.format, to.separator, to.kind == FOLDER, model.path, model.name, model.version, model.keys, tuple(trusted), scorer.prefix, strict)
 
 
-def _score(job: Job, workers: int, pool: str | None, dask: str | None, progress: Progress | None) -> tuple[int, str]:
+def _score(job: Job, workers: int, pool: str | None, dask: str | None, progress: Progress | None, done_with: Callable[[Partition], None]) -> tuple[int, str]:
     "Score what is not done; returns how many partitions were, and by whom the rest was."
     parts = job.work.manifest.partitions
     known = {each.number: report for each in parts if (report := job.work.report(each)) is not None}
     left = [each for each in parts if each.number not in known]
+    for each in parts:
+        if each.number in known:
+            done_with(each)
     total = sum(each.rows for each in parts) if all(each.rows >= 0 for each in parts) else -1
     counted, lock = [sum(report["rows"] for report in known.values())], Lock()
 
@@ -264,8 +269,8 @@ def _score(job: Job, workers: int, pool: str | None, dask: str | None, progress:
     kind = pool or (THREADS if dask is not None or not left else _measured(job, left, count, total))
     if job.table.source.startswith("memory://"):
         kind = THREADS  # whose memory it is
-    for _ in run_parts(job, left, workers if dask is not None else count, kind, dask, tell):
-        pass
+    for each, _ in run_parts(job, left, workers if dask is not None else count, kind, dask, tell):
+        done_with(each)
     return len(known), f"{workers} Dask workers" if dask is not None else f"{count} {kind}"
 
 
@@ -275,6 +280,45 @@ def _measured(job: Job, left: Sequence[Partition], workers: int, total: int) -> 
     rows = next(read_partition(job.table, left[0]), None)
     about = total if total >= 0 else len(left) * int(job.work.manifest.options["partition_rows"])
     return THREADS if rows is None else choose_workers(job.scorer(), rows, workers, about)
+
+# %% ../../nbs/watch/27_batch.ipynb #joining
+def _joined(job: Job) -> Path:
+    return job.work.parts / f"joined{job.suffix}"
+
+
+@contextlib.contextmanager
+def _joining(job: Job, to: Destination) -> Iterator[Callable[[Partition], None]]:
+    "Make one file of the parts, if that is what is asked, while others are scored; what is yielded is to be called with each part that is done."
+    parts = job.work.manifest.partitions
+    if to.kind != FILE or len(parts) < 2:
+        yield lambda _: None
+        return
+    done, stopped = {each.number: Event() for each in parts}, Event()
+
+    def in_order(file: BinaryIO) -> Iterator[Path]:
+        for each in parts:
+            if not done[each.number].is_set():
+                file.flush()
+                os.fsync(file.fileno())  # while there is time: at the end, somebody waits for it
+                done[each.number].wait()
+            if stopped.is_set():
+                raise Stopped
+            yield job.work.part(each, job.suffix)
+
+    def join() -> None:
+        with durable(_joined(job)) as file:
+            join_parts(in_order(file), file, job.format)
+
+    with ThreadPoolExecutor(1) as pool:
+        joined = pool.submit(join)
+        try:
+            yield lambda each: done[each.number].set()
+        except BaseException:
+            stopped.set()
+            for event in done.values():
+                event.set()
+            raise
+        joined.result()
 
 # %% ../../nbs/watch/27_batch.ipynb #publish
 def _publish(job: Job, to: Destination, store: Store, rejects: Path | None, replaces: bool) -> dict[str, int]:
@@ -354,14 +398,15 @@ def _put(job: Job, to: Destination) -> None:
     else:
         if to.path.is_dir():
             drop_folder(to.path)
-        paths = _paths(job)
-        if len(paths) == 1 and paths[0].exists():
+        if (made := _one_file(job)).exists():  # else it was moved before this process
             with store_errors(to.path):
-                paths[0].replace(to.path)
+                made.replace(to.path)
                 sync_folder(to.path.parent)
-        elif len(paths) > 1:
-            with durable(to.path) as file:
-                join_parts(paths, file, job.format)
+
+
+def _one_file(job: Job) -> Path:
+    paths = _paths(job)
+    return paths[0] if len(paths) == 1 else _joined(job)
 
 
 def _drop_leftovers(folder: Path) -> None:
@@ -381,10 +426,7 @@ def _upload(job: Job, to: Destination) -> None:
                 file_system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 file_system.put_file(str(each), target)
             return
-        joined = job.work.parts / f"joined{job.suffix}"
-        with durable(joined) as file:
-            join_parts(_paths(job), file, job.format)
-        file_system.put_file(str(joined), path)
+        file_system.put_file(str(_one_file(job)), path)
     except OSError as error:
         raise ServerError(f"the file system does not take it: {error}", where=to.name, remedy="check the address, the rights and the space, and go on with --resume") from error
 

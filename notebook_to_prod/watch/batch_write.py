@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -378,7 +378,7 @@ def _footer(file: BinaryIO, path: Path) -> tuple[list[Field], int]:
         raise StoreError(f"a part is no Parquet file: {error}", where=str(path), remedy="run the batch again with --force") from error
 
 
-def join_parquet(parts: Sequence[Path], file: BinaryIO) -> None:
+def join_parquet(parts: Iterable[Path], file: BinaryIO) -> None:
     "Write the row groups of files that have the same schema as one file."
     file.write(_MARK)
     joined: list[Field] = []
@@ -423,7 +423,7 @@ def _copy(source: BinaryIO, target: BinaryIO, start: int, stop: int) -> None:
 
 
 # %% ../../nbs/watch/23_batch_write.ipynb #join
-def _join_arrow(parts: Sequence[Path], file: BinaryIO) -> None:
+def _join_arrow(parts: Iterable[Path], file: BinaryIO) -> None:
     import pyarrow as pa
 
     writer = None
@@ -436,17 +436,17 @@ def _join_arrow(parts: Sequence[Path], file: BinaryIO) -> None:
         writer.close()
 
 
-def _join_bytes(parts: Sequence[Path], file: BinaryIO) -> None:
+def _join_bytes(parts: Iterable[Path], file: BinaryIO) -> None:
     for path in parts:
         with path.open("rb") as part:
             shutil.copyfileobj(part, file, 4 * 2**20)
 
 
-_JOINS: dict[str, Callable[[Sequence[Path], BinaryIO], None]] = {"parquet": join_parquet, "arrow": _join_arrow, "csv": _join_bytes, "jsonl": _join_bytes}
+_JOINS: dict[str, Callable[[Iterable[Path], BinaryIO], None]] = {"parquet": join_parquet, "arrow": _join_arrow, "csv": _join_bytes, "jsonl": _join_bytes}
 
 
 def join_parts(
-    parts: Sequence[Path],  # At least one, in order; of CSV, the first alone has a header
+    parts: Iterable[Path],  # At least one, in order; of CSV, the first alone has a header
     file: BinaryIO,
     format: Format,
 ) -> None:
