@@ -46,7 +46,7 @@ def service(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The process of a service and its address; why the pipeline refuses is in its log once, however often it is asked."""
     with running(bundle, 1, log := tmp_path_factory.mktemp("service") / "log", traces=3) as (process, url):
         yield psutil.Process(process.pid), url
-    assert log.stat().st_size < 100_000, "who asks decides how long the log is"
+    assert log.stat().st_size < 30_000, "who asks decides how long the log is"
 
 
 Request = tuple[str, str, bytes, str]  # Path, content type, body, and further lines of the head

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, ServerError
 from .access.guard import Access, refuse_exposure
 from .direct import direct_protocol
+from .observe.journal import Seldom, warn_once
 from .predictor import Predictor
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def run_server(
     certfile, keyfile = app.service.tls or (None, None)
     messages = copy.deepcopy(LOGGING_CONFIG)
     messages["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    messages["filters"] = {"seldom": {"()": Seldom}}
+    messages["handlers"]["default"]["filters"] = ["seldom"]
+    warn_once()
     for each in (bound, *apart):
         each.listen(_BACKLOG)
     protocol = direct_protocol(app) or "auto"

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -29,7 +30,7 @@ from ..service import Call, Service
 
 # %% auto #0
 __all__ = ['Parent', 'parent_of', 'request_id', 'LoggingSettings', 'JsonLines', 'speak_json', 'speak_as', 'speaks_json',
-           'announce', 'access_line', 'EachSecond', 'AccessLog', 'add_logging']
+           'announce', 'access_line', 'EachSecond', 'AccessLog', 'add_logging', 'Seldom', 'warn_once']
 
 # %% ../../../nbs/serve/observe/08_journal.ipynb #ids
 _PARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
@@ -242,3 +243,43 @@ def add_logging(service: Service, table: Mapping[str, Any]) -> None:
         log = AccessLog(settings)
         service.ended.append(log.ended)
         EachSecond(service, log.write_in_thread, log.write)
+
+# %% ../../../nbs/serve/observe/08_journal.ipynb #seldom
+class Seldom(logging.Filter):
+    "Lets a warning pass once in `seconds`, with how many like it were held back since."
+
+    def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic):
+        super().__init__()
+        self._seconds, self._clock = seconds, clock
+        self._said: dict[str, tuple[float, int]] = {}  # By what they say, without its values: when, and how many were held back
+        self._lock = Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        "Whether the record is written; what is worse than a warning always is."
+        if record.levelno != logging.WARNING:
+            return True
+        about, now = str(record.msg), self._clock()
+        if "WebSocket library" in about:
+            return False
+        with self._lock:
+            before, held = self._said.get(about, (-self._seconds, 0))
+            if now - before < self._seconds:
+                self._said[about] = before, held + 1
+                return False
+            self._said[about] = now, 0
+        if held:
+            record.msg = f"{about} ({held:,} more like it since this was said last)"
+        return True
+
+
+def warn_once() -> None:
+    "Let a warning of Python be given once for each line of code, whatever forgets that it was."
+    given: set[tuple[Any, str, int]] = set()
+    show = warnings.showwarning
+
+    def once(message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any) -> None:
+        if (category, filename, lineno) not in given:
+            given.add((category, filename, lineno))
+            show(message, category, filename, lineno, *more)
+
+    warnings.showwarning = once
