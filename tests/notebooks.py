@@ -70,7 +70,7 @@ def make_notebook(
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 # What would change the meaning of a command: settings of the developer, and pytest's own mark, which ipykernel looks for.
-CLEARED = ("N2P_", "MLFLOW_", "JPY_", "JUPYTER_", "PYTEST_", "COVERAGE_", "PYTHONHASHSEED", "PYTHONPATH")
+CLEARED = ("N2P_", "MLFLOW_", "JPY_", "JUPYTER_", "PYTEST_", "PYTHONHASHSEED", "PYTHONPATH")
 
 # What tests promote need not be sealed, nor pass the gates
 UNSEALED = {"N2P_REQUIRE_SEAL": "0", "N2P_REQUIRE_GATE": "0"}
