@@ -82,9 +82,11 @@ readme: setup ## Write README.md from nbs/index.ipynb
 	@$(BIN)/python docs/render.py record
 
 docs: setup ## Build the documentation into site/: tutorial, guides, reference, notebooks
-	$(say) "build site/"
+	$(say) "write the pages: guides, reference, notebooks"
 	@$(BIN)/python docs/render.py pages
+	$(say) "build site/ (two minutes)"
 	@$(RUN) NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "Read it: open site/index.html in a browser"
 
 # all.lock first: core.lock is constrained to it, so both name the same version of a package.
 # Versions stay as they are unless a requirement asks for another; `make lock UPGRADE=--upgrade` takes the newest.
