@@ -171,12 +171,14 @@ def markdown_page(title: str, sections: Sequence[Section], lead: str = "") -> st
 _HTML = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 960px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-p { white-space: pre-line; margin: .5rem 0; } .lead { color: #555; } .sources { color: #777; font-size: .85em; overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .92em; } th { text-align: left; border-bottom: 2px solid #ccc; padding: .25rem .5rem; }
-td { vertical-align: top; border-bottom: 1px solid #eee; padding: .25rem .5rem; overflow-wrap: break-word; } td:nth-child(n+4):last-child { min-width: 8rem; } .scroll { overflow-x: auto; } @media (max-width: 600px) { figure { overflow-x: auto; } figure svg { min-width: 560px; } }
-.missing { border-left: 4px solid #d9772b; background: #fdf6ef; padding: .3rem .8rem; margin: .4rem 0; } figure { margin: .8rem 0; max-width: 760px; } figure.wide { max-width: none; } svg { width: 100%; height: auto; }
+:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --note: #fdf6ef; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --soft: #a2a2a2; --line: #444; --paper: #1b1c1e; --note: #33291e; } figure { background: #fff; padding: .5rem; border-radius: 4px; } }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 960px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
+p { white-space: pre-line; margin: .5rem 0; } .lead { color: var(--soft); } .sources { color: var(--soft); font-size: .85em; }
+table { border-collapse: collapse; width: 100%; margin: .6rem 0; font-size: .92em; overflow-wrap: break-word; } th { text-align: left; border-bottom: 2px solid var(--line); padding: .25rem .5rem; }
+td { vertical-align: top; border-bottom: 1px solid var(--line); padding: .25rem .5rem; } td:nth-child(n+4):last-child { min-width: 8rem; } .scroll { overflow-x: auto; } @media (max-width: 600px) { figure { overflow-x: auto; } figure svg { min-width: 560px; } }
+.missing { border-left: 4px solid #d9772b; background: var(--note); padding: .3rem .8rem; margin: .4rem 0; } figure { margin: .8rem 0; max-width: 760px; } figure.wide { max-width: none; } svg { width: 100%; height: auto; }
 @media print { body { margin: 0; max-width: none; } .scroll { overflow: visible; } h2 { break-after: avoid; } table, figure { break-inside: avoid; } }
 </style></head><body>
 <h1>{{ title }}</h1>

@@ -153,14 +153,16 @@ def draw_plots(report: Report) -> dict[str, str]:  # SVG by name
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
-body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } code { font-size: .85em; color: #555; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; } .plots img { width: 100%; border: 1px solid #e4e4e4; }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 600; border-bottom: 2px solid #ccc; padding: .3rem .5rem; }
-td { vertical-align: top; border-bottom: 1px solid #eee; padding: .35rem .5rem; overflow-wrap: anywhere; } td.n { text-align: right; white-space: nowrap; }
-td.s { white-space: nowrap; font-weight: 600; } .fail { color: #b3372f; } .warn { color: #9a6700; } .pass { color: #2b7a3d; } .skipped { color: #777; }
-details summary { cursor: pointer; color: #3b6fb6; } pre { white-space: pre-wrap; font-size: .8em; background: #f6f6f6; padding: .5rem; max-height: 18rem; overflow: auto; }
-.override { border-left: 4px solid #d9772b; padding: .3rem .8rem; background: #fdf6ef; }
+:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --shade: #f6f6f6; --note: #fdf6ef; --link: #3b6fb6; --fail: #b3372f; --warn: #9a6700; --pass: #2b7a3d; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --soft: #a2a2a2; --line: #444; --paper: #1b1c1e; --shade: #26282b; --note: #33291e; --link: #8ab4f0; --fail: #f28b82; --warn: #e0b050; --pass: #81c995; } }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1120px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } code { font-size: .85em; color: var(--soft); }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 1rem; } .plots img { width: 100%; border: 1px solid var(--line); background: #fff; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; min-width: 640px; } th { text-align: left; font-weight: 600; border-bottom: 2px solid var(--line); padding: .3rem .5rem; }
+td { vertical-align: top; border-bottom: 1px solid var(--line); padding: .35rem .5rem; } td.n { text-align: right; white-space: nowrap; }
+td.s { white-space: nowrap; font-weight: 600; } .fail { color: var(--fail); } .warn { color: var(--warn); } .pass { color: var(--pass); } .skipped { color: var(--soft); }
+details summary { cursor: pointer; color: var(--link); } pre { white-space: pre-wrap; font-size: .8em; background: var(--shade); padding: .5rem; max-height: 18rem; overflow: auto; }
+.override { border-left: 4px solid #d9772b; padding: .3rem .8rem; background: var(--note); }
 </style></head><body>
 <h1>{{ title }}: <span class="{{ 'pass' if report.passed else 'fail' }}">{{ 'passed' if report.passed else 'not passed' }}</span></h1>
 <p>{% for status, count in report.counts.items() if count %}<span class="{{ status }}">{{ count }} {{ status }}</span>{{ ', ' if not loop.last }}{% endfor %}
@@ -169,10 +171,10 @@ details summary { cursor: pointer; color: #3b6fb6; } pre { white-space: pre-wrap
 {% if report.override %}<p class="override">Overridden by {{ report.override.by }} at {{ report.override.time[:19] }} UTC: {{ report.override.reason }}</p>{% endif %}
 {% if plots %}<div class="plots">{% for name, source in plots.items() %}<img alt="{{ name }}" src="{{ source }}">{% endfor %}</div>{% endif %}
 {% for family, verdicts in families.items() %}<h2>{{ family }}</h2>
-<table><tr><th style="width:5rem">verdict</th><th style="width:10rem">gate</th><th style="width:11rem">of</th><th style="width:6rem">number</th><th style="width:6rem">asked</th><th>why</th></tr>
+<div class="scroll"><table><tr><th style="width:5rem">verdict</th><th style="width:10rem">gate</th><th style="width:11rem">of</th><th style="width:6rem">number</th><th style="width:6rem">asked</th><th>why</th></tr>
 {% for each in verdicts %}<tr><td class="s {{ each.status }}">{{ each.status }}</td><td>{{ each.gate }}</td><td>{{ each.subject }}</td><td class="n" title="{{ interval(each) }}">{{ shown(each.number) if each.number is not none }}</td>
 <td class="n">{{ limit(each) }}</td><td>{{ each.why }}{% if each.evidence %}<details><summary>evidence</summary><pre>{{ evidence(each) }}</pre></details>{% endif %}</td></tr>
-{% endfor %}</table>
+{% endfor %}</table></div>
 {% endfor %}</body></html>
 """
 
