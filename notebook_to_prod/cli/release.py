@@ -94,7 +94,7 @@ def promote(terminal: Terminal, name: str, version: int | None, source: str | No
     registry, alias = Registry(store), to or store.alias
     if unheard := new_alias(registry, name, alias):
         terminal.note(f"warning: {unheard}")
-    event = registry.promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate: ") else f"seal: {text}"), override)
+    event = registry.promote(name, version, alias, reason, unsealed, terminal.note, override)
     was = "it pointed there already" if event is None else f"was {_version(event.previous)}{', unsealed' if event.unsealed else ''}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
     data |= {key: getattr(event, key, None) for key in ("unsealed", "gates", "verdicts", "approvals", "user", "identity")}
