@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['stage_policy', 'Passed', 'find_report', 'pass_gates', 'telling']
+__all__ = ['stage_policy', 'Passed', 'find_report', 'find_answers', 'pass_gates', 'telling']
 
 # %% ../../nbs/release/07_gated.ipynb #stages
 def stage_policy(stage: str) -> Policy | None:
@@ -59,6 +59,19 @@ def find_report(store: Store, digest: str, policy: Policy, against: str) -> Repo
     asked = {each.name for each in choose_gates(policy)}
     fits = (each for each in read_reports(store, digest) if (each.policy, each.against, set(each.seconds)) == (policy.digest, against, asked))
     return next(fits, None)
+
+
+def find_answers(store: Store, digest: str, policy: Policy, against: str) -> Report | None:
+    "The newest answer of every gate in reports on a bundle that are not stale, though none of them has all; None if there are none."
+    from notebook_to_prod.package.gates.verdict import Report, read_reports
+
+    newest: dict[str, Report] = {}
+    for report in read_reports(store, digest):
+        if (report.policy, report.against) == (policy.digest, against):
+            newest = dict.fromkeys(report.seconds, report) | newest
+    verdicts = tuple(each for gate, report in newest.items() for each in report.verdicts if each.gate == gate)
+    seconds = {gate: report.seconds[gate] for gate, report in newest.items()}
+    return Report(digest, policy.digest, verdicts, against, seconds, earlier={gate: report.earlier.get(gate, report.made) for gate, report in newest.items()}) if newest else None
 
 
 def pass_gates(
