@@ -10,13 +10,12 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, N2PError, VerdictError
 from ..package.bundle import Bundle
 from ..project import Store, find_project
-from .stages import stage_rules
+from .stages import policy_file, stage_rules
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.gates.policy import Policy
@@ -27,17 +26,17 @@ __all__ = ['stage_policy', 'Passed', 'find_report', 'find_answers', 'pass_gates'
 
 # %% ../../nbs/release/07_gated.ipynb #stages
 def stage_policy(stage: str) -> Policy | None:
-    "The policy that a bundle has to pass to enter a stage, or None; raises `InputError` on a setting that says neither."
+    "The policy that a bundle has to pass to enter a stage, or None; raises `InputError` on a setting that says neither, or if its policy is not there."
     configured = os.environ.get("N2P_REQUIRE_GATE")
     if configured not in (None, "", "0", "1"):
         raise InputError(f"N2P_REQUIRE_GATE is '{configured}'", where="environment", remedy="set it to 0 or 1")
-    wanted = stage_rules(stage).gates
-    if configured == "0" or wanted is False:
+    rules = stage_rules(stage)
+    if configured == "0" or rules.gates is False:
         return None
     from notebook_to_prod.package.gates.policy import find_policy, read_policy
 
-    project = find_project()
-    return find_policy(project) if wanted is True else read_policy(project / Path(wanted))
+    own = policy_file(rules)
+    return find_policy(find_project()) if own is None else read_policy(own)
 
 # %% ../../nbs/release/07_gated.ipynb #pass
 _MOST_TOLD = 5  # Verdicts
