@@ -44,8 +44,9 @@ from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry, alias_path
 from notebook_to_prod.serve.rollout.follow import RolloutSettings
 from notebook_to_prod.serve.rollout.router import share
+from notebook_to_prod.serve.rollout.tally import Tally
 from notebook_to_prod.serve.source import registry_layout
-from notebook_to_prod.watch.rollout import read_decisions
+from notebook_to_prod.watch.rollout import FINE, UNKNOWN, WORSE, judge, read_decisions
 
 SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
 SCRIPT = """
@@ -738,3 +739,64 @@ def test_of_several_challengers_one_is_promoted(rolled: Rolled) -> None:
     rolled.rollout("advance", "2")
     assert registry.aliased(rolled.name, "production") == 2
     registry.promote(rolled.name, 1)
+
+
+# Latency
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # Seconds of so many requests
+LOOKS = 200
+
+
+def cached(generator: np.random.Generator, count: int) -> np.ndarray:
+    """One request in twenty-five misses a cache."""
+    return np.where(generator.random(count) < 0.04, 0.05, 0.002) * generator.lognormal(0, 0.3, count)
+
+
+def heavy(generator: np.random.Generator, count: int) -> np.ndarray:
+    """A few requests take a thousand times as long as most."""
+    return 0.001 * generator.lognormal(0, 2.0, count)
+
+
+def verdicts(draw: Draw, slower: float, seed: int, limit: float, looks: int = LOOKS) -> Iterator[tuple[str, bool]]:
+    """What is said of the latency of a canary, look by look, and whether its 95% are measured beyond the limit."""
+    generator, settings = np.random.default_rng(seed), RolloutSettings(latency=limit)
+    live, canary = Tally("1"), Tally("2")
+    for _ in range(looks):
+        for part, count, factor in ((live, 90, 1.0), (canary, 10, slower)):
+            part.requests += count
+            part.times = dict(
+                Counter(part.times) + Counter((4 * np.log2(1e6 * factor * draw(generator, count))).astype(int).tolist())
+            )
+        found = next(each for each in judge(live, canary, settings) if each.about == "latency")
+        yield found.verdict, canary.requests >= settings.least and found.number is not None and found.number > limit
+
+
+@pytest.mark.parametrize("draw", [cached, heavy])
+@pytest.mark.parametrize(("slower", "limit"), [(1.0, 1.2), (2.0, 2.0)], ids=["equal", "at-the-limit"])
+def test_chance_does_not_stop_a_canary_that_is_looked_at_all_the_time(draw: Draw, slower: float, limit: float) -> None:
+    histories = [[*verdicts(draw, slower, seed, limit)] for seed in range(20)]
+    stopped = sum(any(said == WORSE for said, _ in each) for each in histories)
+    naive = sum(any(beyond for _, beyond in each) for each in histories)
+    assert stopped < 0.05 * len(histories) < 0.2 * len(histories) < naive
+
+
+@pytest.mark.parametrize("draw", [cached, heavy])
+def test_a_canary_that_is_slow_is_stopped(draw: Draw) -> None:
+    for seed in range(10):
+        assert any(said == WORSE for said, _ in verdicts(draw, 8.0, seed, 2.0)), seed
+
+
+def test_a_latency_that_may_be_chance_neither_stops_nor_goes_on() -> None:
+    live = Tally("1", 10_000, times={40: 9_600, 60: 400})
+    found = {
+        slow: next(
+            each
+            for each in judge(live, Tally("2", 300, times={40: 300 - slow, 60: slow}), RolloutSettings())
+            if each.about == "latency"
+        )
+        for slow in (14, 20, 60)
+    }
+    assert [each.verdict for each in found.values()] == [FINE, UNKNOWN, WORSE]
+    assert "may be chance" in found[20].told and "chance" not in found[60].told
+    few = judge(live, Tally("2", 20, times={60: 20}), RolloutSettings())
+    assert {each.about: each.verdict for each in few}["latency"] == WORSE, "what is plain needs no 200 requests"
