@@ -6189,6 +6189,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'notebook_to_prod/serve/rollout/router.py'),
                                                        'notebook_to_prod.serve.rollout.router.Router.__init__': ( 'serve/rollout/router.html#router.__init__',
                                                                                                                   'notebook_to_prod/serve/rollout/router.py'),
+                                                       'notebook_to_prod.serve.rollout.router.Router.read_key': ( 'serve/rollout/router.html#router.read_key',
+                                                                                                                  'notebook_to_prod/serve/rollout/router.py'),
                                                        'notebook_to_prod.serve.rollout.router.State': ( 'serve/rollout/router.html#state',
                                                                                                         'notebook_to_prod/serve/rollout/router.py'),
                                                        'notebook_to_prod.serve.rollout.router.State.models': ( 'serve/rollout/router.html#state.models',

@@ -11,12 +11,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -42,9 +44,12 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release import rollout as rollouts
 from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry, alias_path
+from notebook_to_prod.serve.batch import Model
+from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.rollout.follow import RolloutSettings
-from notebook_to_prod.serve.rollout.router import share
+from notebook_to_prod.serve.rollout.router import Router, State, column_key, share
 from notebook_to_prod.serve.rollout.tally import Tally
+from notebook_to_prod.serve.service import LARGE, Call, Service
 from notebook_to_prod.serve.source import registry_layout
 from notebook_to_prod.watch.rollout import FINE, UNKNOWN, WORSE, judge, read_decisions
 
@@ -95,6 +100,47 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Version]:
     said = {json.dumps(each.bundle.golden["probabilities"]) for each in found}
     assert len(said) == 3
     return found
+
+
+def test_the_key_of_a_large_body_is_read_beside_the_loop(versions: list[Version]) -> None:
+    models = [
+        Model(load_predictor(each.bundle.path, version=number)) for number, each in zip("12", versions[:2], strict=True)
+    ]
+    rows, name = versions[0].bundle.golden["rows"], versions[0].bundle.schema.names[0]
+    read, threads = column_key(name), []
+
+    def noted(call: Call) -> bytes | None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read(call)
+
+    served = Service(models[0])
+    served.route = router = Router(models[0], noted)
+    served.prepare = router.read_key
+    router.state = State(models[0], ((0.5, "canary", models[1]),), None, b"salt")
+
+    async def ask(body: bytes) -> str:
+        said: list[Any] = []
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/predict",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        receive = lambda: answered({"type": "http.request", "body": body})  # noqa: E731
+        await served.handler()(scope, receive, lambda message: answered(said.append(message)))
+        return json.loads(said[-1]["body"])["version"]
+
+    for row in rows[:10]:
+        small, large = ([row] * count for count in (1, 1 + 2 * LARGE // len(json.dumps(row))))
+        wanted = "2" if share(read(SimpleNamespace(body=json.dumps(small).encode())), b"salt") < 0.5 else "1"  # type: ignore[arg-type]
+        assert [asyncio.run(ask(json.dumps(each).encode())) for each in (small, large)] == [wanted] * 2
+    assert threads == [True, False] * 10, "once for each request, and only a small body by the loop"
+    router.state = State(models[0])
+    assert asyncio.run(ask(json.dumps(rows[:1] * LARGE).encode())) == "1" and len(threads) == 20, "nobody asks for it"
+
+
+async def answered(value: Any) -> Any:
+    return value
 
 
 class Layouts:

@@ -45,11 +45,15 @@ def told_row(
     row: Sequence[Any],  # Values in the order of the columns
     number: int,
 ) -> str:
-    "Which row it is that a model fails at, and which of its numbers is furthest beyond what training saw."
+    "Which row it is that a model fails at, and which of its numbers is furthest beyond what training saw; if none is, which value training never saw."
     found, furthest = "", 0.0
     for column, value in zip(schema.columns, row, strict=True):
         low, high = column.minimum, column.maximum
-        if column.kind not in ("integer", "number") or not isinstance(value, int | float) or low is None or high is None:
+        if column.kind not in ("integer", "number"):
+            if not found and value is not None and column.categories is not None and value not in column.categories:
+                found = f", '{column.name}': a value that training never saw"
+            continue
+        if not isinstance(value, int | float) or low is None or high is None:
             continue
         try:
             beyond = max(value - high, low - value) / (high - low or 1)
