@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, InputError
+from ..package.features.definition import span_of
 from ..project import did_you_mean, digest_json, find_project, nearest, project_settings
 from .people import TABLES, Identity, People, check_list, check_names, read_people, settings_place
 
@@ -22,7 +23,6 @@ __all__ = ['StageRules', 'read_stages', 'stage_rules', 'policy_file', 'approvers
 # %% ../../nbs/release/05_stages.ipynb #rules
 _STAGE = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 _DEFAULT_GATES = {"production": True}
-_DURATION = re.compile(r"(\d{1,5}) *(hour|day|week)s?")
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ def _read(stage: str, table: dict[str, Any], people: People, where: str) -> Stag
 
 
 def _duration(text: Any, where: str) -> timedelta:
-    found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is None or not int(found[1]):
+    found = span_of(text) if isinstance(text, str) else None
+    if not found:
         raise InputError(f"expires is {text!r}", where=where, remedy='write a duration, such as "12 hours", "14 days" or "2 weeks"')
-    return timedelta(**{f"{found[2]}s": int(found[1])})
+    return found
 
 
 def approvers_of(rules: StageRules, people: People, name: str) -> tuple[str, ...] | None:
