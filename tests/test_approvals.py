@@ -20,12 +20,15 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release.approvals import count_approvals
 from notebook_to_prod.release.audit import current_user, read_events
 from notebook_to_prod.release.card import model_card
+from notebook_to_prod.release.gated import stage_policy
 from notebook_to_prod.release.people import acting, identify, read_people, who_is_told
 from notebook_to_prod.release.records import gather
 from notebook_to_prod.release.registry import Registry, share_event
 from notebook_to_prod.release.score import ml_test_score
-from notebook_to_prod.release.stages import read_stages, stage_rules
+from notebook_to_prod.release.stages import policy_file, read_stages, stage_rules
 from notebook_to_prod.release.views import find_live, verify_audit
+from notebook_to_prod.scaffold.checkup import check_settings
+from notebook_to_prod.scaffold.findings import FIX
 from notebook_to_prod.train.record import find_run
 
 WORKER = Path(__file__).with_name("approve_worker.py")
@@ -155,14 +158,25 @@ def test_a_line_still_means_what_it_meant(tmp_path: Path) -> None:
     assert read_stages(tmp_path)["production"].gates is True
     (tmp_path / "pyproject.toml").write_text('[tool.n2p.stages]\nproduction = false\ncanary = "strict.toml"\n')
     with pytest.raises(InputError, match=r"there is no policy 'strict\.toml'"):
-        read_stages(tmp_path)
+        policy_file(read_stages(tmp_path)["canary"], tmp_path)
     (tmp_path / "strict.toml").write_text("")
+    assert policy_file(read_stages(tmp_path)["canary"], tmp_path) == tmp_path / "strict.toml"
     assert {name: each.gates for name, each in read_stages(tmp_path).items()} == {
         "production": False,
         "canary": "strict.toml",
     }
     (tmp_path / "pyproject.toml").write_text("[tool.n2p.stages.production]\napprovals = 1\n[tool.n2p.stages.canary]\n")
     assert {name: each.gates for name, each in read_stages(tmp_path).items()} == {"production": True, "canary": False}
+
+
+def test_a_policy_that_is_lost_stops_its_own_stage_only(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("N2P_REQUIRE_GATE", raising=False)
+    (project.folder / "pyproject.toml").write_text('[tool.n2p.stages]\ncanary = "lost.toml"\n')
+    assert stage_policy("production") is not None and stage_policy("staging") is None
+    with pytest.raises(InputError, match="there is no policy"):
+        stage_policy("canary")
+    told = [each for each in check_settings(project.folder, deep=False) if each.state == FIX]
+    assert ["there is no policy 'lost.toml'" in each.what for each in told] == [True]
 
 
 def test_who_is_told(team: Team) -> None:

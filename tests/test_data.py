@@ -11,13 +11,16 @@ import random
 import resource
 import shutil
 import signal
+import socket
+import socketserver
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -48,7 +51,7 @@ from notebook_to_prod.train import data, snapshot
 from notebook_to_prod.train.datasets import find_dataset
 from notebook_to_prod.train.diff import compare_tables
 from notebook_to_prod.train.record import RunRecord, RunSpec, now, save_record
-from notebook_to_prod.train.source import find_snapshot
+from notebook_to_prod.train.source import find_parts, find_snapshot
 
 FLIGHTS = pd.DataFrame(
     {
@@ -671,6 +674,95 @@ def test_a_server_that_does_not_answer_is_not_a_missing_file() -> None:
         n2p.load("http://127.0.0.1:1/flights.csv")
     with pytest.raises(ServerError):
         data.current_digest("http://127.0.0.1:1/flights.csv")
+
+
+@contextmanager
+def served(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """HOST:PORT of a server that treats every connection so, in a thread of its own."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                answer(self.request)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nAccept-Ranges: none\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", HEAD, HEAD + b"a,b\n1,2\n"], ids=["nothing", "headers", "a-part"])
+def test_a_server_that_falls_silent_is_not_waited_for_without_end(sent: bytes) -> None:
+    pytest.importorskip("aiohttp")
+    silent = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        head = connection.recv(65_536).startswith(b"HEAD")
+        connection.sendall(HEAD if head and sent else sent)
+        if not head or not sent:
+            silent.wait(60)
+
+    from aiohttp import ClientTimeout
+
+    with served(answer) as host:
+        for options in ({"timeout": 0.3}, {"client_kwargs": {"timeout": ClientTimeout(sock_read=0.3)}}):
+            with pytest.raises(ServerError, match="silent for too long") as caught:
+                n2p.load(f"http://{host}/rows.csv", storage_options=options)
+            assert "timeout" in (caught.value.remedy or "")
+        silent.set()
+
+
+def test_a_server_that_takes_its_time_is_waited_for() -> None:
+    pytest.importorskip("aiohttp")
+    rows = b"a,b\n1,2\n3,4\n"
+
+    def answer(connection: socket.socket) -> None:
+        head = connection.recv(65_536).startswith(b"HEAD")
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nAccept-Ranges: none\r\n\r\n" % len(rows))
+        for byte in () if head else rows:
+            time.sleep(0.2)  # together longer than the limit
+            connection.sendall(bytes([byte]))
+
+    with served(answer) as host:
+        found = n2p.load(f"http://{host}/rows.csv", storage_options={"timeout": 1.5})
+    assert found.to_dict("list") == {"a": [1, 3], "b": [2, 4]}
+
+
+@pytest.mark.parametrize("status", ["401 Unauthorized", "403 Forbidden", "500 Oops", "404 Not Found"])
+def test_an_answer_of_http_is_told_for_what_it_is(status: str) -> None:
+    pytest.importorskip("aiohttp")
+    text = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
+    kind: type[Exception] = ServerError if status.startswith("5") else DataError
+    said = {"4": f"the server refuses: {status}", "5": "500, message='Oops'"}[status[0]]
+    with served(lambda connection: (connection.recv(65_536), connection.sendall(text))) as host:
+        for ask in (n2p.load, find_parts):
+            with pytest.raises(kind, match="no such file" if status.startswith("404") else said):
+                ask(f"http://{host}/rows.csv")
+
+
+@pytest.mark.parametrize("refuses", ["the login", "everything"])
+def test_a_login_that_ftp_refuses_is_no_missing_file(refuses: str) -> None:
+    refusal = b"530 Login incorrect.\r\n"
+    replies = {b"USER": b"331 the password?\r\n", b"PASS": refusal if refuses == "the login" else b"230 come in\r\n"}
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"220 hello\r\n")
+        while line := connection.recv(1_000):
+            connection.sendall(replies.get(line[:4], refusal))
+
+    with served(answer) as host:
+        for ask in (n2p.load, find_parts):
+            for path in ("rows.csv", "a/rows.csv", "a/*.csv"):
+                with pytest.raises(DataError, match="the server refuses: 530 Login incorrect") as caught:
+                    ask(f"ftp://ann:wrong@{host}/{path}")
+                assert "password" in (caught.value.remedy or "") and "wrong" not in str(caught.value)
 
 
 def test_errors_stay_short() -> None:

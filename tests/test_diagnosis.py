@@ -13,7 +13,10 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from notebooks import Done, Project, live_predictor, once
+from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from notebook_to_prod.cli.diagnose import _seen
 from notebook_to_prod.errors import DataError, DependencyError, InputError, N2PError, NotFoundError
@@ -25,6 +28,7 @@ from notebook_to_prod.watch.detectors import StreamRules, detect_changes, make_d
 from notebook_to_prod.watch.diagnosis import Lossy, explain_rise, take_apart
 from notebook_to_prod.watch.health import HealthRules, Scrape, check_health, read_scrape
 from notebook_to_prod.watch.kpis import kpi_values, read_kpis
+from notebook_to_prod.watch.ledger import open_ledger
 from notebook_to_prod.watch.more_signals import detector_signals, health_signals, kpi_signals
 
 MOMENT = "2026-03-01T00:00:00+00:00"
@@ -306,6 +310,25 @@ def test_labels_of_a_file_mean_what_they_mean_to_watch(project: Project) -> None
     pd.DataFrame({"label": y[:200]}).to_csv("lines.csv", index=False)
     observed, _, _ = _seen(open_store(), bundle, "flights", False, *files[:2], Path("lines.csv"), None, None)
     assert observed.errors is not None and np.isfinite(observed.errors).sum() == 160 and not np.nansum(observed.errors)
+
+
+def test_a_column_label_of_the_model_is_no_label(project: Project) -> None:
+    random = np.random.default_rng(1)
+    X = pd.DataFrame({"label": random.integers(0, 2, 200).astype(str), "x": random.normal(size=200)})
+    y = np.where(X["x"] > 0, "1", "0")
+    encode = make_column_transformer((OneHotEncoder(), ["label"]), remainder="passthrough")
+    bundle = start(seed=1).export(make_pipeline(encode, LogisticRegression()).fit(X, y), X, y, X, y)
+    answers = X.assign(prediction=y, id=np.arange(200).astype(str))
+    assert not open_ledger(bundle, answers).labelled.any()
+    answers.to_csv("answers.csv", index=False)
+    files, ends = (open_store(), bundle, "flights", False, Path("answers.csv"), ""), (None, None)
+    pd.DataFrame({"label": y}).to_csv("lines.csv", index=False)
+    with pytest.raises(DataError, match="cannot stand line by line"):
+        _seen(*files, Path("lines.csv"), *ends)
+    pd.DataFrame({"label": y[:150], "id": np.arange(150)}).to_csv("labels.csv", index=False)
+    observed, table, _ = _seen(*files, Path("labels.csv"), *ends)
+    assert observed.errors is not None and np.isfinite(observed.errors).sum() == 150
+    assert table["__label"].notna().sum() == 150 and (table["__label"] == table["prediction"])[:150].all()
 
 
 def test_bad_questions_end_with_their_codes(served: Project, tmp_path: Path) -> None:

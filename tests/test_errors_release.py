@@ -25,7 +25,7 @@ from notebook_to_prod.release.records import card_settings
 from notebook_to_prod.release.registry import Registry
 from notebook_to_prod.release.rollout import parse_challenger, parse_period, parse_rollout, parse_steps
 from notebook_to_prod.release.score import declared_evidence
-from notebook_to_prod.release.stages import read_stages, require_identity, stage_rules
+from notebook_to_prod.release.stages import policy_file, read_stages, require_identity, stage_rules
 from notebook_to_prod.release.versions import check_alias, check_name, parse_reference
 from notebook_to_prod.release.views import parse_time
 from notebook_to_prod.release.webhook import read_webhooks, signed_headers, verify_webhook
@@ -162,7 +162,7 @@ PEOPLE = {
         lambda: stages("production = 3"), InputError, "stages has 3 for production", "[tool.n2p.stages]", "true, false"
     ),
     "a policy that there is not": Wrong(
-        lambda: stages('production = "none.toml"'),
+        lambda: policy_file(stages('production = "none.toml"')["production"]),
         InputError,
         "there is no policy 'none.toml'",
         "stages.production]",

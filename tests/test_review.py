@@ -7,6 +7,7 @@ import re
 import subprocess
 import xml.dom.minidom
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,33 @@ def test_the_answer_on_record_is_used(reviewed: Project) -> None:
     assert reviewed.n2p("review").code in (0, 1)
     after = {path: path.stat().st_mtime_ns for path in (reviewed.home / "verdicts").rglob("*.json")}
     assert after == before
+
+
+def test_only_gates_without_an_answer_are_asked_and_old_answers_are_told(project: Project) -> None:
+    (project.folder / "pyproject.toml").write_text(SETTINGS)
+    project.notebook("train.ipynb", CELLS)
+    assert project.run("train.ipynb").code == 0
+    some = [project.n2p("gate", "latest", "--only", each, "--json").json for each in ("quality.metric", "data")]
+    first, last = (review_of(project) for _ in range(2))
+    asked = {gate: report["made"] for report in some for gate in report["seconds"]}
+    gates = first["gate"]
+    assert {**gates["earlier"]} == asked and {*gates["seconds"]} > {*asked}
+    told = [each for report in some for each in report["verdicts"]]
+    assert all(each in gates["verdicts"] for each in told)
+    assert last == first, "the whole answer is on record now, and still says what is old"
+    line = next(each for each in first["text"].splitlines() if each.startswith("| asked earlier |"))
+    assert f"quality.metric at {some[0]['made'][:19]} UTC" in line
+    policy = project.folder / "stricter.toml"
+    policy.write_text("resamples = 100\n[quality]\nprimary = 'roc_auc'\nmetrics = { roc_auc = 0.85 }\n")
+    anew = review_of(project, "--policy", policy)
+    assert not anew["gate"]["earlier"], "another policy is another question"
+
+
+def review_of(project: Project, *options: str | Path) -> dict[str, Any]:
+    """What a review says of the latest model, and its comment."""
+    done = project.n2p("review", "--json", "--markdown", "review.md", *options)
+    assert done.code in (0, 1), done
+    return done.json | {"text": (project.folder / "review.md").read_text("utf-8")}
 
 
 def test_plots_are_shown_where_they_can_be_and_linked_elsewhere(reviewed: Project) -> None:

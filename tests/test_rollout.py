@@ -11,12 +11,14 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -42,10 +44,14 @@ from notebook_to_prod.project import Store
 from notebook_to_prod.release import rollout as rollouts
 from notebook_to_prod.release.audit import verify_log
 from notebook_to_prod.release.registry import Registry, alias_path
+from notebook_to_prod.serve.batch import Model
+from notebook_to_prod.serve.predictor import load_predictor
 from notebook_to_prod.serve.rollout.follow import RolloutSettings
-from notebook_to_prod.serve.rollout.router import share
+from notebook_to_prod.serve.rollout.router import Router, State, column_key, share
+from notebook_to_prod.serve.rollout.tally import Tally
+from notebook_to_prod.serve.service import LARGE, Call, Service
 from notebook_to_prod.serve.source import registry_layout
-from notebook_to_prod.watch.rollout import read_decisions
+from notebook_to_prod.watch.rollout import FINE, UNKNOWN, WORSE, judge, read_decisions
 
 SECONDS = float(os.environ.get("N2P_TEST_SECONDS", "4"))
 SCRIPT = """
@@ -94,6 +100,47 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Version]:
     said = {json.dumps(each.bundle.golden["probabilities"]) for each in found}
     assert len(said) == 3
     return found
+
+
+def test_the_key_of_a_large_body_is_read_beside_the_loop(versions: list[Version]) -> None:
+    models = [
+        Model(load_predictor(each.bundle.path, version=number)) for number, each in zip("12", versions[:2], strict=True)
+    ]
+    rows, name = versions[0].bundle.golden["rows"], versions[0].bundle.schema.names[0]
+    read, threads = column_key(name), []
+
+    def noted(call: Call) -> bytes | None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read(call)
+
+    served = Service(models[0])
+    served.route = router = Router(models[0], noted)
+    served.prepare = router.read_key
+    router.state = State(models[0], ((0.5, "canary", models[1]),), None, b"salt")
+
+    async def ask(body: bytes) -> str:
+        said: list[Any] = []
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/predict",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        receive = lambda: answered({"type": "http.request", "body": body})  # noqa: E731
+        await served.handler()(scope, receive, lambda message: answered(said.append(message)))
+        return json.loads(said[-1]["body"])["version"]
+
+    for row in rows[:10]:
+        small, large = ([row] * count for count in (1, 1 + 2 * LARGE // len(json.dumps(row))))
+        wanted = "2" if share(read(SimpleNamespace(body=json.dumps(small).encode())), b"salt") < 0.5 else "1"  # type: ignore[arg-type]
+        assert [asyncio.run(ask(json.dumps(each).encode())) for each in (small, large)] == [wanted] * 2
+    assert threads == [True, False] * 10, "once for each request, and only a small body by the loop"
+    router.state = State(models[0])
+    assert asyncio.run(ask(json.dumps(rows[:1] * LARGE).encode())) == "1" and len(threads) == 20, "nobody asks for it"
+
+
+async def answered(value: Any) -> Any:
+    return value
 
 
 class Layouts:
@@ -738,3 +785,64 @@ def test_of_several_challengers_one_is_promoted(rolled: Rolled) -> None:
     rolled.rollout("advance", "2")
     assert registry.aliased(rolled.name, "production") == 2
     registry.promote(rolled.name, 1)
+
+
+# Latency
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]  # Seconds of so many requests
+LOOKS = 200
+
+
+def cached(generator: np.random.Generator, count: int) -> np.ndarray:
+    """One request in twenty-five misses a cache."""
+    return np.where(generator.random(count) < 0.04, 0.05, 0.002) * generator.lognormal(0, 0.3, count)
+
+
+def heavy(generator: np.random.Generator, count: int) -> np.ndarray:
+    """A few requests take a thousand times as long as most."""
+    return 0.001 * generator.lognormal(0, 2.0, count)
+
+
+def verdicts(draw: Draw, slower: float, seed: int, limit: float, looks: int = LOOKS) -> Iterator[tuple[str, bool]]:
+    """What is said of the latency of a canary, look by look, and whether its 95% are measured beyond the limit."""
+    generator, settings = np.random.default_rng(seed), RolloutSettings(latency=limit)
+    live, canary = Tally("1"), Tally("2")
+    for _ in range(looks):
+        for part, count, factor in ((live, 90, 1.0), (canary, 10, slower)):
+            part.requests += count
+            part.times = dict(
+                Counter(part.times) + Counter((4 * np.log2(1e6 * factor * draw(generator, count))).astype(int).tolist())
+            )
+        found = next(each for each in judge(live, canary, settings) if each.about == "latency")
+        yield found.verdict, canary.requests >= settings.least and found.number is not None and found.number > limit
+
+
+@pytest.mark.parametrize("draw", [cached, heavy])
+@pytest.mark.parametrize(("slower", "limit"), [(1.0, 1.2), (2.0, 2.0)], ids=["equal", "at-the-limit"])
+def test_chance_does_not_stop_a_canary_that_is_looked_at_all_the_time(draw: Draw, slower: float, limit: float) -> None:
+    histories = [[*verdicts(draw, slower, seed, limit)] for seed in range(20)]
+    stopped = sum(any(said == WORSE for said, _ in each) for each in histories)
+    naive = sum(any(beyond for _, beyond in each) for each in histories)
+    assert stopped < 0.05 * len(histories) < 0.2 * len(histories) < naive
+
+
+@pytest.mark.parametrize("draw", [cached, heavy])
+def test_a_canary_that_is_slow_is_stopped(draw: Draw) -> None:
+    for seed in range(10):
+        assert any(said == WORSE for said, _ in verdicts(draw, 8.0, seed, 2.0)), seed
+
+
+def test_a_latency_that_may_be_chance_neither_stops_nor_goes_on() -> None:
+    live = Tally("1", 10_000, times={40: 9_600, 60: 400})
+    found = {
+        slow: next(
+            each
+            for each in judge(live, Tally("2", 300, times={40: 300 - slow, 60: slow}), RolloutSettings())
+            if each.about == "latency"
+        )
+        for slow in (14, 20, 60)
+    }
+    assert [each.verdict for each in found.values()] == [FINE, UNKNOWN, WORSE]
+    assert "may be chance" in found[20].told and "chance" not in found[60].told
+    few = judge(live, Tally("2", 20, times={60: 20}), RolloutSettings())
+    assert {each.about: each.verdict for each in few}["latency"] == WORSE, "what is plain needs no 200 requests"

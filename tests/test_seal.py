@@ -498,8 +498,9 @@ def test_hashes_are_required_where_it_is_sealed(hashed: Project) -> None:
             text = text.replace(digest, "sha256:" + "00" * 32)
         contents["requirements.lock"] = text.encode()
 
-    with pytest.raises(DependencyError, match=r"(?i)hash"):
+    with pytest.raises(InputError, match="joblib") as refused:
         seal(store, altered(store, bundle, forge))
+    assert "hash is not that of the lock" in refused.value.what and refused.value.exit_code == 2
 
 
 def test_a_service_and_a_comparison_read_such_a_lock(hashed: Project, trained: Project) -> None:

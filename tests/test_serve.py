@@ -211,6 +211,13 @@ def test_a_pipeline_that_raises_is_a_refusal_that_names_the_row(before: int, aft
     assert answer.json()["detail"][0]["msg"] == f"The model cannot score this input ({where}): {CLOSER}"
 
 
+def test_a_row_without_odd_numbers_names_the_value_that_training_never_saw(classifier: Service) -> None:
+    answer = classifier.post([GOOD, GOOD | {"ä": ""}])
+    assert answer.status_code == 422, answer.text
+    where = "row 1, 'ä': a value that training never saw"
+    assert answer.json()["detail"][0]["msg"] == f"The model cannot score this input ({where}): {CLOSER}"
+
+
 # What it refuses, field by field
 
 WRONG_FIELDS: dict[str, tuple[str, Any]] = {

@@ -125,13 +125,13 @@ def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path
             raise InputError("a bundle alone has no request log", where=model, remedy="give a table with --data FILE, or name a model or an exported service")
         settings, hashed = open_log(store, model)
         days = (None, None) if time else (since and since.date(), end and end.date())  # of the answers
-        table, given = _given(read_predictions(settings, *days, None if served else model), labels)
+        table, given = _given(read_predictions(settings, *days, None if served else model), labels, bundle)
         own, notes = answers_of(table, bundle) if len(table) else (table, ())
         observed = observed_of_log(bundle, own if len(own) else table, time)
         observed = replace(observed, table=observed.table[[each for each in observed.table.columns if each not in hashed]])
         asked, now = kpi_table(own), None if time else datetime.now(UTC)
     else:
-        table, given = _given(read_file(data), labels)
+        table, given = _given(read_file(data), labels, bundle)
         table = table.set_axis(table.columns.map(str), axis="columns")
         time = time if named or time in table.columns else ""  # a setting may be about the log alone
         own, notes = answers_of(table, bundle) if "prediction" in table.columns else (table, ())
@@ -150,7 +150,7 @@ def _seen(store: "Store", bundle: "Bundle", model: str, served: bool, data: Path
     return observed, asked, notes
 
 
-def _given(table: "pd.DataFrame", labels: Path | None) -> "tuple[pd.DataFrame, pd.DataFrame | None]":
+def _given(table: "pd.DataFrame", labels: Path | None, bundle: "Bundle") -> "tuple[pd.DataFrame, pd.DataFrame | None]":
     "The table, with the labels of a file if they are line by line, and the labels to be joined; raises `DataError` if they fit neither way."
     from notebook_to_prod.errors import DataError
     from notebook_to_prod.watch.live_quality import read_label_file
@@ -160,6 +160,8 @@ def _given(table: "pd.DataFrame", labels: Path | None) -> "tuple[pd.DataFrame, p
     given = read_label_file(labels, ("label",))
     if {"id"} <= {*given.columns} & {*table.columns}:
         return table, given
+    if "label" in bundle.schema.names:
+        raise DataError("the model takes a column 'label', so labels cannot stand line by line", where=str(labels), remedy="give them with the id of their answers")
     if len(given) != len(table):
         raise DataError(f"there are {len(given)} labels of {len(table)} rows", where=str(labels), remedy="give one label for each row, or an id to join them by")
     return table.assign(label=given["label"].to_numpy()), None
@@ -175,20 +177,20 @@ def _true(bundle: "Bundle", own: "pd.DataFrame", given: "pd.DataFrame | None", o
     from notebook_to_prod.watch.rules import project_rules
     from notebook_to_prod.watch.windows import Length, cut
 
-    labels, _, _ = merge_labels(own, given, own="label" not in bundle.schema.names)
     try:
         ledger = open_ledger(bundle, own, time, given)
     except DataError as error:
         if error.where != "the bundle":  # several targets, which have no ledger
             raise
-        return labels, observed.errors if given is None else None, (f"quality: {error.what}",)
+        return merge_labels(own, given, own="label" not in bundle.schema.names)[0], observed.errors if given is None else None, (f"quality: {error.what}",)
+    assert ledger.written is not None
     said, rules = ledger.answers.predictions, project_rules(find_project())
     if ledger.classes is None:
         true, apart = ledger.truth.tolist(), np.abs(said - ledger.truth)
         errors = np.where(ledger.labelled, apart if apart.ndim == 1 else apart.mean(axis=1), np.nan)
     else:
         written = dict(enumerate(ledger.classes)) | dict(zip(said.tolist(), own["prediction"].tolist(), strict=True))
-        true = [written.get(number, label) for number, label in zip(ledger.truth.tolist(), labels, strict=True)]
+        true = [written.get(number, label) for number, label in zip(ledger.truth.tolist(), ledger.written, strict=True)]
         errors = np.where(ledger.labelled, (said != ledger.truth).astype("float64"), np.nan)
     length = Length.parse(rules.window)
     cuts = cut(len(ledger), length if length.rows or (ledger.times is not None and not ledger.times.isna().any()) else None, ledger.times)

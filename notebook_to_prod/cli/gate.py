@@ -66,15 +66,15 @@ def gate(terminal: Terminal, bundle: str | None, policy: Path | None, against: s
     return answer(terminal, store, report, name, options["html"])
 
 # %% ../../nbs/cli/02_gate.ipynb #find
-def judge(terminal: Terminal, store: "Store", bundle: "Bundle", against: str | None, policy: "Policy", only: tuple[str, ...]) -> "Report":
-    "Ask the gates, and save what they say."
+def judge(terminal: Terminal, store: "Store", bundle: "Bundle", against: str | None, policy: "Policy", only: tuple[str, ...] = (), known: "Report | None" = None) -> "Report":
+    "Ask the gates, but those that are known, and save what they say."
     from notebook_to_prod.package.gates.case import open_case
     from notebook_to_prod.package.gates.run import run_gates
     from notebook_to_prod.package.gates.verdict import save_report
 
     champion = find_bundle(store, against).bundle if against else None
     with terminal.progress("gate") as progress:
-        report = run_gates(open_case(store, bundle, champion), policy, only, progress)
+        report = run_gates(open_case(store, bundle, champion), policy, only, progress, known)
     return save_report(store, report)
 
 

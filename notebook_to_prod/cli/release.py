@@ -72,9 +72,10 @@ def promote(terminal: Terminal, name: str, version: int | None, source: str | No
     """Point an alias, such as production, to a version.
 
     A bundle that is not sealed is sealed first: its lock is installed in an environment of its own, and its golden rows are
-    replayed there. Exit code 3 if that cannot be built, 2 if the bundle fails in it. Then it has to pass the gates of the stage,
-    which are asked unless they have been, about this bundle and against what the alias points to. Exit code 1 if one says no,
-    if approvals that the stage asks for are missing, or if somebody else moves the alias meanwhile; 2 if you lack the role.
+    replayed there. Exit code 3 if that cannot be built, 2 if a package has another hash than in the lock or the bundle fails in
+    it. Then it has to pass the gates of the stage, which are asked unless they have been, about this bundle and against what the
+    alias points to. Exit code 1 if one says no, if approvals that the stage asks for are missing, or if somebody else moves the
+    alias meanwhile; 2 if you lack the role.
 
     With --from the version is promoted from one environment to another: the bundle and all that is known of it are copied,
     hashed again where they arrive, registered there and taken through the gates of there. NAME means what is live in the one
@@ -94,7 +95,7 @@ def promote(terminal: Terminal, name: str, version: int | None, source: str | No
     registry, alias = Registry(store), to or store.alias
     if unheard := new_alias(registry, name, alias):
         terminal.note(f"warning: {unheard}")
-    event = registry.promote(name, version, alias, reason, unsealed, lambda text: terminal.note(text if text.startswith("gate: ") else f"seal: {text}"), override)
+    event = registry.promote(name, version, alias, reason, unsealed, terminal.note, override)
     was = "it pointed there already" if event is None else f"was {_version(event.previous)}{', unsealed' if event.unsealed else ''}"
     data = {"name": name, "version": version, "alias": alias, "changed": event is not None, "previous": event.previous if event else version}
     data |= {key: getattr(event, key, None) for key in ("unsealed", "gates", "verdicts", "approvals", "user", "identity")}

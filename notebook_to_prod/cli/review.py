@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 def review(terminal: Terminal, bundle: str, **options: Any) -> Result:
     """Write the comment of a pull request about a model.
 
-    Gates, metrics against the champion, data, code and what changed in the notebook. The gates are asked unless their answer is on record.
+    Gates, metrics against the champion, data, code and what changed in the notebook. The gates are asked unless their answer is on record;
+    an answer that is older than the rest is told.
     Exit code 1 if one says no, the checker finds an error, the run failed or the notebook has changed since; 2 if the policy asks what the
     model has not. In GitHub Actions the summary of the job gets the comment, too.
 
@@ -77,7 +78,7 @@ def _found(terminal: Terminal, store: "Store", name: str, options: dict[str, Any
     from notebook_to_prod.package.lineage import find_origin
     from notebook_to_prod.project import find_project
     from notebook_to_prod.release.compare import compare_models
-    from notebook_to_prod.release.gated import find_report
+    from notebook_to_prod.release.gated import find_answers, find_report
     from notebook_to_prod.release.registry import Registry
     from notebook_to_prod.release.review import Review, default_base, find_champion
 
@@ -98,7 +99,9 @@ def _found(terminal: Terminal, store: "Store", name: str, options: dict[str, Any
         rival, told = None, f"{told}, which is this model"
     try:
         known = find_report(store, opened.digest, policy, opened.digest) if same else None  # n2p gate --against has asked that
-        report = known or find_report(store, opened.digest, policy, rival.digest if rival else "") or judge(terminal, store, opened, rival.digest[7:] if rival else None, policy, ())
+        beaten = rival.digest if rival else ""
+        report = known or find_report(store, opened.digest, policy, beaten)
+        report = report or judge(terminal, store, opened, beaten[7:] or None, policy, known=find_answers(store, opened.digest, policy, beaten))
     except InputError as error:  # the policy names what the model has not, or the store has lost its tables
         return _with_notebooks(Review(name, failure=error, record=record, champion=told, base=base), options["notebooks"])
     comparison = compare_models(store, rival, opened, (told, "this change")) if rival else None

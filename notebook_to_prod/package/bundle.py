@@ -35,7 +35,7 @@ from .trust import Allowed, check_pickle, load_pickle, trusted_libraries
 # %% auto #0
 __all__ = ['MANIFEST', 'PLAN', 'Bundle', 'shown_estimate', 'write_bundle', 'is_damaged', 'remove_bundle', 'copy_bundle',
            'open_bundle', 'kept_apart', 'load_pipeline', 'Prediction', 'predict', 'unusable_row', 'replay_golden',
-           'largest_difference', 'LatePipeline', 'at_hand']
+           'largest_difference', 'LatePipeline', 'replayed_pipeline', 'at_hand']
 
 # %% ../../nbs/package/03_bundle.ipynb #bundle
 _FORMAT = 1
@@ -507,17 +507,28 @@ class LatePipeline:
                 raise self.error.with_traceback(None)  # or it would keep the frames of everyone who asked
             if self._found is None:
                 try:
-                    pipeline = load_pipeline(self.bundle, self.trusted)
-                    replay_golden(self.bundle, pipeline)
+                    self._found = replayed_pipeline(self.bundle, self.trusted)
                 except N2PError as error:
                     self.error = error
                     raise
-                except Exception as error:  # whatever a pipeline raises
-                    what = f"the model cannot predict the rows that it did at export: {type(error).__name__}: {error}"
-                    self.error = BundleError(what, where=str(self.bundle.path), remedy="install the versions in the bundle's requirements.lock")
-                    raise self.error from error
-                self._found = pipeline
             return self._found
+
+
+def replayed_pipeline(
+    bundle: Bundle,
+    trusted: Iterable[str] = (),  # Libraries to trust besides those of `trusted_libraries`
+) -> Any:
+    "The pipeline of a verified bundle, which gives its golden rows what they must have; raises what `load_pipeline` and `replay_golden` raise."
+    with _modules:
+        pipeline = load_pipeline(bundle, trusted)
+        try:
+            replay_golden(bundle, pipeline)
+        except N2PError:
+            raise
+        except Exception as error:  # whatever a pipeline raises
+            what = f"the model cannot predict the rows that it did at export: {type(error).__name__}: {error}"
+            raise BundleError(what, where=str(bundle.path), remedy="install the versions in the bundle's requirements.lock") from error
+        return pipeline
 
 
 def at_hand(pipeline: Any) -> Any:

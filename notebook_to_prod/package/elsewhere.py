@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TextIO
 
-from ..errors import DependencyError, StoreError
+from ..errors import DependencyError, InputError, StoreError
 from .lock import read_lock
 from ..project import Store, digest_json, remove_orphans, store_errors, temporary_folder, temporary_prefix
 from ..train.environment import local_distributions
@@ -46,7 +46,7 @@ def environment_for(
     requirements: str,  # Exact pins, with hashes for all or none
     progress: Callable[[str], None] | None = None,  # Told what takes time
 ) -> Environment:
-    "The environment of a lock, built if need be; raises `DependencyError` with what uv says."
+    "The environment of a lock, built if need be; raises `DependencyError` with what uv says, `InputError` if a hash is not that of the lock."
     lines = [line for line in requirements.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     target = store.home / "environments" / digest_json([python, lines])[7:31]
     interpreter = target / _INTERPRETER
@@ -83,7 +83,10 @@ def _build(target: Path, python: str, requirements: str) -> None:
 def _uv(requirements: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "uv", *arguments, "--quiet"], capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = " ".join(done.stderr.split())[:400] or f"exit code {done.returncode}"
+        said = " ".join(done.stderr.split())
+        reason = said[:400] or f"exit code {done.returncode}"
+        if "hash mismatch" in said.lower():
+            raise InputError(f"the index has a file whose hash is not that of the lock: {reason}", where=f"uv {arguments[0]}", remedy="find out who has changed it, the index or the lock; n2p lock and another run make a bundle of what the index has now")
         remedy = "check that the index answers and has these versions, and that this Python can be had; UV_DEFAULT_INDEX names another index"
         local = sorted(read_lock(requirements).keys() & local_distributions().keys())
         if local:

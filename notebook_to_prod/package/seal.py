@@ -154,7 +154,7 @@ def seal(
     progress: Callable[[str], None] | None = None,  # Told what takes time
     timeout: float = 600.0,  # Seconds that the replay may take, once the environment is there
 ) -> Seal:
-    "Replay the golden rows where the bundle's lock is installed, and record that they agree; raises `DependencyError` or `BundleError`, and records nothing then."
+    "Replay the golden rows where the bundle's lock is installed, and record that they agree; raises `DependencyError`, `InputError` or `BundleError`, and records nothing then."
     digest = lock_digest(bundle)
     with store.lock(f"seal-{bundle.digest[7:31]}", timeout=1800):
         known = None if again else read_seal(store, bundle.digest)

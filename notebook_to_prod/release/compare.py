@@ -22,7 +22,7 @@ from ..package.gates.summary import rounded, usual_metrics
 from ..package.lineage import find_lineage
 from ..package.schema import jsonable
 from ..project import Store
-from .page import Section, Table, dots_svg, html_page, markdown_page
+from .page import Section, Table, dots_svg, html_page, markdown_page, sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -261,7 +261,7 @@ def _answers_section(found: ModelComparison, names: tuple[str, str]) -> Section:
     answers = found.answers
     if answers is None:
         return Section("Answers that change", missing=("rows that both models have answered",))
-    text = (found._answers()[0].upper() + found._answers()[1:] + ".", *((f"A probability or number moves by {answers.moved:.3g} on average.",) if answers.moved is not None else ()))
+    text = (sentence(found._answers()), *((f"A probability or number moves by {answers.moved:.3g} on average.",) if answers.moved is not None else ()))
     examples = tuple((str(each["row"]), str(each["before"]), str(each["after"]), str(each["target"]), ", ".join(f"{name} {value}" for name, value in each["values"].items())) for each in answers.examples)
     turns = tuple((was, becomes, str(count)) for was, becomes, count in answers.turns)
     return Section("Answers that change", text, (Table((*names, "rows"), turns), Table(("row", *names, "target", "values"), examples)))

@@ -10,34 +10,33 @@ import os
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, N2PError, VerdictError
 from ..package.bundle import Bundle
 from ..project import Store, find_project
-from .stages import stage_rules
+from .stages import policy_file, stage_rules
 
 if TYPE_CHECKING:
     from notebook_to_prod.package.gates.policy import Policy
     from notebook_to_prod.package.gates.verdict import Report
 
 # %% auto #0
-__all__ = ['stage_policy', 'Passed', 'find_report', 'pass_gates', 'telling']
+__all__ = ['stage_policy', 'Passed', 'find_report', 'find_answers', 'pass_gates', 'telling']
 
 # %% ../../nbs/release/07_gated.ipynb #stages
 def stage_policy(stage: str) -> Policy | None:
-    "The policy that a bundle has to pass to enter a stage, or None; raises `InputError` on a setting that says neither."
+    "The policy that a bundle has to pass to enter a stage, or None; raises `InputError` on a setting that says neither, or if its policy is not there."
     configured = os.environ.get("N2P_REQUIRE_GATE")
     if configured not in (None, "", "0", "1"):
         raise InputError(f"N2P_REQUIRE_GATE is '{configured}'", where="environment", remedy="set it to 0 or 1")
-    wanted = stage_rules(stage).gates
-    if configured == "0" or wanted is False:
+    rules = stage_rules(stage)
+    if configured == "0" or rules.gates is False:
         return None
     from notebook_to_prod.package.gates.policy import find_policy, read_policy
 
-    project = find_project()
-    return find_policy(project) if wanted is True else read_policy(project / Path(wanted))
+    own = policy_file(rules)
+    return find_policy(find_project()) if own is None else read_policy(own)
 
 # %% ../../nbs/release/07_gated.ipynb #pass
 _MOST_TOLD = 5  # Verdicts
@@ -59,6 +58,19 @@ def find_report(store: Store, digest: str, policy: Policy, against: str) -> Repo
     asked = {each.name for each in choose_gates(policy)}
     fits = (each for each in read_reports(store, digest) if (each.policy, each.against, set(each.seconds)) == (policy.digest, against, asked))
     return next(fits, None)
+
+
+def find_answers(store: Store, digest: str, policy: Policy, against: str) -> Report | None:
+    "The newest answer of every gate in reports on a bundle that are not stale, though none of them has all; None if there are none."
+    from notebook_to_prod.package.gates.verdict import Report, read_reports
+
+    newest: dict[str, Report] = {}
+    for report in read_reports(store, digest):
+        if (report.policy, report.against) == (policy.digest, against):
+            newest = dict.fromkeys(report.seconds, report) | newest
+    verdicts = tuple(each for gate, report in newest.items() for each in report.verdicts if each.gate == gate)
+    seconds = {gate: report.seconds[gate] for gate, report in newest.items()}
+    return Report(digest, policy.digest, verdicts, against, seconds, earlier={gate: report.earlier.get(gate, report.made) for gate, report in newest.items()}) if newest else None
 
 
 def pass_gates(

@@ -245,7 +245,7 @@ def _sealed(registry: Versions, version: ModelVersion, wanted: bool, progress: C
     if found is None and version.sealed and version.sealed == lock_digest(bundle):
         return True
     if found is None and wanted:
-        found = seal(registry.store, bundle, progress=progress)
+        found = seal(registry.store, bundle, progress=progress and (lambda text: progress(f"seal: {text}")))
     if found is not None and version.sealed != found.lock:
         with tracking_errors(registry.store):
             registry._client.set_model_version_tag(version.name, str(version.version), SEALED, found.lock)

@@ -14,9 +14,14 @@ from typing import Any
 from ..package.bundle import shown_estimate
 
 # %% auto #0
-__all__ = ['COLORS', 'Table', 'Section', 'dots_svg', 'markdown_page', 'html_page']
+__all__ = ['COLORS', 'sentence', 'Table', 'Section', 'dots_svg', 'markdown_page', 'html_page']
 
 # %% ../../nbs/release/18_page.ipynb #section
+def sentence(text: str) -> str:
+    "What is said within a line, as a sentence of its own."
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 @dataclass(frozen=True)
 class Table:
     "Rows of texts."

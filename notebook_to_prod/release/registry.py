@@ -57,7 +57,7 @@ class Registry(Versions, Displayed):
         to: str | None = None,  # An alias, that of what is live by default: `production`, or what the environment calls it
         reason: str | None = None,
         unsealed: bool = False,  # Do not ask for a seal; needs a reason
-        progress: Callable[[str], None] | None = None,  # Told what takes time: sealing and gates
+        progress: Callable[[str], None] | None = None,  # Told what takes time, in lines that begin with "seal: " or "gate: "
         override: bool = False,  # Go against the gates; needs a reason
     ) -> Event | None:
         "Point an alias to a version that is sealed and passes the gates; returns the event, or None if it points there already. Raises what `moves.promote` raises."

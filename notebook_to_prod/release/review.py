@@ -106,8 +106,17 @@ def _summary(review: Review) -> list[tuple[str, str]]:
     rows = [("run", f"{record.run_id} of {record.notebook}")] if record else []
     rows += [("metrics", ", ".join(f"{name} {shown_number(value)}" for name, value in record.metrics.items()))] if record and record.metrics else []
     rows += [("gates", ", ".join(f"{count} {status}" for status, count in report.counts.items() if count) or "none asked")] if report else []
+    rows += [("asked earlier", "; ".join(f"{', '.join(gates)} at {moment[:19]} UTC" for moment, gates in _by_moment(report).items()))] if report and report.earlier else []
     rows += [("overruled", f"by {report.override.by}: {report.override.reason}")] if report and report.override else []
     return [*rows, *([("champion", review.champion)] if review.champion else [])]
+
+
+def _by_moment(report: Report) -> dict[str, list[str]]:
+    "Gates that a report before this one had asked, by when."
+    found: dict[str, list[str]] = {}
+    for gate, moment in report.earlier.items():
+        found.setdefault(moment, []).append(gate)
+    return found
 
 
 def _verdicts(verdicts: Iterable[Verdict]) -> list[str]:

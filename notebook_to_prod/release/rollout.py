@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from ..errors import InputError, NotFoundError, StoreError, VerdictError
+from ..package.features.definition import span_of
 from .announce import announcing
 from .audit import Event
 from .change import ROLLOUT, make_change, recover, registry_lock
@@ -145,9 +146,7 @@ def read_rollout(registry: Versions, name: str) -> Rollout | None:
     return parse_rollout(name, tags[ROLLOUT]) if ROLLOUT in tags else None
 
 # %% ../../nbs/release/24_rollout.ipynb #steps
-_PERIOD = re.compile(r"(\d{1,6}(?:\.\d+)?) *(s|sec|second|min|minute|h|hour|day)s?")
 _CHALLENGER = re.compile(r"(\d{1,9}):(\d{1,3}(?:\.\d+)?)%?")
-_UNITS = {"s": 1, "sec": 1, "second": 1, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "day": 86400}
 
 
 def parse_steps(text: str, where: str = "--steps") -> tuple[float, ...]:
@@ -171,10 +170,10 @@ def parse_challenger(text: str) -> tuple[int, float]:
 
 def parse_period(text: str, where: str = "--every") -> float:
     "Seconds of a text such as `10 min`; raises `InputError`."
-    found = _PERIOD.fullmatch(text.strip())
+    found = span_of(text)
     if found is None:
         raise InputError(f"'{text}' is no time", where=where, remedy='write "30 s", "10 min", "2 hours" or "1 day"')
-    return float(found[1]) * _UNITS[found[2]]
+    return found.total_seconds()
 
 # %% ../../nbs/release/24_rollout.ipynb #start
 @announcing

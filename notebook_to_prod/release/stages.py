@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AccessError, InputError
+from ..package.features.definition import span_of
 from ..project import did_you_mean, digest_json, find_project, nearest, project_settings
 from .people import TABLES, Identity, People, check_list, check_names, read_people, settings_place
 
 # %% auto #0
-__all__ = ['StageRules', 'read_stages', 'stage_rules', 'approvers_of', 'require_enough', 'require_identity', 'rules_digest']
+__all__ = ['StageRules', 'read_stages', 'stage_rules', 'policy_file', 'approvers_of', 'require_enough', 'require_identity',
+           'rules_digest']
 
 # %% ../../nbs/release/05_stages.ipynb #rules
 _STAGE = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 _DEFAULT_GATES = {"production": True}
-_DURATION = re.compile(r"(\d{1,5}) *(hour|day|week)s?")
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,6 @@ def read_stages(project: Path | None = None) -> dict[str, StageRules]:
             raise InputError(f"'{stage}' is nearly {near}", where=where, remedy=f"write {near}, or choose a name that nobody takes for it")
         if not isinstance(value, bool | str | dict):
             raise InputError(f"stages has {value!r} for {stage}", where=where, remedy="write true, false, the path of a policy, or a table")
-        policy = value.get("gates") if isinstance(value, dict) else value
-        if isinstance(policy, str) and not ((project or find_project()) / policy).is_file():
-            raise InputError(f"there is no policy '{policy}'", where=settings_place(project, f"stages.{stage}"), remedy="write true, false, or the path of a file, seen from the project")
         found[stage] = _read(stage, value, people, settings_place(project, f"stages.{stage}")) if isinstance(value, dict) else StageRules(stage, value)
     return found
 
@@ -68,6 +66,16 @@ def read_stages(project: Path | None = None) -> dict[str, StageRules]:
 def stage_rules(stage: str, project: Path | None = None) -> StageRules:
     "What one stage asks; nothing, if the project does not say. Raises what `read_stages` raises."
     return read_stages(project).get(stage, StageRules(stage))
+
+
+def policy_file(rules: StageRules, project: Path | None = None) -> Path | None:
+    "The file of the policy of a stage that has one of its own; raises `InputError` if it is not there."
+    if not isinstance(rules.gates, str):
+        return None
+    path = (project or find_project()) / rules.gates
+    if not path.is_file():
+        raise InputError(f"there is no policy '{rules.gates}'", where=settings_place(project, f"stages.{rules.stage}"), remedy="write true, false, or the path of a file, seen from the project")
+    return path
 
 
 def _read(stage: str, table: dict[str, Any], people: People, where: str) -> StageRules:
@@ -94,10 +102,10 @@ def _read(stage: str, table: dict[str, Any], people: People, where: str) -> Stag
 
 
 def _duration(text: Any, where: str) -> timedelta:
-    found = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
-    if found is None or not int(found[1]):
+    found = span_of(text) if isinstance(text, str) else None
+    if not found:
         raise InputError(f"expires is {text!r}", where=where, remedy='write a duration, such as "12 hours", "14 days" or "2 weeks"')
-    return timedelta(**{f"{found[2]}s": int(found[1])})
+    return found
 
 
 def approvers_of(rules: StageRules, people: People, name: str) -> tuple[str, ...] | None:

@@ -46,8 +46,11 @@ def _gates(project: Path, deep: bool) -> None:
 
 def _stages(project: Path) -> None:
     from notebook_to_prod.release.people import read_people
+    from notebook_to_prod.release.stages import policy_file, read_stages
 
     read_people(project)
+    for rules in read_stages(project).values():
+        policy_file(rules, project)
 
 
 def _readers(project: Path, deep: bool) -> dict[str, Callable[[], Any]]:

@@ -107,7 +107,7 @@ def run_demo(
 
 def _promote(registry: Registry, version: int, tell: Callable[[str], None]) -> None:
     try:
-        registry.promote("flights", version, "production", "the demo's model", progress=lambda text: tell(f"gates     {text.removeprefix('gate: ')}" if text.startswith("gate: ") else f"seal      {text}"))
+        registry.promote("flights", version, "production", "the demo's model", progress=lambda text: tell(f"          {text}"))
     except DependencyError as error:  # without an index the rest of the road is worth seeing too
         registry.promote("flights", version, "production", f"the demo's model, not sealed: {error.what}", unsealed=True)
         tell(f"          not sealed: {error.what}")

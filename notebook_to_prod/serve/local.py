@@ -33,7 +33,7 @@ class Predictor(Loaded):
         store = store or open_store()
         version = Registry(store).resolve(reference)
         found = load_registered(store, Target(version.name, str(version.version), version.bundle, str(store.bundle(version.bundle))))
-        super().__init__(found.bundle, found.source, found.scorer, found.name, found.version, found.metrics)
+        super().__init__(found.bundle, found.scorer, found.name, found.version, found.metrics)
         object.__setattr__(self, "_asked", (store, reference))
 
     def predict(self, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame) -> Prediction:

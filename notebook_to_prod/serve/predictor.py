@@ -21,7 +21,7 @@ import numpy as np
 
 from ..display import Displayed, Shown, pairs
 from ..errors import BundleError, DataError, N2PError
-from ..package.bundle import Bundle, LatePipeline, Prediction, at_hand, open_bundle, unusable_row
+from ..package.bundle import Bundle, LatePipeline, Prediction, open_bundle, replayed_pipeline, unusable_row
 from ..package.compile.plan import Plan
 from ..package.compile.scorer import Scorer, load_scorer
 from ..package.keys import require_signature, trusted_keys
@@ -45,11 +45,15 @@ def told_row(
     row: Sequence[Any],  # Values in the order of the columns
     number: int,
 ) -> str:
-    "Which row it is that a model fails at, and which of its numbers is furthest beyond what training saw."
+    "Which row it is that a model fails at, and which of its numbers is furthest beyond what training saw; if none is, which value training never saw."
     found, furthest = "", 0.0
     for column, value in zip(schema.columns, row, strict=True):
         low, high = column.minimum, column.maximum
-        if column.kind not in ("integer", "number") or not isinstance(value, int | float) or low is None or high is None:
+        if column.kind not in ("integer", "number"):
+            if not found and value is not None and column.categories is not None and value not in column.categories:
+                found = f", '{column.name}': a value that training never saw"
+            continue
+        if not isinstance(value, int | float) or low is None or high is None:
             continue
         try:
             beyond = max(value - high, low - value) / (high - low or 1)
@@ -65,16 +69,20 @@ class Predictor(Displayed):
     "A model that is ready to predict; `load_predictor` makes it."
 
     bundle: Bundle
-    source: Any  # The pipeline, or the `LatePipeline` that stands for it
     scorer: Scorer  # Who answers: the compiled plan, or the pipeline
     name: str
     version: str
     metrics: Mapping[str, float] = field(default_factory=dict)  # Of the run that made the model, to show
 
     @property
+    def source(self) -> Any:
+        "The pipeline, or the `LatePipeline` that stands for it."
+        return self.scorer.source
+
+    @property
     def pipeline(self) -> Any:
         "What was trained, loaded now if it has not been; raises what `load_pipeline` and `replay_golden` raise."
-        return at_hand(self.source)
+        return self.scorer.pipeline
 
     @property
     def classes(self) -> list[Any] | None:
@@ -206,13 +214,11 @@ def load_predictor(
     "Verify, load and replay a bundle; raises `BundleError` or `DependencyError` that says what is wrong with it."
     bundle = _open_named(Path(path), digest)
     require_signature(bundle.path, bundle.digest, trusted_keys() if keys is None else keys)
-    source = LatePipeline(bundle, tuple(trusted))
-    if not late:
-        source()
-    scorer = load_scorer(bundle, source)
+    trusted = tuple(trusted)
+    scorer = load_scorer(bundle, LatePipeline(bundle, trusted) if late and bundle.plan is not None else replayed_pipeline(bundle, trusted))
     if scorer.plan is None:
-        source()
-    return Predictor(bundle, source, scorer, name, version, dict(metrics or {}))
+        scorer.pipeline  # noqa: B018 - loaded if it has not been
+    return Predictor(bundle, scorer, name, version, dict(metrics or {}))
 
 # %% ../../nbs/serve/02_predictor.ipynb #meanwhile
 _TURN = 0.0005  # Seconds that a thread may keep the interpreter while a model is made ready

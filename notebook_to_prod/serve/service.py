@@ -42,6 +42,7 @@ class Call:
     cancel: Callable[[], Any] | None = None  # Ends what the call waits for
     state: dict[str, Any] | None = None  # For hooks, to hand something to later ones
     body: bytes | None = None
+    key: tuple[bytes | None] | None = None  # What keeps it with a version, if that has been read
     model: Model | None = None  # Who answers; known before the body is decoded
     rows: list[Row] | None = None  # None if the body was refused; `Adjusted` if a policy has touched a value
     said: Prediction | Refusal | None = None
@@ -200,6 +201,7 @@ class Service:
     body_seconds: float = 30.0
     text_limit: int = TEXT_LIMIT  # Characters of one text of a row
     route: Callable[[Call], Model] | None = None
+    prepare: Callable[[Call], None] | None = None  # What `route` would take long for with a large body: done in a thread before
     admit: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
     arrived: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
     before: list[Callable[[Call], Refusal | None]] = field(default_factory=list)
@@ -245,6 +247,7 @@ class Service:
     ) -> Handler:
         "The ASGI function of `/predict` or another route, with the hooks as they are now."
         steps, limit, seconds, plainly, fill = Steps(self), self.body_limit, self.body_seconds, wire is None, self.fill
+        prepare = self.prepare
 
         async def answer(call: Call, receive: Receive) -> Prediction | Refusal | None:
             "What the model says, why not, or None if the client has left; raises what hooks raise."
@@ -262,6 +265,9 @@ class Service:
             if work is not None:
                 call.body, call.read = body, perf_counter()
                 return await work(call)
+            if prepare is not None and len(body) > LARGE:
+                call.body = body
+                await asyncio.to_thread(prepare, call)
             if (refused := steps.arrive(call, body)) is not None:
                 return refused
             if fill is not None:

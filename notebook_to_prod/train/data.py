@@ -195,7 +195,7 @@ def load(
     source: str | Path,  # A file, pattern, folder, address or `package:NAME/PATH`; see `source`
     *,
     format: str | None = None,  # Such as `csv.gz`, where the suffix does not tell
-    storage_options: Mapping[str, Any] | None = None,  # For fsspec; never recorded
+    storage_options: Mapping[str, Any] | None = None,  # For fsspec; never recorded. `timeout`: seconds that HTTP (60) or FTP (30) may be silent
     **options: Any,  # For pandas' reader of the format; `query` or `table`, and `params`, of a database
 ) -> pd.DataFrame:  # The table, as pandas reads it
     """Load a table, keep its content in the store, and record it with the run.

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..errors import DataError, StoreError
+from ..errors import DataError, ServerError, StoreError
 from ..project import Store, digest_file, digest_json, store_errors, temporary_prefix
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 # %% auto #0
-__all__ = ['Blob', 'blob_path', 'find_blob', 'keep_stream', 'keep_file', 'open_blob', 'verify_blob', 'write_blob']
+__all__ = ['Blob', 'blob_path', 'find_blob', 'silent', 'keep_stream', 'keep_file', 'open_blob', 'verify_blob', 'write_blob']
 
 # %% ../../nbs/train/06_snapshot.ipynb #blob
 @dataclass(frozen=True)
@@ -129,11 +129,18 @@ class _Reading:
             return len(data)
 
 
+def silent(source: str) -> ServerError:
+    "The error that a server is to blame for which sends nothing."
+    return ServerError("the server has been silent for too long", where=source, remedy='check the address and the network, or give it more time: storage_options={"timeout": SECONDS}')
+
+
 @contextlib.contextmanager
 def _blamed(source: str) -> Iterator[None]:
     "A failure to read is the file's."
     try:
         yield
+    except TimeoutError as error:
+        raise silent(source) from error
     except (OSError, EOFError) as error:
         raise DataError(f"the file cannot be read: {error}", where=source, remedy="check the file and the disk it is on") from error
 

@@ -21,12 +21,12 @@ from ..errors import DataError, DependencyError, N2PError, ServerError
 from ..project import Store, digest_json, write_json
 from .dvc import fetch, is_incomplete
 from .parameters import known_secrets
-from .snapshot import Blob, blob_path, find_blob, keep_file, keep_stream, open_blob, verify_blob
+from .snapshot import Blob, blob_path, find_blob, keep_file, keep_stream, open_blob, silent, verify_blob
 from .sql import is_sql, query_table, sql_name, table_bytes
 
 # %% auto #0
-__all__ = ['Part', 'find_parts', 'public_address', 'source_name', 'KeptPart', 'Snapshot', 'snapshot_folder', 'Kept', 'keep',
-           'keep_bytes', 'find_snapshot', 'verify_snapshot']
+__all__ = ['Part', 'open_file_system', 'find_parts', 'public_address', 'source_name', 'KeptPart', 'Snapshot', 'snapshot_folder',
+           'Kept', 'keep', 'keep_bytes', 'find_snapshot', 'verify_snapshot']
 
 # %% ../../nbs/train/09_source.ipynb #part
 @dataclass(frozen=True)
@@ -110,14 +110,28 @@ def _in_package(source: str) -> Path:
     raise DataError(f"the package '{name}' has no file '{inside}'", where=source, remedy="write package:NAME/path/inside/it")
 
 # %% ../../nbs/train/09_source.ipynb #remote
-def _file_system(source: str, storage_options: Mapping[str, Any]) -> tuple[Any, str]:
-    "The fsspec file system of an address, and the path in it."
+_SILENCE = 60.0  # Seconds
+
+
+def _with_limit(protocol: str, storage_options: Mapping[str, Any]) -> Mapping[str, Any]:
+    "The options of a file system, in which HTTP waits for the next byte, and not for the last, as long as `timeout` says."
+    client, seconds = storage_options.get("client_kwargs") or {}, storage_options.get("timeout", _SILENCE)
+    if protocol not in ("http", "https") or "timeout" in client or not isinstance(seconds, int | float):
+        return storage_options
+    from aiohttp import ClientTimeout
+
+    others = {name: value for name, value in storage_options.items() if name != "timeout"}
+    return {**others, "client_kwargs": {**client, "timeout": ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)}}
+
+
+def open_file_system(source: str, storage_options: Mapping[str, Any]) -> tuple[Any, str]:
+    "The fsspec file system of an address, and the path in it; raises `DataError`, `DependencyError` or `ServerError`."
     import fsspec
     from fsspec.registry import known_implementations
 
     protocol = source.partition("://")[0]
     try:
-        return fsspec.core.url_to_fs(source, **storage_options)
+        return fsspec.core.url_to_fs(source, **_with_limit(protocol, storage_options))
     except ImportError as error:
         module = known_implementations.get(protocol, {}).get("class", protocol).partition(".")[0]
         package = error.name if module == "fsspec" and error.name else module
@@ -128,9 +142,37 @@ def _file_system(source: str, storage_options: Mapping[str, Any]) -> tuple[Any, 
         raise _unanswered(error, public_address(source)) from error
 
 
-def _unanswered(error: Exception, name: str) -> ServerError:
+def _unanswered(error: BaseException, name: str) -> N2PError:
+    import ftplib
+
+    if isinstance(error, ftplib.error_perm):
+        return _refused(str(error), name)
+    if isinstance(error, TimeoutError):
+        return silent(name)
     said = f"{type(error).__name__}: {error}".splitlines()[0]
     return ServerError(f"the file system does not answer: {said}", where=name, remedy="check the address, the rights and the network")
+
+
+def _refused(said: str, name: str) -> DataError:
+    return DataError(f"the server refuses: {said}", where=name, remedy="check the user, the password and the rights: PROTOCOL://USER:PASSWORD@HOST/PATH, or storage_options")
+
+
+def _missing(file_system: Any, name: str, error: BaseException | None = None) -> N2PError:
+    "What it means that a file system finds no file, by what it says of that: it may not have been able to look."
+    import ftplib
+
+    cause = error and error.__cause__
+    status = getattr(cause, "status", 0)  # of HTTP
+    if status in (401, 403):
+        return _refused(f"{status} {getattr(cause, 'message', '')}".strip(), name)
+    if status >= 500 or isinstance(cause, OSError):
+        return _unanswered(cause, name)  # type: ignore[arg-type]  # it is an error, as it has a status
+    if isinstance(connection := getattr(file_system, "ftp", None), ftplib.FTP):
+        try:
+            connection.pwd()  # which nobody is refused who is logged in
+        except (ftplib.Error, OSError) as refusal:
+            return _unanswered(refusal, name)
+    return DataError("no such file", where=name, remedy="check the address and the rights on it")
 
 
 def find_parts(
@@ -144,14 +186,16 @@ def find_parts(
     if "://" not in source:
         return None, _local(str(_in_package(source)) if source.startswith("package:") else source, folder)[0]
     name = public_address(source)
-    file_system, path = _file_system(source, storage_options or {})
+    file_system, path = open_file_system(source, storage_options or {})
     try:
         parts = _remote(source, file_system, path)
-        if len(parts) == 1 and not file_system.exists(parts[0].address):
-            raise DataError("no such file", where=name, remedy="check the address and the rights on it")
+        if len(parts) == 1:
+            file_system.info(parts[0].address)
         return file_system, parts
     except N2PError:
         raise
+    except FileNotFoundError as error:
+        raise _missing(file_system, name, error) from error
     except Exception as error:
         raise _unanswered(error, name) from error
 
@@ -164,7 +208,7 @@ def _remote(source: str, file_system: Any, path: str) -> list[Part]:
     else:
         parts = [Part(path, PurePosixPath(urllib.parse.urlsplit(path).path).name)]
     if not parts:
-        raise DataError("no such file", where=public_address(source), remedy="check the address and the rights on it")
+        raise _missing(file_system, public_address(source))
     return parts
 
 # %% ../../nbs/train/09_source.ipynb #public
@@ -276,16 +320,14 @@ def keep_bytes(store: Store, data: bytes) -> Blob:
 
 
 def _keep_remote(store: Store, source: str, name: str, storage_options: Mapping[str, Any]) -> Kept:
-    file_system, path = _file_system(source, storage_options)
+    file_system, path = open_file_system(source, storage_options)
     try:
         parts, kept = _remote(source, file_system, path), []
         for part in parts:
             with file_system.open(part.address, "rb") as file:
                 kept.append((keep_stream(store, file, name), part.partition))
     except FileNotFoundError as error:
-        if isinstance(error.__cause__, OSError):  # of a connection: the server may have the file
-            raise ServerError(f"the server does not answer: {error.__cause__}", where=name, remedy="check the address and the network") from error
-        raise DataError("no such file", where=name, remedy="check the address and the rights on it") from error
+        raise _missing(file_system, name, error) from error
     except N2PError:
         raise
     except Exception as error:

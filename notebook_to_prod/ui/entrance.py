@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 from ..errors import InputError
 from ..project import temporary_folder
+from ..release.page import sentence
 from .desk import Desk
 
 if TYPE_CHECKING:
@@ -78,11 +79,11 @@ def add_entrance(app: FastAPI, desk: Desk) -> None:
 
     async def by_token(request: Request) -> Response:
         if why := door.refuse_origin(request.headers):
-            return ask_token(desk, why=f"{why[0].upper()}{why[1:]}.")
+            return ask_token(desk, why=sentence(why))
         try:
             form = await read_form(request)
         except InputError as error:
-            return ask_token(desk, why=f"{error.what[0].upper()}{error.what[1:]}.")
+            return ask_token(desk, why=sentence(error.what))
         to = inside(form.get("to", ""))
         if not door.knows_token(form.get("token", "")):
             return ask_token(desk, to, "That is not the token of this page.")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import DataError, N2PError
 from ..project import digest_file, nearest
 from ..train.data import Format, find_format, unpacked
-from ..train.source import find_parts, public_address
+from ..train.source import find_parts, open_file_system, public_address
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,9 +76,7 @@ class Table:
         where = self.files[number].address
         if not _is_remote(self.source):
             return Path(where).open("rb")
-        import fsspec
-
-        return fsspec.core.url_to_fs(self.source, **self.storage_options)[0].open(where, "rb")
+        return open_file_system(self.source, self.storage_options)[0].open(where, "rb")
 
 
 def _is_remote(source: str) -> bool:

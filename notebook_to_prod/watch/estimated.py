@@ -15,6 +15,7 @@ from ..errors import DataError
 from ..package.bundle import Bundle
 from ..package.gates.case import Answers
 from ..project import Store, refuse_unknown
+from ..release.page import sentence
 from ..serve.steady.limits import read_number
 from .estimate import GREATER, Said, Tried, Trial, complete, held_out, try_estimator
 from .monitor import Observed
@@ -126,7 +127,7 @@ class EstimateReport:
         outside = f"; {latest.outside:.0%} of the rows lie outside what was held out" if latest.outside >= 0.01 else ""
         rows = tuple(self._line(each) for each in latest.metrics)
         head = ("metric", "estimate", "interval", "held-out", "limit", "estimator off by", "covered")
-        return Shown(f"quality of {self.model}, estimated without labels by {self.method}: {said}{outside}. {BLIND[0].upper()}{BLIND[1:]}.", head, rows, tuple(each.fired for each in latest.metrics))
+        return Shown(f"quality of {self.model}, estimated without labels by {self.method}: {said}{outside}. {sentence(BLIND)}", head, rows, tuple(each.fired for each in latest.metrics))
 
     def _line(self, found: Estimated) -> tuple[str, ...]:
         trial, (low, high) = self.trials[found.metric], found.interval

@@ -165,15 +165,18 @@ class KpiValue:
     problem: str = ""
 
     @property
+    def _is_between(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    @property
     def bounds(self) -> str:
         "What it may be, in words; empty if it may be anything."
-        if math.isfinite(self.low) and math.isfinite(self.high):
+        if self._is_between:
             return f"{self.low:g} to {self.high:g}"
         return f"at least {self.low:g}" if math.isfinite(self.low) else f"at most {self.high:g}" if math.isfinite(self.high) else ""
 
     def __str__(self) -> str:
-        within = "within" if math.isfinite(self.low) and math.isfinite(self.high) else ""
-        return f"{self.kpi} is {self.value:.6g} in {self.window}, not {' '.join(filter(None, (within, self.bounds)))}"
+        return f"{self.kpi} is {self.value:.6g} in {self.window}, not {'within ' * self._is_between}{self.bounds}"
 
 
 @dataclass(frozen=True)

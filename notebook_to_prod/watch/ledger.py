@@ -98,6 +98,7 @@ class Ledger:
     times: pd.Series | None = None  # That windows are cut by, in UTC, (rows,)
     asked: pd.Series | None = None  # When each was answered, in UTC, (rows,)
     came: pd.Series | None = None  # When its label came, in UTC, (rows,)
+    written: pd.Series | None = None  # The labels as they were given, (rows,)
     replayed: bool = False  # Whether `times` is not `asked`
     notes: tuple[str, ...] = ()
 
@@ -116,9 +117,9 @@ class Ledger:
 
     def at(self, rows: np.ndarray) -> Ledger:
         "Some of its rows."
-        times, asked, came = (None if each is None else each.iloc[rows].reset_index(drop=True) for each in (self.times, self.asked, self.came))
+        times, asked, came, written = (None if each is None else each.iloc[rows].reset_index(drop=True) for each in (self.times, self.asked, self.came, self.written))
         tables = (each.iloc[rows].reset_index(drop=True) for each in (self.table, self.others))
-        return Ledger(self.answers.at(rows), self.truth[rows], self.labelled[rows], *tables, self.classes, times, asked, came, self.replayed, self.notes)
+        return Ledger(self.answers.at(rows), self.truth[rows], self.labelled[rows], *tables, self.classes, times, asked, came, written, self.replayed, self.notes)
 
 
 def open_ledger(
@@ -128,6 +129,8 @@ def open_ledger(
     labels: pd.DataFrame | None = None,  # With id, label and perhaps row: they come before those of `predictions`
 ) -> Ledger:
     "The answers of a bundle with their labels; raises `DataError` if there are none, or a column is missing."
+    import pandas as pd
+
     named = with_probabilities(bundle, predictions.set_axis(predictions.columns.map(str), axis="columns"))
     found, notes = answers_of(named, bundle)
     labels = None if labels is None else labels.assign(id=labels["id"].astype(str)) if "id" in labels.columns else labels
@@ -143,8 +146,9 @@ def open_ledger(
     classes = bundle.metadata.get("classes")
     asked = _moments(found, "time")
     cut = _moments(found if time in found.columns else table, time, required=True) if time else asked
+    written = pd.Series(true, dtype=object)
     ledger = ledger_of(found["prediction"].tolist(), true, classes, found["probabilities"].tolist() if "probabilities" in found else None, table, found.drop(columns=table.columns, errors="ignore"))
-    return replace(ledger, times=cut, asked=asked, came=came, replayed=bool(time), notes=(*notes, *ledger.notes))
+    return replace(ledger, times=cut, asked=asked, came=came, written=written, replayed=bool(time), notes=(*notes, *ledger.notes))
 
 # %% ../../nbs/watch/30_ledger.ipynb #ledger-parts
 def ledger_of(
@@ -211,7 +215,7 @@ def merge_labels(
     known = found["label"].tolist() if own and "label" in found.columns else [None] * len(found)
     known_at = _moments(found, "label_time")
     if labels is None:
-        return (found["label"].tolist() if "label" in found.columns else known), known_at, 0
+        return known, known_at, 0
     given = join_labels(found, labels, "label")
     lacks = np.array([is_missing(each) or (isinstance(each, str) and not each) for each in given], dtype=bool)
     kept = lacks & np.array([not is_missing(each) for each in known], dtype=bool)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ..release.page import COLORS, Section, Table
+from ..release.page import COLORS, Section, Table, sentence
 from .calibration import Calibration
 from .fairness import RATES, FairnessReport
 from .figures import Figure
@@ -156,15 +156,11 @@ def quality_sections(report: QualityReport) -> list[Section]:
     rows = [(f"{each.column} where {each.slice}" if each.slice else each.column, each.check, f"{each.effect:.3g}", f"{each.limit:.3g}", f"{each.q:.2g}", each.began, each.noticed, each.last, str(each.windows), "active" if each.active else "ended") for each in report.findings]
     sliced = dict.fromkeys((each.column, each.slice) for each in report.findings if each.slice and each.check == "drop")
     drawn = [metric_plot(report, *each) for each in [*((name, "") for name in report.metrics_shown()[:_METRICS]), *sliced]]
-    sections = [Section("Quality", (_sentence(report.sentence),), (Table(header, tuple(rows)),) if rows else (), tuple(filter(None, drawn)), missing=report.notes)]
+    sections = [Section("Quality", (sentence(report.sentence),), (Table(header, tuple(rows)),) if rows else (), tuple(filter(None, drawn)), missing=report.notes)]
     last = next((each for each in reversed(report.whole) if each.calibration), None)
     if last is not None and last.calibration is not None:
         sections.append(Section("Calibration", (f"Of the last window that has enough labels, {last.window}.",), pictures=(reliability_plot(last.calibration, last.window),)))
     return [*sections, _windows(report)]
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _windows(report: QualityReport) -> Section:
@@ -193,4 +189,4 @@ def fairness_sections(report: FairnessReport) -> list[Section]:
     lasted = [(each.column, each.check, each.began, each.noticed, each.last, str(each.windows), "active" if each.active else "ended") for each in report.findings]
     tables = [Table(("attribute", "measure", "began", "noticed", "last", "windows", ""), tuple(lasted))] if lasted else []
     tables += [Table(("attribute", "group", "answers", "labels", *RATES), tuple(rates)), Table(("attribute", "measure", "number", "limit", "groups", "q", ""), tuple(apart))]
-    return [Section("Fairness", (_sentence(report.sentence), f"The favourable answer is '{report.positive}'; rates are of the last window."), tuple(tables), missing=(*report.notes, *small))]
+    return [Section("Fairness", (sentence(report.sentence), f"The favourable answer is '{report.positive}'; rates are of the last window."), tuple(tables), missing=(*report.notes, *small))]

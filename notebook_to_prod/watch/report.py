@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..project import write_atomic
-from ..release.page import COLORS, Section, Table, html_page
+from ..release.page import COLORS, Section, Table, html_page, sentence
 from .drift import Bars, ColumnDrift, DriftReport, WindowDrift
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def report_page(
     rules = tuple((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in report.rules.items() if value not in ([], {}, ""))
     sections.append(Section("The rules", tables=(Table(("rule", "value"), rules),), sources=tuple(filter(None, (report.reference, report.bundle)))))
     lead = f"{len(report.active)} drifted: {'; '.join(map(str, report.active))}." if report.active else "Nothing has drifted."
-    return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*(f"{each[:1].upper()}{each[1:]}." for each in alarms), lead, *(f"{each[:1].upper()}{each[1:]}." for each in said if each not in alarms))))
+    return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*map(sentence, alarms), lead, *(sentence(each) for each in said if each not in alarms))))
 
 
 def write_report(

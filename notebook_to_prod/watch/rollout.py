@@ -28,12 +28,12 @@ from ..serve.source import reports_folder
 from ..serve.rollout.tally import Tally, prediction_shift
 from ..train.record import now
 from .outcomes import LoggedOutcomes
-from .sequential import Moments, difference_interval
+from .sequential import Moments, difference_interval, rate_side
 
 # %% auto #0
-__all__ = ['WORSE', 'FINE', 'UNKNOWN', 'HOLD', 'ADVANCE', 'ABORT', 'Finding', 'judge', 'Decision', 'decide', 'read_outcomes',
-           'ask_services', 'look', 'compared_rows', 'act', 'ended_decision', 'decisions_path', 'log_decision',
-           'read_decisions']
+__all__ = ['WORSE', 'FINE', 'UNKNOWN', 'HOLD', 'ADVANCE', 'ABORT', 'Finding', 'slowdown', 'judge', 'Decision', 'decide',
+           'read_outcomes', 'ask_services', 'look', 'compared_rows', 'act', 'ended_decision', 'decisions_path',
+           'log_decision', 'read_decisions']
 
 # %% ../../nbs/watch/02_rollout.ipynb #judge
 WORSE, FINE, UNKNOWN = "worse", "fine", "not known yet"
@@ -60,6 +60,17 @@ def _finding(about: str, known: bool, worse: bool, number: float, limit: float, 
     return Finding(about, WORSE if worse else FINE if known else UNKNOWN, shown, limit, told)
 
 
+_MOST = 0.95  # Of the requests, whose time is compared
+
+
+def slowdown(before: Tally, after: Tally, alpha: float) -> float:
+    "How many times as long the slowest 5% take at least, at all times together with probability 1 - alpha; 0.0 if nothing is known."
+    live, other = ([(seconds, rate_side(longer, sum(each.times.values()), 1 - _MOST, alpha / 2)) for seconds, longer in reversed(each.slower())] for each in (before, after))
+    within = min((seconds for seconds, side in live if side < 0), default=math.inf)
+    beyond = next((seconds for seconds, side in other if side > 0), 0.0)
+    return beyond / within
+
+
 def judge(
     before: Tally | None,  # Of the live version
     after: Tally | None,  # Of the other
@@ -76,9 +87,12 @@ def judge(
     low, _ = difference_interval(*rates, alpha)
     found = [_finding("failures", enough, low > settings.failures, rates[1].mean - rates[0].mean, settings.failures, f"{after.failures} of {rates[1].count}, against {before.failures} of {rates[0].count}")]
     if not mirrored:
-        slow = [each.seconds(0.95) for each in (before, after)]
+        slow = [each.seconds(_MOST) for each in (before, after)]
         ratio = slow[1] / slow[0] if all(map(math.isfinite, slow)) else math.nan
-        found.append(_finding("latency", enough and math.isfinite(ratio), enough and ratio > settings.latency, ratio, settings.latency, f"95% within {slow[1] * 1e3:.2f} ms, against {slow[0] * 1e3:.2f} ms" if math.isfinite(ratio) else "too few answers to tell"))
+        worse = slowdown(before, after, alpha) >= settings.latency
+        told = f"95% within {slow[1] * 1e3:.2f} ms, against {slow[0] * 1e3:.2f} ms" if math.isfinite(ratio) else "too few answers to tell"
+        told += ", which may be chance" if ratio > settings.latency and not worse else ""
+        found.append(_finding("latency", enough and ratio <= settings.latency, worse, ratio, settings.latency, told))
     seen = min(before.rows, after.rows)
     shift = prediction_shift(before, after)
     found.append(_finding("predictions", seen >= settings.least, seen >= settings.least and shift > settings.shift, shift, settings.shift, f"stability index {shift:.3f} of {after.rows} rows, against {before.rows}"))

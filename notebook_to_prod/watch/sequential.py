@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 # %% auto #0
-__all__ = ['Moments', 'difference_interval']
+__all__ = ['Moments', 'difference_interval', 'rate_side']
 
 # %% ../../nbs/watch/01_sequential.ipynb #moments
 @dataclass(frozen=True)
@@ -59,3 +59,24 @@ def difference_interval(
     mixed = variance + effect**2
     radius = math.sqrt(variance * mixed / effect**2 * (math.log(mixed / variance) + 2 * math.log(1 / alpha)))
     return after.mean - before.mean - radius, after.mean - before.mean + radius
+
+# %% ../../nbs/watch/01_sequential.ipynb #rate-side
+def rate_side(
+    events: int,
+    count: int,
+    rate: float,  # Between 0 and 1
+    alpha: float = 0.05,
+) -> int:
+    "On which side of `rate` the rate of events surely lies: 1 above, -1 below, 0 if that is not known; at all times together with probability 1 - alpha."
+    if not count or events == rate * count:
+        return 0
+    prior = (_PRIOR * rate, _PRIOR * (1 - rate))
+    ratio = _log_beta(prior[0] + events, prior[1] + count - events) - _log_beta(*prior) - events * math.log(rate) - (count - events) * math.log1p(-rate)
+    return 0 if ratio < -math.log(alpha) else 1 if events > rate * count else -1
+
+
+_PRIOR = 20.0  # Values that what is expected of a rate weighs as much as
+
+
+def _log_beta(one: float, other: float) -> float:
+    return math.lgamma(one) + math.lgamma(other) - math.lgamma(one + other)

@@ -17,7 +17,7 @@ from .masks import MOST_BYTES, Masks, before_rounding, bytes_of_masks
 from .onnx import forest_bytes, has_onnxruntime, open_session
 from .row import FEW_OUTPUTS, Ones, RowCode, RowLeaves, RowNumbers, RowObject, Scalar, are_numbers, scalars
 from .step import Builder, Cells, Numbers, Step, model, not_compiled
-from .walk import compiled_sum, compiled_walk, has_numba
+from .walk import compiled_walk, has_numba
 
 # %% auto #0
 __all__ = ['ENGINES', 'COMPILED', 'rounded_down', 'Forest', 'LeafSum', 'Single', 'single', 'forest_of', 'leaf_values',
@@ -58,6 +58,7 @@ class Forest(Step):
         self._levels = _levels(self._children, self._start, ends)
         self._session: Any = None
         self._walked: Any = None
+        self._leaf_values: Any = None
         self._lists: Any = None
         self._masked: MaskedLeaves | None = None
         self.is_compiled = False  # Whether machine code may be called for some rows at once
@@ -80,7 +81,8 @@ class Forest(Step):
         if COMPILED in engines and self._walked is None:
             levels = np.array([_levels(self._children, root, self.feature < 0) for root in self._start[:, None]])
             column, children, roots, leaf = (each.astype(np.int32) for each in (self._column, self._children, self._start, self._leaf))
-            self._walked = column, self.threshold, children, self.missing_left, roots, levels, leaf
+            self._leaf_values = leaf[:, None]
+            self._walked = column, self.threshold, children, self.missing_left, roots, levels
         if "loop" in engines and self._lists is None:
             named = (self.feature, self.threshold, self.left, self.right, self.missing_left, self._leaf, self.roots)
             self._lists = tuple(each.tolist() for each in named)
@@ -118,13 +120,13 @@ class Forest(Step):
         return leaves
 
     def _numba(self, matrix: np.ndarray) -> np.ndarray:
-        leaves = np.empty((len(matrix), len(self.roots)), dtype=np.intp)
-        compiled_walk()(np.ascontiguousarray(matrix), *self._walked, bool(np.isnan(matrix).any()), leaves)
+        leaves = np.zeros((len(matrix), len(self.roots)), dtype=np.intp)
+        self.add(matrix, self._leaf_values, leaves)
         return leaves
 
     def add(self, matrix: np.ndarray, values: np.ndarray, sums: np.ndarray) -> None:
         "Add what each tree's leaf is worth to the sums of its row, tree by tree, by the compiled walk; `values` are of nodes, (nodes, outputs), or (nodes, 1) where trees take turns."
-        compiled_sum()(np.ascontiguousarray(matrix), *self._walked[:-1], values, bool(np.isnan(matrix).any()), sums)
+        compiled_walk()(np.ascontiguousarray(matrix), *self._walked, values, bool(np.isnan(matrix).any()), sums)
 
     def _numpy(self, matrix: np.ndarray) -> np.ndarray:
         missing = np.isnan(matrix).any()

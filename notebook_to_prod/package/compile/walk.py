@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # %% auto #0
-__all__ = ['BLOCK', 'BIT', 'has_numba', 'compiled_walk', 'compiled_sum', 'compiled_masked_sum']
+__all__ = ['BLOCK', 'BIT', 'has_numba', 'compiled_walk', 'compiled_masked_sum']
 
 # %% ../../../nbs/package/compile/06c_walk.ipynb #walk
 BLOCK = 64  # Rows that walk at the same time: they, and the nodes of a tree, stay in the cache
@@ -28,27 +28,7 @@ def has_numba() -> bool:
         return False
 
 
-def _walk(rows: Any, column: Any, threshold: Any, children: Any, missing_left: Any, roots: Any, levels: Any, leaf: Any, missing: bool, found: Any) -> None:
-    nodes = np.empty(BLOCK, np.int32)
-    for start in range(0, len(rows), BLOCK):
-        count = min(BLOCK, len(rows) - start)
-        for tree in range(len(roots)):
-            nodes[:] = roots[tree]
-            for _ in range(levels[tree]):
-                if missing:
-                    for row in range(count):
-                        node = nodes[row]
-                        value = rows[start + row, column[node]]
-                        nodes[row] = children[2 * node + ((value <= threshold[node]) | ((value != value) & missing_left[node]))]
-                else:
-                    for row in range(count):
-                        node = nodes[row]
-                        nodes[row] = children[2 * node + (rows[start + row, column[node]] <= threshold[node])]
-            for row in range(count):
-                found[start + row, tree] = leaf[nodes[row]]
-
-
-def _sum(rows: Any, column: Any, threshold: Any, children: Any, missing_left: Any, roots: Any, levels: Any, values: Any, missing: bool, sums: Any) -> None:
+def _walk(rows: Any, column: Any, threshold: Any, children: Any, missing_left: Any, roots: Any, levels: Any, values: Any, missing: bool, sums: Any) -> None:
     nodes = np.empty(BLOCK, np.int32)
     outputs, added = sums.shape[1], values.shape[1]
     for start in range(0, len(rows), BLOCK):
@@ -130,13 +110,8 @@ def _compiled(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def compiled_walk() -> Callable[..., None]:
-    "The walk as machine code, which lets other threads work meanwhile; needs numba."
+    "The walk as machine code, which lets other threads work meanwhile: adds, tree by tree, the values of the leaves to what `sums` holds; needs numba."
     return _compiled(_walk)
-
-
-def compiled_sum() -> Callable[..., None]:
-    "The walk that adds, tree by tree, the values of the leaves to what `sums` holds, as machine code; needs numba."
-    return _compiled(_sum)
 
 
 def compiled_masked_sum() -> Callable[..., None]:

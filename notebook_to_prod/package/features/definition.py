@@ -19,28 +19,33 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['read_span', 'shown_span', 'nanoseconds', 'moments_of', 'Feature', 'joined_values', 'entity_kind', 'Freshness',
-           'FeatureView', 'freshness_of', 'shape_of', 'features']
+__all__ = ['span_of', 'read_span', 'shown_span', 'nanoseconds', 'moments_of', 'Feature', 'joined_values', 'entity_kind',
+           'Freshness', 'FeatureView', 'freshness_of', 'shape_of', 'features']
 
 # %% ../../../nbs/package/features/00_definition.ipynb #moments
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
-_UNITS = {"s": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400, "day": 86_400, "w": 604_800, "week": 604_800}
+_UNITS = {"s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86_400, "day": 86_400, "w": 604_800, "week": 604_800, "year": 365 * 86_400}
 _MOST = 1000 * 366 * 86_400  # Seconds
 
 
+def span_of(text: str) -> timedelta | None:  # Such as "2 days", "90 min", "1 h 30 min"
+    "The span of time that a text says, whoever reads it; None if it says none, or more than a thousand years."
+    found = [(float(number), unit if unit in _UNITS else unit.removesuffix("s")) for number, unit in _SPAN.findall(text.lower())]
+    if not found or _SPAN.sub("", text.lower()).strip() or not all(unit in _UNITS for _, unit in found):
+        return None
+    seconds = sum(number * _UNITS[unit] for number, unit in found)
+    return timedelta(seconds=seconds) if seconds < _MOST else None
+
+
 def read_span(
-    value: str | timedelta,  # Such as "2 days", "90 min", "1 h 30 min"
+    value: str | timedelta,
     where: str,
 ) -> timedelta:
     "A span of time; raises `InputError` if it is none, or less than nothing."
-    if isinstance(value, str):
-        found = [(float(number), unit if unit in _UNITS else unit.removesuffix("s")) for number, unit in _SPAN.findall(value.lower())]
-        whole = bool(found) and not _SPAN.sub("", value.lower()).strip() and all(unit in _UNITS for _, unit in found)
-        seconds = sum(number * _UNITS[unit] for number, unit in found) if whole else -1.0
-        value = timedelta(seconds=seconds) if seconds < _MOST else timedelta(-1)
-    if not isinstance(value, timedelta) or value < timedelta(0):
+    found = span_of(value) if isinstance(value, str) else value
+    if not isinstance(found, timedelta) or found < timedelta(0):
         raise InputError("this is no span of time", where=where, remedy='write it as in "2 days", "90 min" or "1 h 30 min"')
-    return value
+    return found
 
 
 def shown_span(value: timedelta) -> str:

@@ -52,14 +52,20 @@ def run_gates(
     policy: Policy | None = None,  # That of the project by default
     only: Sequence[str] = (),
     progress: Callable[[int, int, str], None] | None = None,  # Told position, number of gates and name
+    known: Report | None = None,  # On the same bundle, policy and champion: the gates that it has are not asked again
 ) -> Report:
     "Ask the gates about a case; raises `InputError` if the policy names what is not there, `DependencyError` if what it asks for needs a package that is not."
     policy = find_policy(find_project()) if policy is None else policy
-    gates, verdicts, seconds = choose_gates(policy, only), [], {}
+    gates, verdicts, seconds, earlier = choose_gates(policy, only), [], {}, {}
     _require_named(case, policy, {each.name for each in gates})
     if "explain.shap" in only:  # by its name: else it is asked where it can be
         explain.require_shap()
     for position, each in enumerate(gates):
+        if known and each.name in known.seconds:
+            verdicts += [verdict for verdict in known.verdicts if verdict.gate == each.name]
+            seconds[each.name] = known.seconds[each.name]
+            earlier[each.name] = known.earlier.get(each.name, known.made)
+            continue
         if progress:
             progress(position, len(gates), each.name)
         began = time.perf_counter()
@@ -68,7 +74,7 @@ def run_gates(
     if progress:
         progress(len(gates), len(gates), "")
     judged = tuple(replace(each, bundle=case.digest, status=_status(each, policy)) for each in verdicts)
-    return Report(case.digest, policy.digest, judged, case.against, seconds)
+    return Report(case.digest, policy.digest, judged, case.against, seconds, earlier=earlier)
 
 
 def _require_named(case: Case, policy: Policy, asked: set[str]) -> None:

@@ -138,6 +138,7 @@ class Report(Displayed):
     seconds: Mapping[str, float] = field(default_factory=dict)  # By gate
     made: str = ""  # ISO 8601, UTC
     override: Override | None = None
+    earlier: Mapping[str, str] = field(default_factory=dict)  # When it was asked, by gate, of those whose answer is of an earlier report
 
     @property
     def failed(self) -> tuple[Verdict, ...]:
@@ -170,7 +171,7 @@ class Report(Displayed):
 
     def to_dict(self) -> dict[str, Any]:
         "As `--json` prints it and the store keeps it."
-        beside = {"digest": self.digest, "seconds": dict(self.seconds), "made": self.made, "override": self.override and asdict(self.override)}
+        beside = {"digest": self.digest, "seconds": dict(self.seconds), "made": self.made, "override": self.override and asdict(self.override), "earlier": dict(self.earlier)}
         return {**self._judged(), "passed": self.passed, "counts": self.counts, **beside}
 
     @classmethod
@@ -181,7 +182,7 @@ class Report(Displayed):
         override = content["override"] and Override(**content["override"])
         verdicts = tuple(map(Verdict.from_dict, content["verdicts"]))
         known = {name: content[name] for name in ("bundle", "policy", "against", "seconds", "made")}
-        report = cls(**known, verdicts=verdicts, override=override)
+        report = cls(**known, verdicts=verdicts, override=override, earlier=content.get("earlier", {}))
         if report.digest != content["digest"]:
             raise InputError("the verdicts have been changed", where=content["bundle"], remedy="gate the bundle again: n2p gate BUNDLE")
         return report

@@ -10,11 +10,12 @@ import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...package.features.definition import span_of
 from ...package.tokens import check_digests, new_token
 from ...project import refuse_unknown
 from .rates import Rate
@@ -111,8 +112,6 @@ def read_keys_file(path: Path) -> dict[str, Caller]:
 
 # %% ../../../nbs/serve/access/01_callers.ipynb #new-key
 _PREFIX = "n2p_key_"
-_SPAN = re.compile(r"(\d{1,5}) ?(hour|day|week|year)s?")
-_HOURS = {"hour": 1, "day": 24, "week": 7 * 24, "year": 365 * 24}
 
 
 @dataclass(frozen=True)
@@ -152,10 +151,10 @@ def new_key(
 
 
 def _end(text: str) -> str:
-    found = _SPAN.fullmatch(text.strip())
+    found = span_of(text)
     try:
-        if found:
-            end = datetime.now(UTC) + timedelta(hours=int(found[1]) * _HOURS[found[2]])
+        if found is not None:
+            end = datetime.now(UTC) + found
         else:
             parsed = datetime.fromisoformat(text.strip())
             end = parsed.astimezone(UTC) if parsed.tzinfo else parsed.replace(tzinfo=UTC)

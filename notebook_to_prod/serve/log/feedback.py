@@ -20,7 +20,7 @@ from ...package.schema import Column
 from ..request import ROW_LIMIT, Refusal, column_type, read_json, reasons, refusal
 from ..request_id import REQUEST_ID
 from .ids import KnownIds
-from .request_log import RequestLog
+from .request_log import RequestLog, not_logged
 from ..service import LARGE, Call
 
 # %% auto #0
@@ -61,7 +61,7 @@ def labels_type(label: type[BaseModel]) -> Any:
     return label | Annotated[list[label], Field(min_length=1, max_length=LABEL_LIMIT)]  # type: ignore[valid-type]
 
 # %% ../../../nbs/serve/log/02_feedback.ipynb #feedback
-_NOT_LOGGED = refusal(503, "not_logged", ["server"], "The labels could not be written down", ((b"retry-after", b"1"),))
+_LABELS_NOT_LOGGED = not_logged("The labels could not be written down")
 
 
 def take_labels(bundle: Bundle, log: RequestLog) -> Callable[[Call], Awaitable[Prediction | Refusal]]:
@@ -89,7 +89,7 @@ def take_labels(bundle: Bundle, log: RequestLog) -> Callable[[Call], Awaitable[P
         try:
             log.write_labels([(each.id, each.row, each.label) for each in labels])  # type: ignore[union-attr]
         except OSError:
-            return _NOT_LOGGED
+            return _LABELS_NOT_LOGGED
         missing = await asyncio.to_thread(known.missing, {(each.id, each.row) for each in labels})  # type: ignore[union-attr]
         call.content = b'{"accepted":%d,"pending":%d}' % (len(labels), sum((each.id, each.row) in missing for each in labels))  # type: ignore[union-attr]
         return Prediction([])

@@ -24,17 +24,18 @@ from typing import Any
 from zlib import crc32
 
 from ...errors import InputError
+from ...package.features.definition import span_of
 from ...package.policy import Adjusted
 from ...package.schema import Column
 from ...project import refuse_unknown, store_errors
 from ..batch import Model
-from ..request import refusal
+from ..request import Refusal, refusal
 from ..request_id import with_request_ids
 from .segments import SegmentWriter
 from ..service import Call, Service
 
 # %% auto #0
-__all__ = ['Keep', 'ColumnRule', 'LogSettings', 'expanded', 'hashed', 'record_encoder', 'RequestLog', 'add_log']
+__all__ = ['Keep', 'ColumnRule', 'LogSettings', 'expanded', 'hashed', 'not_logged', 'record_encoder', 'RequestLog', 'add_log']
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #column-rule
 @dataclass(frozen=True)
@@ -67,8 +68,6 @@ def _rules(value: Any, where: str) -> dict[str, ColumnRule]:
     return {name: ColumnRule.from_table(table, f"{where}.{name}") for name, table in value.items()}
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #settings
-_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
-_DURATION = re.compile(rf"(\d{{1,6}}) ?({'|'.join(_UNITS)})s?")
 _SIZE = re.compile(r"(\d{1,6}) ?(KiB|MiB)")
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 _SALT = 16
@@ -156,10 +155,10 @@ def _policy(value: Any, where: str) -> str:
 
 
 def _seconds(value: Any, where: str) -> float:
-    found = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if found is None or not int(found[1]):
+    found = span_of(value) if isinstance(value, str) else None
+    if not found:
         raise InputError(f"{value!r} is not a duration", where=where, remedy='write one such as "30 minutes", "12 hours" or "90 days"')
-    return float(int(found[1]) * _UNITS[found[2]])
+    return found.total_seconds()
 
 
 def _days(value: Any, where: str) -> timedelta:
@@ -251,7 +250,12 @@ def _check_columns(columns: Sequence[Column], settings: LogSettings) -> None:
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #log
 _log = logging.getLogger("notebook_to_prod.serve")
-_NOT_LOGGED = refusal(503, "not_logged", ["server"], "The prediction could not be written down, so it is not given", ((b"retry-after", b"1"),))
+def not_logged(what: str) -> Refusal:
+    "The refusal of what could not be written down."
+    return refusal(503, "not_logged", ["server"], what, ((b"retry-after", b"1"),))
+
+
+_NOT_LOGGED = not_logged("The prediction could not be written down, so it is not given")
 _TOLD_EACH = 60.0  # Seconds between two messages of a loss
 
 

@@ -442,6 +442,8 @@ def add_rollout(service: Service, table: Mapping[str, Any]) -> None:
         metrics.ticks.append(lambda now: follower.measure(metrics))
     service.rollout = follower.status
     service.route = follower.router
+    if settings.key.startswith("column:"):
+        service.prepare = follower.router.read_key
     service.sent.append(follower.count)
     service.start.append(follower.start)
     service.stop.append(follower.stop)

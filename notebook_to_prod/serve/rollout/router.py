@@ -165,6 +165,11 @@ class Router:
         self.state = State(live)
         self.key = key
 
+    def read_key(self, call: Call) -> None:
+        "Have the key of a call at hand, if one is asked for; whoever calls this may be a thread."
+        if self.key is not None and self.state.arms:
+            call.key = (self.key(call),)
+
     def __call__(self, call: Call) -> Model:
         live, arms, _, salt = self.state
         if not arms:
@@ -175,7 +180,7 @@ class Router:
                     call.route = route
                     return model
             return live
-        value = None if self.key is None else self.key(call)
+        value = call.key[0] if call.key else self.key and self.key(call)
         drawn = random.random() if value is None else share(value, salt)  # n2p: allow N2P203
         for edge, route, model in arms:
             if drawn < edge:

@@ -122,6 +122,16 @@ class Tally:
                 return 2 ** ((place + 1) / _STEPS) / 1e6
         return math.nan
 
+    def slower(self) -> list[tuple[float, int]]:
+        "How many of the answered requests took longer than so many seconds, at both ends of every bucket that has some; rising."
+        self.fold()
+        found, left = [], sum(self.times.values())
+        for place in sorted(self.times):
+            found.append((2 ** (place / _STEPS) / 1e6, left))
+            left -= self.times[place]
+            found.append((2 ** ((place + 1) / _STEPS) / 1e6, left))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         "As a process reports it."
         self.fold()
