@@ -368,7 +368,7 @@ def test_columns_computed_by_hand_become_an_exported_function_that_the_notebook_
     assert not [todo for todo in draft.todos if todo.kind == "pipeline"]
     assert '#| export\nimport numpy as np\n\n\ndef df_columns(df, LIMIT):\n    "What' in source
     assert "df_raw = df.copy()\ndf = df_columns(df, LIMIT)  # skewed\n# large: see df_columns\ndf['y'] = " in source
-    assert "each != 'y' and " in source
+    assert "and column != 'y']]" in source
     assert "for rows on their own" in source
     assert all(cell.problem is None for cell in read_raw(draft.notebook).analysis.cells)
 
@@ -639,3 +639,84 @@ def test_what_a_timing_magic_prints_is_never_compared() -> None:
         for number in (3, 4)
     )
     assert told_otherwise(before, after) == ["b"]
+
+
+ENCODED = PREPARED + "\nfrom sklearn.preprocessing import LabelEncoder, MinMaxScaler"
+
+
+@pytest.mark.parametrize(
+    ("made", "entry"),
+    [
+        ("kept = {}\nfor c in ['a', 'b', 'y']:\n    le = LabelEncoder()\n    df[c] = le.fit_transform(df[c].astype(str))\n    kept[c] = le", "X.columns.intersection(['a', 'b'], sort=False)"),
+        ("for c in df.columns:\n    if df[c].dtype == 'object':\n        df[c] = LabelEncoder().fit_transform(df[c])", "intersection([c for c in df_raw.columns if df_raw[c].dtype == 'object'], sort=False)"),
+        ("cols = ['a', 'b']\nsc = MinMaxScaler()\ndf[cols] = sc.fit_transform(df[cols])", '("scaled", clone(sc), scaled),'),
+        ("df['a'] = MinMaxScaler().fit_transform(df[['a']])", '("scaled", MinMaxScaler(), scaled),'),
+        ("df[['a', 'b']] = df[['a', 'b']].apply(LabelEncoder().fit_transform)", "intersection(['a', 'b'], sort=False)"),
+        ("df['a'] = df['a'].fillna(df['a'].median())\ndf['b'] = df['b'].fillna(df['b'].median())", 'filled = list(X.columns.intersection([\'a\', \'b\'], sort=False))'),
+        ("df['a'] = df['a'].fillna(0)\ndf['b'] = df['b'].fillna(0)", '*[(column, SimpleImputer(strategy="constant", fill_value=0), [column]) for column in filled],'),
+        ("for c in ['a', 'b']:\n    df[c] = df[c].fillna(df[c].mean())\nsc = StandardScaler()\ndf['a'] = sc.fit_transform(df[['a']])", '("scaled", make_pipeline(SimpleImputer(strategy="mean"), clone(sc)), scaled),'),
+    ],
+    ids=["kept encoders", "by type", "scaled", "scaled alone", "applied", "filled", "filled by a constant", "filled and scaled"],
+)  # fmt: skip
+def test_columns_encoded_one_way_are_one_entry_of_a_column_transformer(tmp_path: Path, made: str, entry: str) -> None:
+    draft = stages(tmp_path, ENCODED, made, SPLIT, FIT)["pipeline"]
+    assert entry in text_of(draft)
+    assert "assert_frame_equal(same_features, X, " in text_of(draft)
+    assert "run.export(pipeline, features_train, y_train, features_test, y_test)" in text_of(draft)
+    assert not [todo for todo in draft.todos if todo.kind == "pipeline"]
+    assert all(cell.problem is None for cell in read_raw(draft.notebook).analysis.cells)
+    leaked = "had seen the rows of the test" in "".join(each.reason for each in draft.done)
+    assert leaked == ("scaled" in entry)
+
+
+def test_a_column_that_is_named_like_a_dummy_and_was_there_before_is_kept(tmp_path: Path) -> None:
+    made = "df = pd.get_dummies(df, columns=['town'])"
+    source = text_of(stages(tmp_path, PREPARED, made, SPLIT, FIT)["pipeline"])
+    assert "for column in one_hot),)) and column not in df_raw.columns]" in source
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("df = pd.concat([df, pd.get_dummies(df['a'])], axis=1)", "what pd.concat puts beside df is computed"),
+        ("df = pd.get_dummies(df, prefix='is')", "pd.get_dummies is applied to df"),
+        ("from tools import add_age\ndf = add_age(df)", "add_age is applied to df"),
+        ("import tools as t\ndf = t.add_age(table=df)", "t.add_age is applied to df"),
+        ("df = df.rolling(7).mean()", "df.rolling is applied"),
+        ("df.insert(0, 'n', df['a'] * 2)", "df.insert is applied"),
+        ("df = pd.merge(df, other, on='a')", "pd.merge is applied to df"),
+    ],
+)  # fmt: skip
+def test_columns_that_nobody_follows_are_told_and_never_left_behind(tmp_path: Path, made: str, said: str) -> None:
+    todos = stages(tmp_path, PREPARED, made, SPLIT, FIT)["pipeline"].todos
+    assert [todo.what for todo in todos if todo.what.startswith(said)], todos
+
+
+def test_what_a_transformer_is_given_by_another_is_named_by_the_table_it_comes_from(tmp_path: Path) -> None:
+    made = "one = StandardScaler()\ntwo = StandardScaler()\nA = np.hstack([two.fit_transform(one.fit_transform(X_train[['a']]))])\nB = np.hstack([two.transform(one.transform(X_test[['a']]))])"
+    todos = stages(tmp_path, PREPARED, SPLIT, made, FITTED)["pipeline"].todos
+    assert any("two.fit_transform is applied to one.fit_transform(X_train[['a']])" in todo.what for todo in todos), (
+        todos
+    )
+
+
+def test_a_vectorizer_of_one_column_of_both_sides_is_joined(tmp_path: Path) -> None:
+    head = (
+        PREPARED
+        + "\nfrom sklearn.feature_extraction.text import TfidfVectorizer\nfrom sklearn.metrics import accuracy_score"
+    )
+    split = "train, test = train_test_split(df)\nvec = TfidfVectorizer()\nA = vec.fit_transform(train['text'])\nB = vec.transform(test['text'])"
+    fit = "m = SVC().fit(A, train['y'])\np = m.predict(B)\nprint(accuracy_score(test['y'], p))"
+    draft = stages(tmp_path, head, split, fit)["pipeline"]
+    assert "run.export(pipeline, train['text'].to_frame(), train['y'], test['text'].to_frame(), test['y'])" in text_of(
+        draft
+    )
+    assert "np.testing.assert_array_equal(pipeline.predict(test['text'].to_frame()), m.predict(B))" in text_of(draft)
+
+
+def test_a_file_that_only_a_text_names_is_taken_along_and_what_is_written_is_not(tmp_path: Path) -> None:
+    for name in ("tools.py", "flats.csv", "map.json", "made.csv", "pkg/__init__.py", "pkg/inner.py"):
+        put(tmp_path / name, "import json\nTABLE = 'map.json'\n" if name == "tools.py" else "")
+    cells = "from tools import load\nfrom pkg import inner\nflats = load('flats.csv')\nflats.to_csv('made.csv')"
+    raw = read_raw(parse_notebook(notebook(cells), tmp_path / "raw.ipynb"))
+    assert sorted(files_of(raw, tmp_path)) == ["flats.csv", "map.json", "pkg/__init__.py", "pkg/inner.py", "tools.py"]

@@ -103,9 +103,30 @@ def test_names_are_those_of_the_environment_that_is_asked_for(known: Project) ->
     assert offered("n2p serve --env dev fl", 4) == names
     assert offered("n2p bundle show --env dev 2", 5) == {"20260101-000000-aaaaaaaa"}
     assert offered("n2p serve fl", 2, N2P_ENV="absent") == set()
+    assert offered("n2p serve --env d", 3) == {"dev"}
+    assert offered("n2p promote flights --from d", 4) == {"dev"}
     uri = f"sqlite:///{home / 'mlflow.db'}?timeout=5"
     assert offered("n2p serve fl", 2, MLFLOW_TRACKING_URI=uri) == names
     assert offered("n2p serve fl", 2, MLFLOW_TRACKING_URI="http://10.255.255.1:9/", MLFLOW_REGISTRY_URI=uri) == names
+
+
+def test_where_a_version_is_promoted_to_is_completed_to_aliases_and_between_environments_to_these(
+    known: Project,
+) -> None:
+    (known.folder / "pyproject.toml").write_text(
+        '[tool.n2p.stages]\nstaging = true\n[tool.n2p.environments.live]\nhome = "stores/live"\nalias = "blue"\n'
+    )
+
+    def offered(line: str) -> set[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        done = known.command("n2p", _N2P_COMPLETE="bash_complete", **words)
+        assert (done.code, done.stderr) == (0, ""), done
+        return {each.partition(",")[2] for each in done.stdout.split()}
+
+    assert offered("n2p promote flights 7 --to ") == {"production", "staging"}
+    assert offered("n2p approve flights@7 --to ") == {"production", "staging"}
+    assert offered("n2p promote flights 7 --env live --to ") == {"blue", "staging"}
+    assert offered("n2p promote flights --from dev --to ") == {"live"}
 
 
 @pytest.mark.parametrize("database", ["absent", "torn", "elsewhere"])

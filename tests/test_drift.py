@@ -221,7 +221,9 @@ def test_watch_reads_the_log(watched: Project, tmp_path: Path) -> None:
     assert next(each for each in found["findings"] if each["column"] == "delay")["began"] == "rows 601–700"
     assert page.read_text(encoding="utf-8").count("<svg") > 3
     text = watched.n2p("watch", "flights@production", "--window", "100")
-    assert text.code == 1 and re.search(r"^drift +\d+ drifted: ", text.stdout.splitlines()[-2]), text
+    told = re.search(r"^drift +(\d+) drifted(?:, by \d+ checks)?: ", text.stdout.splitlines()[-2])
+    assert text.code == 1 and told, text
+    assert int(told[1]) == sum(line.rstrip().endswith(" drift") for line in text.stdout.splitlines()), text.stdout
     assert re.search(r"^quality +\w+ .*: dropped for 6 windows", text.stdout.splitlines()[-1]), text
 
 

@@ -148,8 +148,13 @@ def test_a_rebase_uses_the_driver_too(repository: Repository) -> None:
 def test_the_filter_keeps_outputs_on_disk_and_out_of_commits(project: Project) -> None:
     repository = Repository(project)
     repository.git("init", "-q", "-b", "main")
-    assert project.n2p("git", "install").code == 0
+    first = project.n2p("git", "install")
+    assert (first.code, "git add .gitattributes" in first.stdout) == (0, True)
+    repository.git("add", ".gitattributes")  # that is not committed yet
+    assert "git add .gitattributes" in project.n2p("git", "install").stdout
     repository.commit(CELLS, executed=3)
+    again = project.n2p("git", "install").stdout
+    assert "git add" not in again and "every other clone needs n2p git install once" in again
     assert "run 3" in (project.folder / "train.ipynb").read_text("utf-8")
     committed = json.loads(repository.git("show", "HEAD:train.ipynb"))
     assert [cell["outputs"] for cell in committed["cells"]] == [[]] * 4

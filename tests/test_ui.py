@@ -149,6 +149,11 @@ def test_five_thousand_runs_come_in_pages(copied: Project) -> None:
     shown = re.findall(r'name="run" value="([^"]+)"', page.text)
     assert len(shown) == 100 and shown[0] == "20250100-000000-aaaaaaaa"
     assert "5,003 runs" in bare(page) and "page 2 of 51" in bare(page)
+    unknown = client.get("/runs?sort=metric.nope&order=up").text
+    assert (
+        "No run has “metric.nope”: sorted by started." in unknown
+        and 'aria-sort="ascending"><a class="sort" title="run"' in unknown
+    )
     assert client.get("/runs?page=99999999999999").status_code == 200
 
 

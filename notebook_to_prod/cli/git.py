@@ -67,7 +67,9 @@ def install(terminal: Terminal, keep_outputs: bool) -> Result:
     """
     from notebook_to_prod.train.git_setup import git_install
 
-    return _status(git_install(Path.cwd(), keep_outputs=keep_outputs), "git add .gitattributes; every other clone needs n2p git install once")
+    setup = git_install(Path.cwd(), keep_outputs=keep_outputs)
+    shared = "every other clone needs n2p git install once"
+    return _status(setup, shared if setup.committed else f"git add .gitattributes, and commit it; {shared}")
 
 
 @command("uninstall")

@@ -62,6 +62,13 @@ class GitSetup:
     missing: tuple[str, ...]  # Settings that are not there
 
     @property
+    def committed(self) -> bool:
+        "Whether the last commit has `.gitattributes` as it is."
+        if _git(self.root, "ls-files", "--error-unmatch", "--", ".gitattributes").returncode:
+            return False
+        return _git(self.root, "diff", "--quiet", "HEAD", "--", ".gitattributes").returncode == 0
+
+    @property
     def installed(self) -> bool:
         "Whether notebooks are compared and merged by cells here."
         return self.attributes and not self.missing

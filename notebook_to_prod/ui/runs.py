@@ -118,6 +118,8 @@ class RunPage:
     statuses: Mapping[str, int]  # Number of runs by status, whatever status was asked for
     metrics: tuple[str, ...]  # Names, the most frequent first
     parameters: tuple[str, ...]  # Those that differ among the rows that fit
+    sort: str = "started"  # What they are sorted by
+    unknown: str = ""  # What was asked for instead, and no run has
 
 
 def find_runs(rows: Sequence[RunRow], query: Query) -> RunPage:
@@ -126,11 +128,18 @@ def find_runs(rows: Sequence[RunRow], query: Query) -> RunPage:
     fitting = [row for row in rows if all(word in row.found_by for word in words)] if words else list(rows)
     statuses = dict(Counter(row.status for row in fitting).most_common())
     chosen = [row for row in fitting if query.status in ("", row.status)]
-    ordered = _sorted(chosen, query.sort, query.descending)
+    sort = query.sort if _is_known(query.sort, rows) else "started"
+    ordered = _sorted(chosen, sort, query.descending)
     pages = max(1, math.ceil(len(ordered) / PAGE))
     page = min(max(1, query.page), pages)
     shown = tuple(ordered[(page - 1) * PAGE : page * PAGE])
-    return RunPage(shown, len(ordered), page, pages, statuses, _frequent(row.metrics for row in chosen), _varying(chosen))
+    return RunPage(shown, len(ordered), page, pages, statuses, _frequent(row.metrics for row in chosen), _varying(chosen), sort, query.sort if sort != query.sort else "")
+
+
+def _is_known(column: str, rows: Iterable[RunRow]) -> bool:
+    "Whether there is a column of that name, or any of the runs has such a metric or parameter."
+    kind, _, name = column.partition(".")
+    return column in COLUMNS or (kind == "metric" and any(name in row.metrics for row in rows)) or (kind == "parameter" and any(name in row.parameters for row in rows))
 
 
 def _sorted(rows: Iterable[RunRow], column: str, descending: bool) -> list[RunRow]:

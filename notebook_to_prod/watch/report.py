@@ -194,7 +194,7 @@ def report_page(
         sections += [_distributions(report.latest), _window(report.latest, len(report.whole) - report.whole.index(report.latest) - 1)]
     rules = tuple((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for name, value in report.rules.items() if value not in ([], {}, ""))
     sections.append(Section("The rules", tables=(Table(("rule", "value"), rules),), sources=tuple(filter(None, (report.reference, report.bundle)))))
-    lead = f"{len(report.active)} drifted: {'; '.join(map(str, report.active))}." if report.active else "Nothing has drifted."
+    lead = f"{_drifted(report)}: {'; '.join(map(str, report.active))}." if report.active else "Nothing has drifted."
     return html_page(f"{'Watching' if more else 'Drift of'} {report.model}", [each for each in sections if not each.is_empty or each.missing], " ".join((*map(sentence, alarms), lead, *(sentence(each) for each in said if each not in alarms))))
 
 
@@ -209,10 +209,16 @@ def write_report(
     return write_atomic(path, report_page(report, more, said, alarms))
 
 
+def _drifted(report: DriftReport) -> str:
+    "How many lines of the table are marked, and by how many checks where one line has several."
+    lines, checks = {(each.column, each.part, each.slice) for each in report.active}, len(report.active)
+    return f"{len(lines)} drifted" + (f", by {checks} checks" if checks > len(lines) else "")
+
+
 def last_line(report: DriftReport) -> str:
     "What matters in one line."
     if report.active:
-        return f"{len(report.active)} drifted: " + "; ".join(map(str, report.active[:3])) + ("; …" if len(report.active) > 3 else "")
+        return f"{_drifted(report)}: " + "; ".join(map(str, report.active[:3])) + ("; …" if len(report.active) > 3 else "")
     latest: Sequence[WindowDrift] = [each for each in report.whole if each.judged]
     if not latest:
         return "no window had enough rows to be judged"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import re
 import shutil
@@ -95,11 +96,40 @@ def in_cells(reading: Reading, stored: tuple[str, ...]) -> tuple[list[Change], l
 def files_of(reading: Reading, folder: Path) -> dict[str, Path]:
     "The files that a notebook reads and the modules beside it that it imports, by their place in the project."
     found = dict(allotted(reading, folder).files)
-    pending = [step.dotted.partition(".")[0] for step in reading.analysis.steps if step.kind == "import" and step.dotted]
-    for module in dict.fromkeys(pending):
-        if (folder / f"{module}.py").is_file():
-            found[f"{module}.py"] = folder / f"{module}.py"
+    pending: list[ast.AST] = [cell.tree for cell in reading.analysis.cells]
+    while pending:
+        tree = pending.pop()
+        for name in _named_in(tree):
+            path, taken = folder / name, set(found.values())
+            if name not in found and path.is_file() and path.resolve() not in taken and folder in path.resolve().parents:
+                found[name] = path
+                with contextlib.suppress(SyntaxError, ValueError):
+                    pending += [ast.parse(path.read_bytes())] if path.suffix == ".py" else []
     return found
+
+
+def _named_in(tree: ast.AST) -> list[str]:
+    "Places beside the notebook that a source may name: those of the modules that it imports, and its texts that are relative paths."
+    modules, texts, written = list[str](), list[str](), set[int]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            whole = [each.name for each in node.names]
+            names = [node.module or "", *(f"{node.module}.{name}" for name in whole)] if isinstance(node, ast.ImportFrom) else whole
+            modules += [name.replace(".", "/") for name in names if name]
+        elif isinstance(node, ast.Call) and _writes(node):
+            written |= {id(each) for each in ast.walk(node)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in written and 0 < len(node.value) < 256 and "\0" not in node.value:
+            texts.append(node.value)
+    packages = [f"{'/'.join(name.split('/')[: depth + 1])}/__init__.py" for name in modules for depth in range(name.count("/") + 1)]
+    plain = [text for text in texts if not Path(text).is_absolute() and ".." not in Path(text).parts and not text.endswith(".ipynb")]
+    return list(dict.fromkeys([*(f"{name}.py" for name in modules), *packages, *(Path(text).as_posix() for text in plain)]))
+
+
+def _writes(call: ast.Call) -> bool:
+    "Whether a call writes the file that it is given."
+    name = ast.unparse(call.func).rpartition(".")[2]
+    opened = name == "open" and any(isinstance(each, ast.Constant) and isinstance(each.value, str) and each.value[:1] in ("w", "a", "x") for each in (*call.args[1:], *(key.value for key in call.keywords)))
+    return opened or name in ("dump", "savefig", "save", "savetxt", "savez") or (name.startswith("to_") and name != "to_numpy")
 
 # %% ../../../nbs/train/adopt/07_adopt.ipynb #prove
 def _sentence(text: str) -> str:
@@ -157,7 +187,9 @@ def _proved(notebook: Notebook, folder: Path, files: dict[str, Path], timeout: f
     expected = execute(original.notebook, files, timeout)
     if expected.failed:
         what = f"the original fails: {_first_line(expected.failed[1])}"
-        todo = Todo("proof", expected.failed[0], what, "make the notebook run from top to bottom (Restart and Run All), and adopt it again")
+        absent = "ModuleNotFoundError" in expected.failed[1]
+        remedy = "install it where n2p is" if absent else "make the notebook run from top to bottom (Restart and Run All)"
+        todo = Todo("proof", expected.failed[0], what, f"{remedy}, and adopt it again")
         last = drafts(notebook, folder, skipped)[-1][1]
         return Draft(last.notebook, last.done, (*last.todos, todo)), expected, None
     for _ in range(len(notebook.cells) + 3):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 
 from .chains import TRANSFORM, Chains
 from .changes import Todo
@@ -17,7 +18,10 @@ from .reading import Statement
 __all__ = ['in_front']
 
 # %% ../../../nbs/train/adopt/04d_by_hand.ipynb #by-hand
-_CHANGES = {"map", "apply", "applymap", "pipe", "assign", "replace", "transform", "fillna", "eval", "clip", "mask", "where", "interpolate", "ffill", "bfill", "merge", "join"}
+_CHANGES = {"map", "apply", "applymap", "pipe", "assign", "replace", "transform", "fillna", "eval", "clip", "mask", "where", "interpolate", "ffill", "bfill", "merge", "join", "shift", "diff", "pct_change", "rolling", "expanding", "ewm", "cumsum", "cumprod", "rank", "add", "sub", "mul", "div", "get_dummies", "melt", "insert"}
+_IN_PLACE = {"insert", "update"}
+_MAKES_COLUMNS = {"pandas.get_dummies", "pandas.merge", "pandas.merge_asof", "pandas.cut", "pandas.qcut", "pandas.crosstab", "pandas.pivot_table", "pandas.melt"}
+_KNOWN = {"pandas", "numpy", "sklearn", "scipy", "imblearn", "notebook_to_prod", *sys.stdlib_module_names}
 _KEEPS = {"numpy.array", "numpy.asarray", "numpy.ascontiguousarray"}
 
 
@@ -28,9 +32,23 @@ def _root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
+def _given(node: ast.expr) -> str:
+    "The variable that an argument starts from; that of what a transformer is given where it is what a transformer made."
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in TRANSFORM and node.args:
+        node = node.args[0]
+    return _root(node)
+
+
 def _is_function(name: str) -> bool:
-    "Whether a full name is that of a function that makes other columns."
-    return (name.startswith(("numpy.", "scipy.")) and name not in _KEEPS) or re.fullmatch(r"sklearn\.preprocessing\.[a-z_]+", name) is not None
+    "Whether a full name is that of a function that makes other columns, or of one that nobody here knows."
+    unknown = "." in name and name.partition(".")[0] not in _KNOWN
+    return unknown or name in _MAKES_COLUMNS or (name.startswith(("numpy.", "scipy.")) and name not in _KEEPS) or re.fullmatch(r"sklearn\.preprocessing\.[a-z_]+", name) is not None
+
+
+def _beside(name: str, call: ast.Call) -> list[ast.expr]:
+    "The tables that `pd.concat` puts side by side."
+    across = any(key.arg == "axis" and ast.unparse(key.value) in ("1", "'columns'") for key in call.keywords)
+    return call.args[0].elts if name == "pandas.concat" and across and call.args and isinstance(call.args[0], ast.List | ast.Tuple) else []
 
 
 def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str | None, steps: tuple[str, ...]) -> str | None:
@@ -46,12 +64,16 @@ def _by_hand(chains: Chains, statement: Statement, tables: set[str], target: str
     for part in bound or ([node.value] if isinstance(node, ast.Expr) else []):
         for each in (inside for inside in ast.walk(part) if isinstance(inside, ast.Call)):
             called, name = ast.unparse(each.func), chains.reading.name_of(each) or ""
-            given = [_root(argument) for argument in each.args if _root(argument) in tables]
-            if given and (called in own or (bound and _is_function(name))):
+            arguments = (*each.args, *(key.value for key in each.keywords))
+            given = [ast.unparse(argument) if isinstance(argument, ast.Call) else _root(argument) for argument in arguments if _given(argument) in tables]
+            if bound and (joined := [ast.unparse(one) for one in _beside(name, each) if _root(one) in tables]):
+                return f"what pd.concat puts beside {joined[0]} is computed"
+            method = each.func.attr if isinstance(each.func, ast.Attribute) else ""
+            if given and (called in own or (bound and _is_function(name) and method not in (*TRANSFORM, "fit", "fit_resample"))):
                 return f"{called} is applied to {given[0]}"
-            if given and bound and isinstance(each.func, ast.Attribute) and each.func.attr in TRANSFORM and chains.transformed.get(id(each)) not in steps:
+            if given and bound and method in TRANSFORM and chains.transformed.get(id(each)) not in steps:
                 return f"{called} is applied to {given[0]}"
-            changes = isinstance(each.func, ast.Attribute) and each.func.attr in _CHANGES and (bound or any(key.arg == "inplace" for key in each.keywords))
+            changes = (method in _CHANGES and (bound or any(key.arg == "inplace" for key in each.keywords))) or (each is part and method in _IN_PLACE)
             if changes and _root(each.func) in tables and chains.kinds.get(_root(each.func)) is None:
                 return f"{called} is applied"
         operands = (part.left, part.right) if isinstance(part, ast.BinOp) else (part.operand,) if isinstance(part, ast.UnaryOp) else ()
@@ -71,5 +93,6 @@ def in_front(
     before = (each for each in chains.reading.statements if each.order < chosen.statement.order and each.order not in chains.encoded | covered)
     found = [(each, _by_hand(chains, each, tables, target, chosen.value.every_step)) for each in before if not isinstance(each.node, ast.FunctionDef | ast.ClassDef)]
     remedy = "do it in a transformer of the pipeline, or tell whoever asks the model to send it computed"
-    why = f" ({why_not})" if why_not else ""
+    several = sum(what is not None for _, what in found) > 1
+    why = f" ({'such steps are joined all or none, and here ' if several else ''}{why_not})" if why_not else ""
     return [Todo("pipeline", each.cell.id, f"{what} in front of the pipeline and is no part of the exported model{why}", remedy) for each, what in found if what]

@@ -189,13 +189,8 @@ class _Walk:
         node = statement.node
         if self.in_place(statement):
             return
-        if isinstance(node, ast.For) and len(node.body) == 1 and isinstance(node.body[0], ast.Assign) and isinstance(node.target, ast.Name):
-            inner = node.body[0]
-            found = encoded_column(self.reading, self.chains.kinds, inner.targets[0], inner.value)
-            if found and found[1].columns == f"[{node.target.id}]":
-                columns = columns_of(node.iter, found[0])
-                self.encode(found[0], replace(found[1], columns=columns), statement)
-                return
+        if isinstance(node, ast.For) and self.encodes_each(node, statement):
+            return
         if isinstance(node, ast.For | ast.AugAssign):
             self.compute(set_columns(statement))
             return
@@ -220,6 +215,30 @@ class _Walk:
             for name in target.elts:
                 if isinstance(name, ast.Name):
                     self.chains.values[name.id] = Value(name.id, statement.order)
+
+    def encodes_each(self, node: ast.For, statement: Statement) -> bool:
+        "Take in a loop that encodes one column after the other, all or those that an `if` lets through."
+        body, over = node.body, node.iter
+        if len(body) == 1 and isinstance(body[0], ast.If) and not body[0].orelse:
+            chosen = f"[{ast.unparse(node.target)} for {ast.unparse(node.target)} in {ast.unparse(over)} if {ast.unparse(body[0].test)}]"
+            body, over = body[0].body, ast.parse(chosen, mode="eval").body
+        if not isinstance(node.target, ast.Name) or node.orelse:
+            return False
+        kinds, found = dict(self.chains.kinds), list[tuple[str, Encoding]]()
+        for each in body:
+            if not isinstance(each, ast.Assign) or len(each.targets) != 1:
+                return False
+            place = each.targets[0]
+            if isinstance(place, ast.Name) and (kind := self.kind(each.value)):
+                kinds[place.id] = kind
+            elif (step := encoded_column(self.reading, kinds, place, each.value)) and step[1].columns == f"[{node.target.id}]":
+                found.append(step)
+            elif not (isinstance(place, ast.Subscript) and ast.unparse(place.slice) == node.target.id and isinstance(each.value, ast.Name) and each.value.id in kinds):  # the encoder is kept
+                return False
+        for table, encoding in found:
+            self.encode(table, replace(encoding, columns=columns_of(over, table)), statement)
+        self.chains.kinds |= kinds
+        return bool(found)
 
     def in_place(self, statement: Statement) -> bool:
         "Take in a statement, or a loop, that transforms columns of a side of the split where they are."

@@ -21,7 +21,7 @@ __all__ = ['LABELS', 'Encoding', 'Computed', 'InColumns', 'encoded_column', 'dum
 class Encoding:
     "What was done to columns of a table, as an unfitted transformer would do it."
 
-    kind: str  # `ordinal`, `onehot` or `fill`
+    kind: str  # `ordinal`, `onehot`, `fill` or `scaled`
     columns: str  # Source of a list of names; the table is called `{raw}` in it
     transformer: str  # Source
 
@@ -67,8 +67,38 @@ def _fill(value: ast.expr, table: str, column: str) -> str | None:
     return f'SimpleImputer(strategy="constant", fill_value={text})' if isinstance(value, ast.Constant) else None
 
 
-def encoded_column(reading: Reading, kinds: dict[str, str], target: ast.expr, value: ast.expr) -> tuple[str, Encoding] | None:
+def _as_text(node: ast.expr) -> ast.expr:
+    "What `.astype(str)` is called on; the order of labels that are texts is the same without it."
+    texts = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "astype" and [ast.unparse(each) for each in node.args] in (["str"], ["'str'"])
+    return node.func.value if texts else node  # type: ignore[attr-defined]
+
+
+def _scaled(reading: Reading, kinds: Mapping[str, str], target: ast.expr, value: ast.Call) -> tuple[str, Encoding] | None:
+    "The encoding in `table[columns] = scaler.fit_transform(table[columns])`, and in `table[columns].apply(labels.fit_transform)`."
+    if not isinstance(target, ast.Subscript) or not isinstance(target.value, ast.Name) or len(value.args) != 1 or value.keywords:
+        return None
+    method, owner = value.func.attr, value.func.value  # type: ignore[attr-defined]
+    table, key, given = target.value.id, ast.unparse(target.slice), ast.unparse(value.args[0])
+    labels = value.args[0].value if isinstance(value.args[0], ast.Attribute) and value.args[0].attr == "fit_transform" else None
+    if method == "apply" and ast.unparse(owner) == f"{table}[{key}]" and labels is not None and _kind(reading, kinds, labels) == LABELS:
+        return table, Encoding("ordinal", columns_of(target.slice, table), _ORDINAL)
+    if method != "fit_transform" or not is_transformer(_kind(reading, kinds, owner)):
+        return None
+    transformer = f"clone({owner.id})" if isinstance(owner, ast.Name) else ast.unparse(owner)
+    if given == f"{table}[{key}]":
+        return table, Encoding("scaled", columns_of(target.slice, table), transformer)
+    alone = given in (f"{table}[[{key}]]", *(f"{table}[{key}].{each}.reshape(-1, 1)" for each in ("values", "to_numpy()")))
+    return (table, Encoding("scaled", f"[{key}]", transformer)) if alone else None
+
+
+def _kind(reading: Reading, kinds: Mapping[str, str], owner: ast.expr) -> str | None:
+    return kinds.get(owner.id) if isinstance(owner, ast.Name) else reading.name_of(owner)
+
+
+def encoded_column(reading: Reading, kinds: Mapping[str, str], target: ast.expr, value: ast.expr) -> tuple[str, Encoding] | None:
     "The encoding in `table[column] = …`."
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute) and (scaled := _scaled(reading, kinds, target, value)):
+        return scaled
     place = _column(target)
     if place is None or not isinstance(value, ast.Call) or not isinstance(value.func, ast.Attribute):
         return None
@@ -76,8 +106,7 @@ def encoded_column(reading: Reading, kinds: dict[str, str], target: ast.expr, va
     method, owner = value.func.attr, value.func.value
     if method == "astype" and isinstance(owner, ast.Call):
         return encoded_column(reading, kinds, target, owner)
-    kind = kinds.get(owner.id) if isinstance(owner, ast.Name) else reading.name_of(owner)
-    if kind == LABELS and method == "fit_transform" and len(value.args) == 1 and _column(value.args[0], table) == place:
+    if _kind(reading, kinds, owner) == LABELS and method == "fit_transform" and len(value.args) == 1 and _column(_as_text(value.args[0]), table) == place:
         return table, Encoding("ordinal", f"[{column}]", _ORDINAL)
     if method == "fillna" and len(value.args) == 1 and not value.keywords and _column(owner, table) == place:
         filled = _fill(value.args[0], table, column)

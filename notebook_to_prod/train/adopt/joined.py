@@ -13,7 +13,7 @@ from .changes import NewCell
 from .choice import assigned
 from .columns import Computed, Encoding
 from .reading import Reading, Statement
-from .recipe import Names, read_recipe, recipe_lines
+from .recipe import Names, by_column, classes_of, grouped, in_order_lines, read_recipe, recipe_lines, transformer_lines
 from ..check.findings import Edit
 
 # %% auto #0
@@ -62,16 +62,6 @@ class Joined:
         return any(isinstance(each, ast.Name) and each.id == name for target in targets for each in ast.walk(target) if isinstance(getattr(each, "ctx", None), ast.Store))
 
 
-def _encoder(encodings: tuple[Encoding, ...], table: str, encoders: str, column: str) -> tuple[list[str], list[str], set[str]]:
-    "Lines that make the unfitted encoder and the names of columns it replaces, and the classes to import."
-    used, lines = set[str](), [f"{encoders} = {{}}"]
-    for each in encodings:
-        columns = each.columns.replace("{raw}", table)
-        lines += [f"for {column} in {columns}:", f"    {encoders}.setdefault({column}, []).append({each.transformer})"]
-        used.add(each.transformer.partition("(")[0])
-    return lines, [each.columns.replace("{raw}", table) for each in encodings if each.kind == "onehot"], used
-
-
 MODULES = {
     "OrdinalEncoder": "sklearn.preprocessing",
     "FunctionTransformer": "sklearn.preprocessing",
@@ -88,7 +78,7 @@ MODULES = {
 
 def import_block(names: set[str]) -> list[str]:
     modules: dict[str, list[str]] = {}
-    for name in sorted(names):
+    for name in sorted(names & MODULES.keys()):  # what else there is the notebook imports
         modules.setdefault(MODULES[name], []).append(name)
     return [f"from {module} import {', '.join(found)}" for module, found in sorted(modules.items())]
 
@@ -132,8 +122,8 @@ def remade(joined: Joined, value: Value, features: str) -> tuple[list[str], str]
     table = _raw_table(joined, value)
     recipe = read_recipe(joined.chains, value.encodings, joined.target)
     free = joined.reading.free_name
-    names = Names(*(free(each) for each in ("features_raw", "step_by_step", "encoders", "column", "prepare", "in_order")))
-    lines, heads, used = recipe_lines(recipe, table, features, joined.target, names)
+    names = Names(*(free(each) for each in ("features_raw", "step_by_step", "used_columns", "encoders", "column", "prepare", "in_order", "rows", "together", "apart")))
+    lines, heads, used = recipe_lines(joined.reading, recipe, table, features, joined.target, names)
     joined.edits += recipe.edits
     joined.cells += recipe.cells
     joined.covered |= recipe.covered
@@ -159,26 +149,51 @@ def _encoded(joined: Joined, parent: Value, features: str, statement: Statement)
     joined.covered |= {each.statement.order for each in parent.encodings if isinstance(each, Computed)}
     if not encodings:
         return features
-    encoders, made, same, column = (joined.reading.free_name(each) for each in ("encoders", "made_columns", "same_columns", "column"))
-    lines, dummies, used = _encoder(encodings, table, encoders, column)
-    joined.imports |= used | {"ColumnTransformer", "make_pipeline"}
-    name, raw, final = (joined.reading.free_name(each) for each in ("encode", "features_raw", "in_order"))
-    prefixes = " + ".join(f'[f"{{each}}_" for each in {columns}]' for columns in dummies) or "[]"
-    text = [
-        "# What was done to columns of the table, once more as a transformer, fitted on the same rows",
-        *import_block(joined.imports),
-        *lines,
-        f"{made} = tuple({prefixes})",
-        f"{same} = {features}.loc[:, [each for each in {features}.columns if each not in {encoders} and not each.startswith({made})]]",
-        f'{raw} = {table}.loc[{features}.index, [each for each in {encoders} if each in {features}.columns or f"{{each}}_" in {made}]].join({same})',
-        f"{name} = ColumnTransformer(",
-        f"    [(each, make_pipeline(*steps), [each]) for each, steps in {encoders}.items() if each in {raw}.columns],",
-        '    remainder="passthrough",',
-        "    verbose_feature_names_out=False,",
-        f').set_output(transform="pandas").fit({raw})',
-        f'{final} = ColumnTransformer([("columns", "passthrough", list({features}.columns))], verbose_feature_names_out=False)',
-        f'{final}.set_output(transform="pandas").fit({name}.transform({raw}))',
-    ]
-    joined.edits.append((statement.cell.id, statement.before("\n".join(text))))
+    lines, name, raw, final = _encode_lines(joined, encodings, table, features)
+    joined.edits.append((statement.cell.id, statement.before("\n".join(lines))))
     joined.head += [name, final]
     return raw
+
+
+def _encode_lines(joined: Joined, encodings: tuple[Encoding, ...], table: str, features: str) -> tuple[list[str], str, str, str]:
+    "Lines that fit an encoder on the columns of the table that became features, and the names of it, of what it starts from, and of what restores the order."
+    free = joined.reading.free_name
+    encode, raw, in_order, dummies = (free(each) for each in ("encode", "features_raw", "in_order", "dummies"))
+    lines, starts, entries, encoded, replaced = list[str](), list[str](), list[str](), list[str](), list[str]()
+    if not features.isidentifier():
+        lines, features = [f"{free('features')} = {features}"], free("features")
+    groups = grouped(joined.reading, encodings, table, joined.target)
+    for each in groups or ():
+        columns = free(each.name)
+        if not each.is_onehot:
+            lines.append(f"{columns} = list({features}.columns.intersection({each.columns}, sort=False))")
+            replaced.append(columns)
+        elif each.listed is None:
+            lines.append(f'{columns} = [column for column in {each.columns} if {features}.columns.str.startswith(f"{{column}}_").any()]')
+        else:
+            lines.append(f"{columns} = {each.columns}")
+        starts += [f"*(f'{{column}}_' for column in {columns})"] if each.is_onehot else []
+        encoded.append(f"*{columns}")
+        entries.append(each.entry(columns))
+    if groups is None:
+        encoders, column, columns = free("encoders"), free("column"), free("encoded")
+        collected, entry = by_column(encodings, table, encoders, column)
+        hot = [each.columns.replace("{raw}", table) for each in encodings if each.kind == "onehot"]
+        starts = [f"*(f'{{column}}_' for column in {each})" for each in hot]
+        test = " or ".join([f"column in {features}.columns", *([f'{features}.columns.str.startswith(f"{{column}}_").any()'] if hot else [])])
+        lines += [*collected, f"{columns} = [column for column in {encoders} if {test}]"]
+        encoded, entries = [f"*{columns}"], [entry.replace(f"in {table}.columns", f"in {columns}")]
+        replaced = [columns]
+    if starts:
+        lines.append(f"{dummies} = [column for column in {features}.columns if column.startswith(({', '.join(starts)},)) and column not in {table}.columns]")
+        replaced.append(dummies)
+    gone = replaced[0] if len(replaced) == 1 else f"[{', '.join(f'*{each}' for each in replaced)}]"
+    together = encoded[0].removeprefix("*") if len(encoded) == 1 else f"[{', '.join(encoded)}]"
+    ignored = ', errors="ignore"' if groups is None else ""
+    lines += [
+        f"{raw} = {table}.loc[{features}.index, {together}].join({features}.drop(columns={gone}{ignored}))",
+        *transformer_lines(encode, entries, raw),
+        *in_order_lines(in_order, free("same_features"), f"{encode}.transform({raw})", features, encodings),
+    ]
+    joined.imports |= classes_of(encodings) | {"ColumnTransformer", "assert_frame_equal"} | ({"make_pipeline"} if any("make_pipeline(" in each for each in entries) else set())
+    return ["# What was done to columns of the table, once more as transformers, fitted on the same rows", *import_block(joined.imports), *lines], encode, raw, in_order

@@ -130,7 +130,7 @@ def exported(
         return [], [chosen]
     joined = Joined(chains, column_in(chains, chosen.target, set()))
     if joined.target and f"KeyError: '{joined.target}'" in why_not:
-        why_not = f"it takes '{joined.target}', which is what the model predicts"
+        why_not = f"one of the steps takes '{joined.target}', which is what the model predicts"
     try:
         tables = _sides(joined, chosen)
         _name_steps(joined, chosen)
@@ -196,6 +196,7 @@ def _last_cell(joined: Joined, chosen: Chosen, tables: tuple[str, str, str, str]
     place = len(joined.head)
     if len(steps) > place and (chains.kinds.get(steps[place]) or "").startswith(_TEXT):
         vectorizer = steps[place]
+        joined.judged = joined.judged or test
         steps[place] = reading.free_name("texts")
         joined.imports |= {"ColumnTransformer", "Pipeline"}
         frame, column = f"{train}.to_frame()", f"{train}.name"
@@ -212,8 +213,9 @@ def _last_cell(joined: Joined, chosen: Chosen, tables: tuple[str, str, str, str]
         parts = ", ".join(f'("{name}", {name})' for name in (*steps,)) + f', ("{"model" if "model" not in steps else "estimator"}", {chosen.model})'
         lines += [f"{pipeline} = Pipeline([{parts}])", *_check(joined, chosen, test, pipeline)]
         reason = f"{chosen.why}; what was fitted in front of it is joined with it, and the cell asserts that it predicts the same"
-        if parent and parent.steps:
-            reason += f"; {' and '.join(parent.steps)} had seen the rows of the test as well: fitted behind the split, the metric would be that of new rows"
+        seen = [*parent.steps, *dict.fromkeys(each.transformer.removeprefix("clone(").rstrip(")").rstrip("(") for each in parent.encodings if each.kind == "scaled" and isinstance(each, Encoding))] if parent else []
+        if seen:
+            reason += f"; {' and '.join(seen)} had seen the rows of the test as well: fitted behind the split, the metric would be that of new rows"
     else:
         reason = f"{chosen.why}; it takes the features as they are"
     imports = import_block({name for name in joined.imports & MODULES.keys() if any(f"{name}(" in line for line in (*lines, *joined.lines))})

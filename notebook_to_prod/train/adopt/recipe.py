@@ -10,6 +10,8 @@ import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pandas as pd
+
 from .columns import Computed, Encoding
 from .chains import Chains
 from .changes import NewCell
@@ -18,7 +20,8 @@ from .reading import Reading
 from ..check.findings import Edit
 
 # %% auto #0
-__all__ = ['captured', 'Step', 'Recipe', 'read_recipe', 'Names', 'recipe_lines']
+__all__ = ['captured', 'Step', 'Recipe', 'read_recipe', 'Group', 'grouped', 'transformer_lines', 'classes_of', 'Names',
+           'by_column', 'recipe_lines', 'in_order_lines']
 
 # %% ../../../nbs/train/adopt/04c_recipe.ipynb #captured
 _REDUCES = {"mean", "median", "mode", "std", "var", "min", "max", "sum", "quantile", "to_dict", "nunique", "item"}
@@ -92,15 +95,31 @@ def _runs(steps: Sequence[Encoding | Computed]) -> list[list[Encoding | Computed
     return runs
 
 
+_METHODS = {name for kind in (pd.DataFrame, pd.Series) for name in dir(kind)}
+
+
 def _texts(reading: Reading, source: str, seen: frozenset[str] = frozenset()) -> set[str]:
-    "Every text and attribute in a source and in the constants and functions it names."
+    "Every text and attribute in a source, and in the constants and functions it names, that may be the name of a column."
     tree = ast.parse(source)
-    found = {each.value for each in ast.walk(tree) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
-    found |= {each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute)}
+    beside = {id(each) for node in ast.walk(tree) for each in _no_names(node)}
+    found = {each.value for each in ast.walk(tree) if isinstance(each, ast.Constant) and isinstance(each.value, str) and id(each) not in beside}
+    imported = import_lines(reading)
+    found |= {each.attr for each in ast.walk(tree) if isinstance(each, ast.Attribute) and each.attr not in _METHODS and not (isinstance(each.value, ast.Name) and each.value.id in imported)}
     known = definitions(reading) | constants(reading)
     for name in {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)} & known.keys() - seen:
         found |= _texts(reading, source_of(known[name]), seen | {name})
     return found
+
+
+def _no_names(node: ast.AST) -> list[ast.AST]:
+    "Texts in a node that are values and no columns: what is compared with, docstrings, and what `map` takes."
+    if isinstance(node, ast.Compare) and not any(isinstance(each, ast.In | ast.NotIn) for each in node.ops):
+        return [node.left, *node.comparators]
+    if isinstance(node, ast.Expr):
+        return [node.value]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "map" and node.args and isinstance(node.args[0], ast.Dict):
+        return [each for each in (*node.args[0].keys, *node.args[0].values) if each is not None]
+    return []
 
 
 def _free_function(reading: Reading, table: str, taken: set[str]) -> str:
@@ -150,45 +169,139 @@ def read_recipe(chains: Chains, steps: Sequence[Encoding | Computed], target: st
     return recipe
 
 # %% ../../../nbs/train/adopt/04c_recipe.ipynb #lines
+@dataclass(frozen=True)
+class Group:
+    "Columns that the same unfitted transformers are given."
+
+    name: str
+    transformer: str  # Source
+    columns: str  # Source
+    listed: tuple[str, ...] | None  # The columns, where the source shows them
+    is_onehot: bool
+
+    def entry(self, columns: str) -> str:
+        "Its line of a `ColumnTransformer`; columns that may be of different types are filled one by one."
+        alike = not any(each in self.transformer for each in ('"most_frequent"', '"constant"')) or (self.listed is not None and len(self.listed) == 1)
+        return f'("{self.name}", {self.transformer}, {columns}),' if alike else f"*[(column, {self.transformer}, [column]) for column in {columns}],"
+
+
+_NAMES = {"ordinal": "ordinal", "onehot": "one_hot", "fill": "filled", "scaled": "scaled"}
+
+
+def _listed(reading: Reading, source: str, target: str | None) -> list[str] | None:
+    node: ast.expr | ast.stmt = ast.parse(source, mode="eval").body
+    known = constants(reading)
+    if isinstance(node, ast.Name) and node.id in known:
+        node = known[node.id].node.value  # type: ignore[attr-defined]
+    if not isinstance(node, ast.List | ast.Tuple) or not all(isinstance(each, ast.Constant) and isinstance(each.value, str) for each in node.elts):
+        return None
+    return [each.value for each in node.elts if each.value != target]  # type: ignore[attr-defined,misc]
+
+
+def grouped(reading: Reading, encodings: Sequence[Encoding], table: str, target: str | None) -> list[Group] | None:
+    "The encodings of a table by what is done to a column; None where the source does not show which columns go through several."
+    sources = [each.columns.replace("{raw}", table) for each in encodings]
+    lists = [_listed(reading, source, target) for source in sources]
+    ways: dict[tuple[int, ...], list[str] | None] = {}
+    if all(each is None for each in lists) and len(set(sources)) == 1:
+        ways[tuple(range(len(sources)))] = None
+    elif None in lists:
+        return None
+    else:
+        alike = dict[tuple[str, ...], tuple[tuple[int, ...], list[str]]]()
+        for column in dict.fromkeys(column for each in lists for column in each or ()):
+            way = tuple(number for number, each in enumerate(lists) if column in (each or ()))
+            alike.setdefault(tuple(encodings[number].transformer for number in way), (way, []))[1].append(column)
+        ways = dict(alike.values())
+    found, names = list[Group](), list[str]()
+    for way, columns in ways.items():
+        done = [encodings[number].transformer for number in way]
+        name = _NAMES[encodings[way[-1]].kind]
+        names.append(name)
+        name += f"_{names.count(name)}" if names.count(name) > 1 else ""
+        source = next((sources[number] for number in range(len(sources)) if lists[number] == columns and _listed(reading, sources[number], None) == columns), repr(columns)) if columns is not None else sources[way[0]]
+        found.append(Group(name, done[0] if len(done) == 1 else f"make_pipeline({', '.join(done)})", source, None if columns is None else tuple(columns), any(encodings[number].kind == "onehot" for number in way)))
+    return found
+
+
+def transformer_lines(name: str, entries: Sequence[str], table: str) -> list[str]:
+    "Lines that make and fit the `ColumnTransformer` of some entries, whatever else is in the table passed through."
+    return [
+        f"{name} = ColumnTransformer(",
+        "    [",
+        *(f"        {each}" for each in entries),
+        "    ],",
+        '    remainder="passthrough",',
+        "    verbose_feature_names_out=False,",
+        f').set_output(transform="pandas").fit({table})',
+    ]
+
+
+def classes_of(encodings: Sequence[Encoding]) -> set[str]:
+    "Names of the classes and functions that the transformers of encodings are made with."
+    return {each.transformer.partition("(")[0] for each in encodings}
+
+
 @dataclass
 class Names:
     "Names of the variables that the lines make."
 
     raw: str
     seen: str
+    used: str
     encoders: str
     column: str
     encode: str
     in_order: str
+    rows: str
+    together: str
+    apart: str
 
 
-def _encode_lines(step: Step, names: Names, encode: str) -> list[str]:
-    lines = [f"{names.encoders} = {{}}"]
-    for each in step.encodings:
-        lines += [f"for {names.column} in {each.columns.replace('{raw}', names.seen)}:", f"    {names.encoders}.setdefault({names.column}, []).append({each.transformer})"]
-    return [
-        *lines,
-        f"{encode} = ColumnTransformer(",
-        f"    [(each, make_pipeline(*steps), [each]) for each, steps in {names.encoders}.items() if each in {names.seen}.columns],",
-        '    remainder="passthrough",',
-        "    verbose_feature_names_out=False,",
-        f').set_output(transform="pandas").fit({names.seen})',
-    ]
+def by_column(encodings: Sequence[Encoding], table: str, encoders: str, column: str) -> tuple[list[str], str]:
+    "Lines that collect what is done to each column, where only the table shows it, and the entry of all of them."
+    lines = [f"{encoders} = {{}}"]
+    for each in encodings:
+        lines += [f"for {column} in {each.columns.replace('{raw}', table)}:", f"    {encoders}.setdefault({column}, []).append({each.transformer})"]
+    return lines, f"*[(column, make_pipeline(*steps), [column]) for column, steps in {encoders}.items() if column in {table}.columns],"
+
+
+def _encode_lines(reading: Reading, step: Step, target: str | None, names: Names, encode: str) -> list[str]:
+    groups = grouped(reading, step.encodings, names.seen, target)
+    if groups is None:
+        lines, entry = by_column(step.encodings, names.seen, names.encoders, names.column)
+        return [*lines, *transformer_lines(encode, [entry], names.seen)]
+    entries = [each.entry(each.columns if each.listed is not None else f"list({names.seen}.columns.intersection({each.columns}, sort=False))") for each in groups]
+    return transformer_lines(encode, entries, names.seen)
 
 
 def _compute_lines(step: Step, names: Names, transformer: str) -> list[str]:
     given = f", kw_args=dict({', '.join(f'{name}={name}' for name in step.given)})" if step.given else ""
+    rows, together, apart = names.rows, names.together, names.apart
     return [
         f"{transformer} = FunctionTransformer({step.function}{given})",
         "# A row must be given the same in whatever company and place it comes",
-        f"every = list(range(len({names.seen})))",
-        "for rows in [every[start::7] for start in range(7)] + [[row] for row in every[:20]]:",
-        f"    together, apart = {transformer}.transform({names.seen}).iloc[rows], {names.seen}.iloc[rows].set_axis([f\"row {{row}}\" for row in rows])",
-        f'    assert_frame_equal({transformer}.transform(apart).set_axis(together.index), together, check_dtype=False, rtol=1e-9, obj="what {step.function} computes for rows on their own")',
+        f"for {rows} in [*(range(start, len({names.seen}), 7) for start in range(7)), *([row] for row in range(min(20, len({names.seen}))))]:",
+        f"    {together} = {transformer}.transform({names.seen}).iloc[{rows}]",
+        f'    {apart} = {transformer}.transform({names.seen}.iloc[{rows}].set_axis([f"row {{row}}" for row in {rows}]))',
+        f'    assert_frame_equal({apart}.set_axis({together}.index), {together}, check_dtype=False, rtol=1e-9, obj="what {step.function} computes for rows on their own")',
     ]
 
 
+def _raw_lines(recipe: Recipe, table: str, features: str, target: str | None, names: Names, by_prefix: bool) -> list[str]:
+    "Lines that take of the table what the features are and what the steps read."
+    reads = ", ".join(repr(text) for text in sorted(recipe.reads) if text != target)
+    used = names.used if reads else f"{features}.columns"
+    test = f"column in {used}"
+    if by_prefix:
+        test = f'({test} or any(made.startswith(f"{{column}}_") for made in {features}.columns))'
+    lines = [f"{used} = {{{reads}, *{features}.columns}}  # What the steps may read, and what is a feature as it is"] if reads else []
+    besides = f" and column != {target!r}" if target else ""
+    return [*lines, f"{names.raw} = {table}.loc[{features}.index, [column for column in {table}.columns if {test}{besides}]]", f"{names.seen} = {names.raw}"]
+
+
 def recipe_lines(
+    reading: Reading,
     recipe: Recipe,
     table: str,  # Holds the table as it was before the first step
     features: str,  # Source of the final features, whose rows and columns count
@@ -196,22 +309,23 @@ def recipe_lines(
     names: Names,
 ) -> tuple[list[str], list[str], set[str]]:  # Lines, names of the fitted transformers, names to import
     "Lines that make and fit a transformer for each step."
-    reads = ", ".join(repr(text) for text in sorted(recipe.reads) if text != target)
-    tests = [f"each in {features}.columns", *([f"each in {{{reads}}}"] if reads else [])]
-    if target and any(each.kind == "onehot" for step in recipe.steps for each in step.encodings):
-        tests.append(f'any(made.startswith(f"{{each}}_") for made in {features}.columns)')
-    besides = f"each != {target!r} and " if target else ""
-    lines = [f"{names.raw} = {table}.loc[{features}.index, [each for each in {table}.columns if {besides}({' or '.join(tests)})]]", f"{names.seen} = {names.raw}"]
-    heads, used = list[str](), {"ColumnTransformer", "assert_frame_equal"}
+    encodings = [each for step in recipe.steps for each in step.encodings]
+    lines = _raw_lines(recipe, table, features, target, names, any(each.kind == "onehot" and _listed(reading, each.columns.replace("{raw}", "table"), target) is None for each in encodings))
+    heads, used = list[str](), {"ColumnTransformer", "assert_frame_equal", *classes_of(encodings)}
     for number, step in enumerate(recipe.steps):
         name = f"{names.encode}{number + 1 if len(recipe.steps) > 1 else ''}"
-        lines += _encode_lines(step, names, name) if step.encodings else _compute_lines(step, names, name)
-        used |= {each.transformer.partition("(")[0] for each in step.encodings} | ({"make_pipeline"} if step.encodings else {"FunctionTransformer"})
+        lines += _encode_lines(reading, step, target, names, name) if step.encodings else _compute_lines(step, names, name)
+        used |= {each for each in ("make_pipeline", "FunctionTransformer") if any(f"{each}(" in line for line in lines)}
         lines.append(f"{names.seen} = {name}.transform({names.seen})")
         heads.append(name)
-    lines += [
-        f'{names.in_order} = ColumnTransformer([("columns", "passthrough", list({features}.columns))], verbose_feature_names_out=False)',
-        f'{names.seen} = {names.in_order}.set_output(transform="pandas").fit_transform({names.seen})',
-        f'assert_frame_equal({names.seen}, {features}, check_dtype=False, check_categorical=False, check_exact=True, obj="the features that the steps make")',
+    return [*lines, *in_order_lines(names.in_order, names.seen, names.seen, features, encodings)], [*heads, names.in_order], used
+
+
+def in_order_lines(in_order: str, made: str, source: str, features: str, encodings: Sequence[Encoding]) -> list[str]:
+    "Lines that bring columns to the order of the features, and hold them against these: to the last bit, except where sums may be taken in another order."
+    close = "rtol=1e-9, atol=1e-12" if any(each.kind == "scaled" for each in encodings) else "check_exact=True"
+    return [
+        f'{in_order} = ColumnTransformer([("columns", "passthrough", list({features}.columns))], verbose_feature_names_out=False)',
+        f'{made} = {in_order}.set_output(transform="pandas").fit_transform({source})',
+        f'assert_frame_equal({made}, {features}, check_dtype=False, check_categorical=False, {close}, obj="the features that the steps make")',
     ]
-    return lines, [*heads, names.in_order], used
