@@ -328,6 +328,7 @@ MEANINGS = {  # Of keys whose class says it elsewhere
         "per": "See `budget`",
         "canary": "See below",
         "owner": "Who is told",
+        "dask": "Where the notebook runs: `local`, or the address of a Dask scheduler whose workers share the folders of project and store",
     },
     "*": {
         "seed": "Of everything that is drawn",

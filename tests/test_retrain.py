@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import retrain_worker
+from clusters import dask_cluster, wait_for
 from notebooks import FORKS, SCRIPTS, Project, make_project, once, start_forks
 
 from notebook_to_prod.errors import CellError, DataError, InputError, NotFoundError, VerdictError
@@ -183,6 +184,61 @@ def test_killed_at_every_stage_it_ends_the_same(project: Project, registry: Regi
     assert len(registry.versions(NAME)) == 2 and len(read_states(registry.store, NAME)) == 2
     assert [*project.home.rglob("*.tmp")] == [] and not verify_log(registry.store)
     assert retrain(registry, NAME).what == "done"
+
+
+def test_on_dask_it_is_the_same_retraining(project: Project, tmp_path: Path) -> None:
+    here = project.copy_to(make_project(tmp_path / "here"))
+    with dask_cluster(tmp_path / "dask", project.environment({})) as dask:
+        dask.worker()
+        configure(project, FREE + f'parameters = {{ seed = 4 }}\ndask = "{dask.address}"\n')
+        there = project.n2p("retrain", NAME, "--json")
+        assert (there.code, there.json["state"]["state"]) == (0, "promoted"), there
+        assert f"train.ipynb: on Dask, {dask.address}" in there.stderr
+    configure(here, FREE + "parameters = { seed = 4 }\n")
+    local = here.n2p("retrain", NAME, "--json")
+    train = [each.json["state"]["stages"]["train"] for each in (there, local)]
+    assert not train[0]["reused"] and not train[1]["reused"] and there.json["key"] == local.json["key"]
+    assert [train[0][each] for each in ("bundle", "metrics")] == [train[1][each] for each in ("bundle", "metrics")]
+    runs = [each.record(said["run"]) for each, said in zip((project, here), train, strict=True)]
+    kept = ("spec", "parameters", "threads", "question", "metrics", "experiment", "attempt")
+    assert [runs[0][each] for each in kept] == [runs[1][each] for each in kept]
+    configure(project, FREE + "parameters = { seed = 4 }\n")
+    again = project.n2p("retrain", NAME, "--json")
+    assert (again.code, again.json["what"], again.json["key"]) == (0, "done", there.json["key"])
+
+
+def test_cut_short_on_dask_it_is_gone_on_with(project: Project, registry: Registry, tmp_path: Path) -> None:
+    wait = (
+        f"import os, time\n\nsigns = {str(tmp_path)!r}\nopen(os.path.join(signs, 'began'), 'a').close()\n"
+        "while not os.path.exists(os.path.join(signs, 'go')):\n    time.sleep(0.05)\n"
+    )
+    project.notebook("train.ipynb", CELLS | {"fit": wait + CELLS["fit"]})
+
+    def states() -> list[str]:
+        return [each["status"] for each in map(project.record, [path.name for path in project.run_folders])][2:]
+
+    with dask_cluster(tmp_path / "dask", project.environment({})) as dask:
+        nobody = project.n2p("retrain", NAME, "--dask", "127.0.0.1:1", "--json")
+        assert (nobody.code, nobody.error["what"]) == (3, "the Dask scheduler does not answer")
+        begun = unfinished(registry.store, NAME)
+        assert begun is not None and begun.stage == "features" and states() == []
+        dask.worker()
+        stopped = project.begin("retrain", NAME, "--dask", dask.address, "--json")
+        wait_for(tmp_path / "began")
+        stopped.send_signal(signal.SIGTERM)
+        done = stopped.finish(90)
+        assert (done.code, done.error["what"]) == (130, "the training was stopped") and states() == ["failed"]
+        (tmp_path / "began").unlink()
+        killed = project.begin("retrain", NAME, "--dask", dask.address, "--json")
+        wait_for(tmp_path / "began")
+        killed.send_signal(signal.SIGKILL)
+        killed.process.join(60)
+        assert states() == ["failed", "running"]  # on the worker, whom nobody told
+        (tmp_path / "go").touch()
+        done = project.n2p("retrain", NAME, "--dask", dask.address, "--json")
+    assert done.code == 0 and done.json["state"]["state"] == "promoted" and done.json["key"] == begun.key
+    assert states() == ["failed", "finished"] and done.json["state"]["stages"]["train"]["reused"]
+    assert counted(registry) == {"register": 1, "promote": 1}
 
 
 def test_a_bad_retraining_is_stopped(project: Project, registry: Registry) -> None:

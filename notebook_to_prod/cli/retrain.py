@@ -30,12 +30,13 @@ _TRIGGERS = click.Choice(["drift", "performance", "stale", "new-data", "schedule
 @click.option("--if", "when", multiple=True, type=_TRIGGERS, help="Only if this fires; one of several is enough.")
 @click.option("--until", type=_TIME, help="End of the rows, in UTC; the last whole grain by default.")
 @click.option("--force", is_flag=True, help="Against cooldown and budget, and although it was done; kept in the audit log.")
+@click.option("--dask", default="", metavar="ADDRESS|local", help="Run the notebook on Dask; dask of the settings by default.")
 @click.option("--reason", default="", help="Why, for the history.")
 @click.option("--status", is_flag=True, help="Show the retrainings, and do nothing.")
 @click.option("--abort", is_flag=True, help="Give up the retraining that goes on.")
 @click.option("--watch", is_flag=True, help="Go on with what is unfinished and ask the triggers of [tool.n2p.retrain], until stopped.")
 @click.option("--every", default="5 min", show_default=True, metavar="TIME", help="Between two rounds of --watch.")
-def retrain(terminal: Terminal, name: str | None, when: tuple[str, ...], until: datetime | None, force: bool, reason: str, status: bool, abort: bool, watch: bool, every: str) -> Result:
+def retrain(terminal: Terminal, name: str | None, when: tuple[str, ...], until: datetime | None, force: bool, dask: str, reason: str, status: bool, abort: bool, watch: bool, every: str) -> Result:
     """Retrain a model on fresh rows, and release it if it is no worse.
 
     Rows, features, the notebook, gates against the live version on the newest labelled rows, a version, a canary, the promotion: each
@@ -51,9 +52,11 @@ def retrain(terminal: Terminal, name: str | None, when: tuple[str, ...], until: 
 
     if sum((status, abort, watch)) > 1 or ((status or abort or watch) and (when or force or until)):
         raise InputError("--status, --abort and --watch stand alone", where="command line", remedy="leave the other options out; --watch takes the triggers from if = [...]")
+    if dask and (status or abort):
+        raise InputError("nothing is trained by --status or --abort", where="--dask", remedy="leave --dask out")
     registry = Registry(open_store())
     if watch:
-        return _watch(terminal, registry, name, every)
+        return _watch(terminal, registry, name, every, dask)
     if not name:
         raise InputError("which model?", where="NAME", remedy="name it: n2p retrain NAME; or look after all: n2p retrain --watch")
     if status:
@@ -61,7 +64,7 @@ def retrain(terminal: Terminal, name: str | None, when: tuple[str, ...], until: 
     if abort:
         given_up = pipeline.abort_retraining(registry, name, reason)
         return Result(given_up.to_dict(), [("given up", given_up.told)])
-    return _shown(pipeline.retrain(registry, name, when, force, reason, until, terminal.note))
+    return _shown(pipeline.retrain(registry, name, when, force, reason, until, terminal.note, dask=dask))
 
 # %% ../../nbs/cli/04g_retrain.ipynb #shown
 _SAID = {"ingest": ("rows", "start", "end"), "features": ("train_rows", "fresh_rows", "views"), "train": ("run", "reused"), "gate": ("passed", "rows", "champion_version"), "register": ("version",), "canary": ("state", "percent"), "promote": ("alias", "previous")}
@@ -103,7 +106,7 @@ def _status(registry: "Registry", name: str) -> Result:
     return Result({"name": name, "retrainings": rows, "limit": limit, "log": read_notes(registry.store, name)}, lines)
 
 
-def _watch(terminal: Terminal, registry: "Registry", name: str | None, every: str) -> Result:
+def _watch(terminal: Terminal, registry: "Registry", name: str | None, every: str, dask: str) -> Result:
     from notebook_to_prod.release.rollout import parse_period
     from notebook_to_prod.train.kernel import interruptible
     from notebook_to_prod.watch.retrain import watch_models
@@ -113,6 +116,6 @@ def _watch(terminal: Terminal, registry: "Registry", name: str | None, every: st
     if not models:
         raise InputError("nothing says which models are retrained", where="[tool.n2p.retrain]", remedy='write notebook = "NOTEBOOK.ipynb" below [tool.n2p.retrain.NAME]')
     with interruptible():
-        rounds = watch_models(registry, parse_period(every), terminal.note, only=(name,) if name else ())
+        rounds = watch_models(registry, parse_period(every), terminal.note, only=(name,) if name else (), dask=dask)
     data: dict[str, Any] = {"models": models, "rounds": rounds}
     return Result(data, [("watched", f"{', '.join(models)}: {rounds} rounds")])

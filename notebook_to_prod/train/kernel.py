@@ -8,13 +8,14 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,7 +28,7 @@ from jupyter_core.utils import ensure_event_loop, run_sync
 from ..project import temporary_folder
 
 # %% auto #0
-__all__ = ['KernelManager', 'running_kernel', 'reason_not_to_start', 'interruptible', 'drop_pending']
+__all__ = ['KernelManager', 'running_kernel', 'reason_not_to_start', 'interruptible', 'stoppable', 'drop_pending']
 
 # %% ../../nbs/train/15_kernel.ipynb #kernel-manager
 _LAUNCHER = [sys.executable, "-m", "ipykernel_launcher"]
@@ -101,6 +102,30 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[Callable[[], None]]:  # Called by another thread; it returns once the block is told, or over
+    "Let another thread stop the block once, as Ctrl-C does, with `KeyboardInterrupt`, though not while a module is imported."
+    thread, outside, lock, untold = threading.get_ident(), _imports(sys._getframe()), threading.Lock(), [True]
+
+    def stop() -> None:
+        while True:
+            with lock:
+                if not untold:
+                    return
+                if _imports(sys._current_frames().get(thread)) <= outside:
+                    untold.clear()
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
+                    return
+            time.sleep(_SOON)
+
+    try:
+        yield stop
+    finally:
+        with lock:
+            untold.clear()
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)  # what was told too late is nobody's
 
 
 def _send_again(number: int) -> None:

@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..display import Displayed, Shown, shown_number
-from ..errors import DependencyError, KernelDiedError, N2PError, ParameterError, RunError, RunInterruptedError, UnavailableError
+from ..errors import N2PError, ParameterError, RunError, RunInterruptedError
 from ..project import Store, digest_json, find_project, open_store, store_errors
 from .check.findings import Report
 from .check.verdict import require_clean
+from .cluster import connected, worker_is_gone
 from .environment import thread_count
 from .kernel import interruptible
 from .lockfile import require_locked
@@ -183,12 +185,15 @@ def _begin(number: Any, workers: int) -> None:
         _join(number.value - 1, workers)
 
 
+_Workers = tuple[Callable[..., Any], Callable[..., Iterator[Any]]]  # How a set is given to them, and which futures are done
+
+
 @contextmanager
-def _processes(workers: int) -> Iterator[Callable[..., Any]]:
+def _processes(workers: int) -> Iterator[_Workers]:
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _begin, (context.Value("i", 0), workers))
     try:
-        yield pool.submit
+        yield partial(pool.submit, _run_next), as_completed
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         at_work = {process.sentinel: process for process in set(multiprocessing.active_children()) - others}
@@ -206,43 +211,29 @@ def _processes(workers: int) -> Iterator[Callable[..., Any]]:
 
 
 @contextmanager
-def _dask(address: str, workers: int) -> Iterator[Callable[..., Any]]:
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise DependencyError("Dask is not installed", where="--dask", remedy="pip install 'notebook-to-prod[dask]'") from error
-    if address == "local":
-        with LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
-            yield lambda function, *arguments: client.submit(_in_cluster, workers, function, *arguments, pure=False)
-        return
-    try:
-        client = Client(address, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise UnavailableError("the Dask scheduler does not answer", where=address, remedy="start it, or use --dask local") from error
-    with client:
-        yield lambda function, *arguments: client.submit(function, *arguments, pure=False)
-
-
-def _in_cluster(workers: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    "Call `function` in a worker of a local cluster, whose name is its number."
-    from distributed import get_worker
-
-    _join(int(get_worker().name), workers)
-    return function(*arguments)
+def _on_dask(address: str, workers: int, store: Store, notebook: str) -> Iterator[_Workers]:
+    with connected(address, store.home, [Path(notebook)], workers, _join) as cluster:
+        yield partial(cluster.submit, _run_set, alone=True), cluster.completed
 
 
 _stopped: list[dict[str, Any]] = []  # Why this worker runs nothing any more
 
 
-def _run_set(store: Store, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Outcome:
-    "Run one set, in a worker; one that was stopped runs no other, though the pool has given it the next already."
+def _run_next(store: Store, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Outcome:
+    "Run one set, in a process of the pool; one that was stopped runs no other, though the pool has given it the next already."
     if _stopped:
         return Outcome(parameters, None, _stopped[0])
+    outcome = _run_set(store, notebook, parameters, options)
+    if outcome.error and outcome.error["type"] == RunInterruptedError.__name__:
+        _stopped.append(outcome.error)
+    return outcome
+
+
+def _run_set(store: Store, notebook: str, parameters: dict[str, Any], options: dict[str, Any]) -> Outcome:
+    "Run one set, in a worker."
     try:
         record = run_notebook(notebook, parameters, store=store, **options)
     except N2PError as error:
-        if isinstance(error, RunInterruptedError):
-            _stopped.append(error.to_dict())
         return Outcome(parameters, None, error.to_dict())
     except Exception as error:  # noqa: BLE001 - it may be one that cannot be sent to the parent
         unexpected = RunError(f"unexpected {type(error).__name__}: {error}", where=notebook, remedy="run this set alone, with -v for the traceback")
@@ -265,7 +256,7 @@ def run_sweep(
     """Run a notebook with many parameter sets at once, and collect what the runs raise.
 
     Raises `ParameterError`, `NotebookError`, `CheckError` and `LockMismatchError`, which concern all sets, before anything starts;
-    `RunInterruptedError` if it is stopped, with the runs under way recorded as such.
+    `UnavailableError` if Dask does not answer or a worker does not see the store; `RunInterruptedError` if it is stopped, with the runs under way recorded as such.
     """
     parsed = read_notebook(notebook)
     given = [check_parameters(parsed, given=each) for each in sets]
@@ -281,11 +272,11 @@ def run_sweep(
     used, path = store or open_store(), str(Path(notebook).resolve())
     outcomes: dict[int, Outcome] = {}
     try:
-        with interruptible(), _dask(dask, count) if dask else _processes(count) as submit:
+        with interruptible(), _on_dask(dask, count, used, path) if dask else _processes(count) as (submit, completed):
             if progress is not None:
                 progress(0, len(given), "starting")
-            futures = {submit(_run_set, used, path, parameters, options): position for position, parameters in enumerate(given)}
-            for number, future in enumerate(_completed(futures, dask is not None), 1):
+            futures = {submit(used, path, parameters, options): position for position, parameters in enumerate(given)}
+            for number, future in enumerate(completed(futures), 1):
                 position = futures[future]
                 outcomes[position] = _outcome(future, given[position])
                 if progress is not None:
@@ -300,20 +291,11 @@ def _outcome(future: Any, parameters: dict[str, Any]) -> Outcome:
     "What came of a set, also where its worker is gone."
     try:
         outcome: Outcome = future.result()
+    except N2PError as error:  # of a worker that begins none
+        return Outcome(parameters, None, error.to_dict())
     except Exception as error:  # noqa: BLE001 - of the pool or of Dask; what a run raises is in its outcome
-        what = f"the worker is gone: {type(error).__name__}: {error}".rstrip(": ")
-        remedy = "give it more memory, or use fewer --workers, and run it again: what is finished is answered from the record"
-        return Outcome(parameters, None, KernelDiedError(what, where="worker", remedy=remedy).to_dict())
+        return Outcome(parameters, None, worker_is_gone(error, "worker").to_dict())
     return outcome
-
-
-def _completed(futures: Mapping[Any, int], dask: bool) -> Iterator[Any]:
-    if dask:
-        from distributed import as_completed as dask_completed
-
-        yield from dask_completed(list(futures))
-    else:
-        yield from as_completed(futures)
 
 
 def plot_path(store: Store, sweep: Sweep) -> Path:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import DataError, DependencyError, N2PError, StoreError, UnavailableError
+from ..errors import DataError, N2PError, StoreError, UnavailableError
 from ..project import store_errors, write_json
 from ..serve.log.request_log import LogSettings, RequestLog
 from ..train.data import Format
@@ -325,24 +325,13 @@ def _by_processes(job: Job, partitions: Sequence[Partition], workers: int, tell:
 
 # %% ../../nbs/watch/26_batch_parts.ipynb #dask
 def _by_dask(job: Job, partitions: Sequence[Partition], workers: int, address: str, tell: Told | None) -> Iterator[Done]:
-    try:
-        from distributed import Client, LocalCluster
-        from distributed import as_completed
-    except ImportError as error:
-        raise DependencyError("Dask is not installed", where="--dask", remedy="pip install 'notebook-to-prod[dask]'") from error
-    with contextlib.ExitStack() as stack:
-        if address == "local":
-            cluster: Any = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None))
-        else:
-            cluster = address
+    from notebook_to_prod.train.cluster import connected
+
+    with connected(address, job.work.folder, [Path(job.bundle)], workers) as cluster:
         try:
-            client = stack.enter_context(Client(cluster, timeout="10s"))
-        except (OSError, ValueError) as error:
-            raise UnavailableError("the Dask scheduler does not answer", where=address, remedy="start it, or use --dask local") from error
-        shared = client.scatter(job, broadcast=True, hash=False)
-        futures = {client.submit(_in_worker, shared, each, pure=False): each for each in partitions}
-        try:
-            for future in as_completed(list(futures)):
+            shared = cluster.client.scatter(job, broadcast=True, hash=False)
+            futures = {cluster.submit(_in_worker, shared, each): each for each in partitions}
+            for future in cluster.completed(futures):
                 report = future.result()
                 if tell is not None:
                     tell(report["rows"])
@@ -352,8 +341,6 @@ def _by_dask(job: Job, partitions: Sequence[Partition], workers: int, address: s
         except Exception as error:  # of the cluster
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise UnavailableError(f"a worker has failed: {said}", where=address, remedy="look into the workers' logs; run it again with --resume") from error
-        finally:
-            client.cancel(list(futures))
 
 
 def _in_worker(job: Job, partition: Partition) -> dict[str, Any]:

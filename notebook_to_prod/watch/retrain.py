@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,12 @@ def retrain(
     until: datetime | None = None,  # End of the rows; the last whole grain by default
     progress: Callable[[str], None] | None = None,
     project: Path | None = None,
+    dask: str = "",  # Where the notebook runs, as in the settings; theirs by default
 ) -> Outcome:
     "Retrain a model, or go on with its retraining; raises `NotFoundError` if nothing says how, and what a source, a notebook, a gate's policy or a registry raise."
     root = project or find_project()
     settings = retrain_settings(name, root)
+    settings = replace(settings, dask=dask) if dask else settings
     check_triggers(tuple(when), "--if")
     job = Job(registry, settings, root, progress)
     with only_one(job.store, name) as free:
@@ -152,7 +154,7 @@ def abort_retraining(registry: Registry, name: str, reason: str = "", project: P
         return keep_state(registry.store, current.became(ABORTED, why))
 
 # %% ../../nbs/watch/45_retrain.ipynb #watch
-def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | None = None, only: Sequence[str] = ()) -> list[Outcome]:
+def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | None = None, only: Sequence[str] = (), dask: str = "") -> list[Outcome]:
     "Go on with what is unfinished, and ask the triggers of all models, or of some only; raises `RunInterruptedError` alone."
     found: list[Outcome] = []
     try:
@@ -165,7 +167,7 @@ def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | 
             continue
         try:
             if unfinished(registry.store, name) is not None or settings.when:
-                found.append(retrain(registry, name, settings.when, progress=tell, project=project))
+                found.append(retrain(registry, name, settings.when, progress=tell, project=project, dask=dask))
         except RunInterruptedError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one model, the others go on
@@ -173,12 +175,12 @@ def watch_once(registry: Registry, tell: Callable[[str], None], project: Path | 
     return found
 
 
-def watch_models(registry: Registry, every: float, tell: Callable[[str], None], stop: threading.Event | None = None, project: Path | None = None, only: Sequence[str] = ()) -> int:  # Rounds
+def watch_models(registry: Registry, every: float, tell: Callable[[str], None], stop: threading.Event | None = None, project: Path | None = None, only: Sequence[str] = (), dask: str = "") -> int:  # Rounds
     "Look after models until `stop` is set or this process is asked to end."
     stop, rounds, said = stop or threading.Event(), 0, dict[str, str]()
     try:
         while not stop.is_set():
-            for each in watch_once(registry, tell, project, only):
+            for each in watch_once(registry, tell, project, only, dask):
                 line = f"{each.what}, {each.told}"
                 if each.what == RAN or said.get(each.name, "").partition(",")[0] != each.what:  # not the same each round
                     tell(f"{each.name}: {line}")

@@ -82,6 +82,7 @@ class RetrainSettings:
     canary: CanarySettings | None = None
     to: str = ""  # Alias; that of the store by default
     owner: str = ""
+    dask: str = ""  # Where the notebook runs: `local`, or the address of a scheduler whose workers share the store's folder; in this process by default
 
     @property
     def is_function(self) -> bool:
@@ -152,7 +153,7 @@ def check_triggers(names: tuple[str, ...], where: str) -> tuple[str, ...]:
 # %% ../../nbs/watch/40_retrain_settings.ipynb #read
 _SPANS = ("grain", "stale", "every", "cooldown", "per")
 _COUNTS = {"new_labels": 1, "minimum_labels": 2, "budget": 1}
-_TEXTS = ("notebook", "dataset", "ingest", "label", "time", "owner")
+_TEXTS = ("notebook", "dataset", "ingest", "label", "time", "owner", "dask")
 _KEYS = (*_TEXTS, "parameters", "query", "table", "params", "window", "fresh", "features", "if", "canary", "to", *_SPANS, *_COUNTS)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,8 +24,9 @@ from ..release.rollout import RUNNING as ROLLOUT_RUNNING
 from ..release.rollout import STARTING, Rollout, abort_rollout, read_rollout, start_rollout
 from ..release.stages import require_identity, stage_rules
 from ..serve.rollout.follow import RolloutSettings
+from ..train.environment import thread_count
 from ..train.question import ask
-from ..train.record import find_run
+from ..train.record import RunRecord, find_run
 from .outcomes import LoggedOutcomes
 from .retrain_data import join_features, read_rows, rows_path, split_rows
 from .retrain_gate import check_attributes, gate_fresh, retrain_policy, seen_before
@@ -99,15 +100,34 @@ def _features(job: Job, state: Retraining) -> Retraining:
     return state.did("features", digest=joined, views=list(job.settings.features), **asdict(split))
 
 
-def _train(job: Job, state: Retraining) -> Retraining:
+def _here(job: Job, given: Mapping[str, Any]) -> RunRecord:
+    "Run the notebook in this process."
     from notebook_to_prod.train.run import run_notebook
 
+    told = lambda position, total, cell: job.tell(f"{job.notebook.name}: {position}/{total} {cell}")  # noqa: E731
+    return run_notebook(job.notebook, given, store=job.store, progress=told)
+
+
+def _on_dask(job: Job, given: Mapping[str, Any]) -> RunRecord:
+    "Run the notebook in a worker of Dask, as it would run here: with as many threads."
+    from notebook_to_prod.train.cluster import connected
+    from notebook_to_prod.train.kernel import interruptible
+    from notebook_to_prod.train.run import run_notebook
+
+    job.tell(f"{job.notebook.name}: on Dask, {job.settings.dask}")
+    try:
+        with interruptible(), connected(job.settings.dask, job.store.home, [job.notebook]) as cluster:
+            return cluster.call(run_notebook, job.notebook, given, store=job.store, threads=thread_count())
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError("the training was stopped", where=str(job.notebook), remedy="run it again: the retraining is gone on with") from error
+
+
+def _train(job: Job, state: Retraining) -> Retraining:
     asked = retrain_key(job.settings, question_key(job, state.start, state.end), state.stages["ingest"]["digest"], state.start, state.end)
     if asked != state.key:
         return state.became(FAILED, "the notebook, its parameters or its settings have changed since it was begun: another retraining asks for them")
-    told = lambda position, total, cell: job.tell(f"{job.notebook.name}: {position}/{total} {cell}")  # noqa: E731
     given = job.parameters(state.start, state.end, state.stages["features"]["train"])
-    record = run_notebook(job.notebook, given, store=job.store, progress=told)
+    record = _on_dask(job, given) if job.settings.dask else _here(job, given)
     if record.bundle is None:
         raise InputError("the run made no bundle", where=f"run {record.run_id}", remedy="end the notebook with run.export(...)")
     return state.did("train", run=record.run_id, bundle=record.bundle, metrics=record.metrics, reused=record.reused)
