@@ -628,8 +628,8 @@ def test_real_parsers_take_the_workflow_and_the_hooks_run_when_one_commits(proje
     offline = {"PATH": f"{tools / 'bin'}{os.pathsep}{PATH}", "HTTPS_PROXY": "http://127.0.0.1:9", "PIP_NO_INDEX": "1"}
     commit = "git -c user.name=n -c user.email=n@n commit -qam change"
     assert shell(commit, folder, project, **offline).code == 0  # the hook has checked it
-    assert "a row" not in shell("git show HEAD:nbs/train.ipynb", folder, project).stdout
-    assert "a row" in path.read_text("utf-8")
+    assert "a row\\n" not in shell("git show HEAD:nbs/train.ipynb", folder, project).stdout
+    assert "a row\\n" in path.read_text("utf-8")
 
 
 @pytest.mark.slow
