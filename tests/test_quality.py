@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -539,6 +540,43 @@ def test_a_log_that_exists_is_replayed_for_rules(live: Project, project: Project
     settings.write_text(rules.replace("persist = 2", 'label_delay = "1d"\npersist = 2'))
     later = project.n2p("alerts", "backtest", "flights", "--replay", "--incidents", "incidents.csv", "--json")
     assert json.loads(later.stdout)["rules"][0]["delay"] == quality["delay"] + 86_400, later
+
+
+def test_history_in_tables_is_replayed_as_the_log_is(live: Project, project: Project) -> None:
+    live.copy_to(project)
+    rules = '[tool.n2p.watch]\nminimum = 50\njoint = false\nignore = ["when", "delay"]\npersist = 2\nof = 3\n'
+    rules += '[[tool.n2p.rules]]\nname = "quality"\non = ["performance.accuracy"]\nrepeat = "never"\n'
+    (project.folder / "pyproject.toml").write_text(rules)
+    (project.folder / "incidents.csv").write_text("began,ended\n2026-03-05T00:00:00,2026-03-08T23:59:00\n")
+    _, predictions = log_of(project)
+    answers = predictions[predictions["time"].notna()]
+    answers.drop(columns=["label", "label_time"]).to_parquet(project.folder / "answers.parquet")
+    known = answers[answers["label"].notna()]
+    known[["id", "row", "label"]].to_csv(project.folder / "known.csv", index=False)
+    shutil.rmtree(project.home / "predictions")
+
+    def backtest(*arguments: Any) -> Any:
+        return project.n2p("alerts", "backtest", "flights", "--incidents", "incidents.csv", "--json", *arguments)
+
+    tables = ("--data", "answers.parquet", "--labels", "known.csv")
+    done = backtest("--replay", *tables, "--time", "when")
+    (quality,) = json.loads(done.stdout)["rules"]
+    told = [quality[each] for each in ("windows", "messages", "false_alarms", "found")]
+    assert told == [7, 1, 0, 1] and 86_400 < quality["delay"] < 2 * 86_400, quality  # as of the log
+    answers.rename(columns={"label_time": "when_told"}).to_parquet(project.folder / "both.parquet")
+    both = json.loads(backtest("--replay", "--data", "both.parquet", "--time", "when").stdout)
+    assert both["rules"] == [quality], "labels in the table itself"
+    unlabelled = json.loads(backtest("--replay", "--data", "answers.parquet", "--time", "when").stdout)
+    assert unlabelled["rules"][0]["windows"] == 0
+    for arguments, what in (
+        (tables, "--data says what --replay looks at"),
+        (("--replay", "--data", "untimed.csv"), "the times of the rows are not known"),
+    ):
+        pd.DataFrame({"delay": [0.1, 0.2], "carrier": "AA", "when": "2026-03-01"}).to_csv(
+            project.folder / "untimed.csv"
+        )
+        refused = backtest(*arguments)
+        assert (refused.code, refused.error["what"]) == (2, what)
 
 
 def test_watch_takes_labels_and_groups_from_files(live: Project, project: Project) -> None:

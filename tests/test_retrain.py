@@ -241,6 +241,45 @@ def test_cut_short_on_dask_it_is_gone_on_with(project: Project, registry: Regist
     assert counted(registry) == {"register": 1, "promote": 1}
 
 
+def test_rows_that_no_retraining_needs_are_collected(project: Project, registry: Registry) -> None:
+    def cli(*arguments: str) -> Any:
+        return project.n2p("data", "gc", "--json", *arguments).json["retrainings"]
+
+    def kept() -> set[str]:
+        return {
+            path.relative_to(project.home).as_posix() for path in (project.home / "retrain" / NAME / "data").iterdir()
+        }
+
+    def needed(*digests: str) -> set[str]:
+        return {rows_path(registry.store, NAME, each).relative_to(project.home).as_posix() for each in digests}
+
+    (done,) = read_states(registry.store, NAME)
+    died(project, "train")  # its rows, and both parts of them, are there
+    other = unfinished(registry.store, NAME)
+    assert other is not None
+    stages, parts = other.stages, {each: other.stages["features"][each] for each in ("train", "fresh")}
+    going_on = needed(stages["ingest"]["digest"], stages["features"]["digest"], *parts.values())
+    spare = kept() - going_on
+    assert spare >= needed(done.stages["ingest"]["digest"], *(done.stages["features"][each] for each in parts))
+    assert cli("--remove")["files"] == [], "written within the last hour"
+    told = cli("--older-than", "0")
+    assert {*told["files"]} == spare and told["size"] > 10_000 and not told["removed"] and kept() == spare | going_on
+    with only_one(registry.store, NAME) as free:
+        busy = cli("--older-than", "0", "--remove")
+    assert free and (busy["files"], busy["busy"]) == ([], [NAME])
+    gone = cli("--older-than", "0", "--remove")
+    assert {*gone["files"]} == spare and gone["removed"] and kept() == going_on
+    assert retrain(registry, NAME).what == "ran" and read_states(registry.store, NAME)[-1].state == "promoted"
+    last = needed(stages["ingest"]["digest"])
+    assert {*cli("--older-than", "0", "--remove")["files"]} == going_on - last and kept() == last
+    trigger = ask_triggers(
+        make_question(registry, retrain_settings(NAME), read_states(registry.store, NAME)), ["new-data"]
+    )
+    assert not trigger[0].fired, "the rows of the last one are compared with"
+    again = project.n2p("reproduce", done.stages["train"]["run"], "--json")
+    assert again.code == 0, again  # from the snapshot, although its rows are gone
+
+
 def test_a_bad_retraining_is_stopped(project: Project, registry: Registry) -> None:
     table = flights(2_600)
     random = np.random.default_rng(0)

@@ -165,9 +165,10 @@ def test(terminal: Terminal, channel: str | None) -> Result:
 _FEW_LOOKS = 10  # Below which the log tells more than what was kept
 
 
-def _replayed(terminal: Terminal, name: str, window: str | None, days: float) -> "list[Signal]":
-    "What looks at the log would have found, as far back as that."
-    from datetime import UTC, datetime, timedelta
+def _replayed(terminal: Terminal, name: str, window: str | None, days: float, data: Path | None, labels: Path | None, time: str) -> "list[Signal]":
+    "What looks at the log, or at a table, would have found, as far back as that."
+    from dataclasses import replace
+    from datetime import timedelta
 
     from notebook_to_prod.project import open_store
     from notebook_to_prod.watch.live import open_baseline, within
@@ -176,15 +177,18 @@ def _replayed(terminal: Terminal, name: str, window: str | None, days: float) ->
     from notebook_to_prod.watch.rules import project_rules
 
     store, rules = open_store(), project_rules()
+    rules = replace(rules, time=time or rules.time)
     bundle, model = found_bundle(store, name)
-    asked, observed, rules, _ = what_was_asked(store, bundle, model, None, False, None, None, rules)
+    asked, observed, rules, _ = what_was_asked(store, bundle, model, data, bool(time), None, None, rules)
     length = window or rules.window
-    last = observed.times.max().to_pydatetime() if observed.times is not None else datetime.now(UTC)  # a log has them
+    if observed.times is None or not len(observed.times):
+        raise InputError("the times of the rows are not known" if observed.times is None else "there are no rows", where=str(data or name), remedy="name their column: --time COLUMN")
+    last = observed.times.max().to_pydatetime()
     since = last - timedelta(days=min(days, 36_500))
     seen = within(observed, since)
     baseline, _ = open_baseline(bundle, store)
-    terminal.note(f"replaying {len(seen.table):,} rows from {max(since, seen.times.min() if seen.times is not None else since):%Y-%m-%d} to {last:%Y-%m-%d}, in windows of {length}")
-    live = what_labels_say(store, bundle, model, asked, None, None, None, rules, since, None, length)
+    terminal.note(f"replaying {len(seen.table):,} rows from {max(since, observed.times.min()):%Y-%m-%d} to {last:%Y-%m-%d}, in windows of {length}")
+    live = what_labels_say(store, bundle, model, asked, data, labels, None, rules, since, None, length)
     with terminal.progress("replay") as progress:
 
         def show(look: int, looks: int) -> None:
@@ -194,21 +198,28 @@ def _replayed(terminal: Terminal, name: str, window: str | None, days: float) ->
         return replay(Monitor(baseline, rules), seen, live, length, model, show)
 
 
+_FILE = click.Path(path_type=Path, exists=True)
+
+
 @command("backtest")
 @click.argument("name")
 @click.option("--signals", type=click.Path(path_type=Path), help="JSON lines of signals, in place of what n2p watch has kept of NAME.")
 @click.option("--incidents", type=click.Path(path_type=Path), help="CSV or JSON lines of what really happened, with the columns began, ended (empty: it lasts) and, if you like, model and subject.")
 @click.option("--replay", "again", is_flag=True, help="Look at the request log again, as if at the end of each window, in place of what looks have kept.")
 @click.option("--window", metavar="LENGTH", help="Of --replay: a span such as 1d or a number of rows; by default that of [tool.n2p.watch].")
+@click.option("--data", type=_FILE, help="A table that --replay looks at in place of the request log, as n2p watch does.")
+@click.option("--labels", type=_FILE, help="A table of what was true, for --replay, as n2p watch takes it.")
+@click.option("--time", default="", metavar="COLUMN", help="Of --replay: the column that has the times; by default that of [tool.n2p.watch].")
 @click.option("--rule", "names", multiple=True, help="Only this rule; repeatable.")
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), default=400.0, show_default=True, help="How far back from now; with --replay from the last row of the log.")
 @click.option("--grace", default="1 day", show_default=True, metavar="TIME", help="After an incident, in which a message is still about it.")
 @click.option("--most", type=click.FloatRange(min=0), help="Exit code 1 if a rule gives more false alarms in 30 days.")
-def backtest(terminal: Terminal, name: str, signals: Path | None, incidents: Path | None, again: bool, window: str | None, names: tuple[str, ...], days: float, grace: str, most: float | None) -> Result:
+def backtest(terminal: Terminal, name: str, signals: Path | None, incidents: Path | None, again: bool, window: str | None, data: Path | None, labels: Path | None, time: str, names: tuple[str, ...], days: float, grace: str, most: float | None) -> Result:
     """Replay what was observed: false alarms and delay of each rule, before it wakes anybody.
 
     A look of n2p watch --alert keeps only what its last window says. If there were few looks, --replay asks the log instead: drift,
-    quality and fairness, once for each window, with the labels that were known by then.
+    quality and fairness, once for each window, with the labels that were known by then. History that is kept as tables is replayed with
+    --data and --labels: those labels are taken to be known at the end of their window, or after label_delay of [tool.n2p.watch].
 
     Example: n2p alerts backtest flights --incidents incidents.csv
     """
@@ -230,8 +241,11 @@ def backtest(terminal: Terminal, name: str, signals: Path | None, incidents: Pat
         raise InputError("--replay and --signals are two histories", where="n2p alerts backtest", remedy="give one of them")
     if window and not again:
         raise InputError("--window says how the log is cut, which is looked at with --replay only", where="--window", remedy="add --replay")
+    for option, given in (("--data", data), ("--labels", labels), ("--time", time)):
+        if given and not again:
+            raise InputError(f"{option} says what --replay looks at", where=option, remedy="add --replay")
     if again:
-        history = _replayed(terminal, name, window, days)
+        history = _replayed(terminal, name, window, days, data, labels, time)
     elif signals is None:
         history = read_signals(open_store(), name, days)
         looks = len({each.moment for each in history})

@@ -159,7 +159,7 @@ def checkout(terminal: Terminal, name: str, path: Path, force: bool) -> Result:
 @click.option("--older-than", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="HOURS", help="Since they were seen last.")
 @click.option("--idle", type=click.FloatRange(min=0), default=30.0, show_default=True, metavar="DAYS", help="Since an environment of reproduce or seal was used last.")
 def gc(terminal: Terminal, remove: bool, older_than: float, idle: float) -> Result:
-    """Find the snapshots that no run names, and environments out of use, and remove them if told to.
+    """Find the snapshots that no run names, rows that no retraining needs, and environments out of use, and remove them if told to.
 
     Example: n2p data gc --remove
     """
@@ -169,15 +169,19 @@ def gc(terminal: Terminal, remove: bool, older_than: float, idle: float) -> Resu
     from notebook_to_prod.package.elsewhere import collect_environments
     from notebook_to_prod.project import open_store
     from notebook_to_prod.train.datasets import collect_garbage
+    from notebook_to_prod.watch.retrain_data import collect_rows
 
     store = open_store()
     garbage = collect_garbage(store, remove=remove, older_than=timedelta(hours=older_than))
+    rows = collect_rows(store, remove=remove, older_than=timedelta(hours=older_than))
     environments = collect_environments(store, remove=remove, idle=timedelta(days=idle))
     lines = [("removed" if remove else "would go", f"{len(garbage.snapshots)} snapshots, {garbage.files} files, {_bytes(garbage.size)}")]
+    lines += [("", f"{len(rows.files)} files of rows of retrainings, {_bytes(rows.size)}")] if rows.files else []
+    lines += [("kept", f"the rows of {', '.join(rows.busy)}: a process is retraining")] if rows.busy else []
     lines += [("", f"{len(environments.names)} environments, {_bytes(environments.size)}")] if environments.names else []
-    if (garbage.files or environments.names) and not remove:
+    if (garbage.files or rows.files or environments.names) and not remove:
         lines.append(("next", "n2p data gc --remove"))
-    return Result(asdict(garbage) | {"environments": asdict(environments)}, lines)
+    return Result(asdict(garbage) | {"retrainings": asdict(rows), "environments": asdict(environments)}, lines)
 
 
 for _action in (add, list_, show, diff, checkout, gc):

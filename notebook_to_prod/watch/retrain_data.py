@@ -5,27 +5,29 @@
 # %% ../../nbs/watch/42_retrain_data.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, InputError, N2PError
-from ..project import Store, did_you_mean, digest_bytes, digest_file, find_project, store_errors, write_atomic
+from ..project import Store, did_you_mean, digest_bytes, digest_file, find_project, remove_orphans, store_errors, write_atomic
 from .live import open_log, read_file
 from .retrain_settings import RetrainSettings
-from .retrain_state import retrain_folder
+from .retrain_state import FAILED, Retraining, only_one, read_states, retrain_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
 __all__ = ['rows_path', 'keep_rows', 'read_rows', 'window_ends', 'fetch_rows', 'Ingested', 'row_times', 'cut_rows', 'ingest',
-           'join_features', 'Split', 'split_rows']
+           'join_features', 'Split', 'split_rows', 'SpareRows', 'collect_rows']
 
 # %% ../../nbs/watch/42_retrain_data.ipynb #rows
 def rows_path(store: Store, name: str, digest: str) -> Path:
@@ -248,3 +250,48 @@ def split_rows(store: Store, settings: RetrainSettings, digest: str) -> Split:
     first = times.iloc[place].isoformat() if times is not None else ""
     digests = [keep_rows(store, settings.name, each.reset_index(drop=True)) for each in parts]
     return Split(digests[0], digests[1], len(parts[0]), len(parts[1]), first)
+
+# %% ../../nbs/watch/42_retrain_data.ipynb #collect
+@dataclass(frozen=True)
+class SpareRows:
+    "Rows of retrainings that no retraining needs any more."
+
+    files: tuple[str, ...]  # Below the store
+    size: int  # Bytes on the disk
+    busy: tuple[str, ...]  # Models that are retrained at this moment, whose rows all stay
+    removed: bool  # Or only counted
+
+
+def _needed(states: Sequence[Retraining]) -> set[str]:  # Digests
+    found = {said[part] for each in states if each.goes_on for said in each.stages.values() for part in ("digest", "train", "fresh") if part in said}
+    last = next((each.stages["ingest"]["digest"] for each in reversed(states) if "ingest" in each.stages and each.state != FAILED), None)
+    return found | ({last} if last else set())
+
+
+def _spare(store: Store, name: str, older_than: timedelta) -> list[Path]:
+    needed, limit = {rows_path(store, name, each) for each in _needed(read_states(store, name))}, datetime.now(UTC) - older_than
+    files = (retrain_folder(store, name) / "data").glob("[!.]*.parquet")
+    return sorted(path for path in files if path not in needed and path.stat().st_mtime <= limit.timestamp())
+
+
+def collect_rows(
+    store: Store,
+    *,
+    remove: bool = False,  # Or only tell
+    older_than: timedelta = timedelta(hours=1),  # Since they were written
+) -> SpareRows:
+    "Find, and with `remove` delete, the rows that no retraining needs any more; raises `StoreError` if the state of one is damaged."
+    found: list[tuple[str, int]] = []
+    busy: list[str] = []
+    for folder in sorted(path for path in (store.home / "retrain").glob("[!.]*") if path.is_dir()):
+        with only_one(store, folder.name) if remove else contextlib.nullcontext(True) as free, store_errors(folder):
+            if not free:
+                busy.append(folder.name)
+                continue
+            for path in _spare(store, folder.name, older_than):
+                found.append((path.relative_to(store.home).as_posix(), path.stat().st_size))
+                if remove:
+                    path.unlink(missing_ok=True)
+            if remove and (folder / "data").is_dir():
+                remove_orphans(folder / "data")
+    return SpareRows(tuple(file for file, _ in found), sum(size for _, size in found), tuple(busy), remove)
