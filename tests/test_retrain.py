@@ -390,6 +390,7 @@ def test_what_fails_or_waits_does_not_block(
         (("fares",), "nothing says how"),
         ((NAME, "--if", "drfit"), "Invalid value"),
         ((NAME, "--status", "--force"), "stand alone"),
+        ((NAME, "--status", "--dask", "local"), "nothing is trained"),
         ((NAME, "--watch", "--every", "soon"), "is no time"),
     ],
 )
