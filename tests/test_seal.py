@@ -338,7 +338,7 @@ def test_promotion_seals_what_is_not_sealed(registered: Project, monkeypatch: py
         MlflowClient(registered.address).delete_model_version_tag("model", "2", "n2p.sealed")
 
     event = registry.promote("model", 2, progress=told.append)
-    assert event is not None and not event.unsealed and told == ["replay 20 golden rows"]
+    assert event is not None and not event.unsealed and told == ["seal: replay 20 golden rows"]
     assert read_seal(registry.store, bundle.digest) and tag(registered, 2) == lock
     again = registry.promote("model", 2, to="staging", progress=told.append)
     assert again is not None and not again.unsealed and len(told) == 1
