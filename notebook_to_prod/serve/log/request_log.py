@@ -250,6 +250,8 @@ def _check_columns(columns: Sequence[Column], settings: LogSettings) -> None:
 
 # %% ../../../nbs/serve/log/01_request_log.ipynb #log
 _log = logging.getLogger("notebook_to_prod.serve")
+
+
 def not_logged(what: str) -> Refusal:
     "The refusal of what could not be written down."
     return refusal(503, "not_logged", ["server"], what, ((b"retry-after", b"1"),))
