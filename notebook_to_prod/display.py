@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 # %% auto #0
-__all__ = ['plain_markdown', 'fenced', 'Badge', 'Shown', 'pairs', 'shown_number', 'Displayed']
+__all__ = ['PAGE_COLORS', 'plain_markdown', 'fenced', 'Badge', 'Shown', 'pairs', 'shown_number', 'Displayed']
 
 # %% ../nbs/02_display.ipynb #plain-markdown
 _MARKDOWN = re.compile(r"([\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")  # An underscore inside a word means nothing
@@ -160,3 +160,7 @@ class Displayed:
 
     def _repr_markdown_(self) -> str:
         return self.shown().markdown()
+
+# %% ../nbs/02_display.ipynb #page-colors
+PAGE_COLORS = """:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --shade: #f6f6f6; --note: #fdf6ef; --link: #3b6fb6; --fail: #b3372f; --warn: #9a6700; --pass: #2b7a3d; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --soft: #a2a2a2; --line: #444; --paper: #1b1c1e; --shade: #26282b; --note: #33291e; --link: #8ab4f0; --fail: #f28b82; --warn: #e0b050; --pass: #81c995; } }"""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from ..display import PAGE_COLORS
 from ..package.bundle import shown_estimate
 
 # %% auto #0
@@ -176,8 +177,8 @@ def markdown_page(title: str, sections: Sequence[Section], lead: str = "") -> st
 _HTML = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --note: #fdf6ef; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --soft: #a2a2a2; --line: #444; --paper: #1b1c1e; --note: #33291e; } figure { background: #fff; padding: .5rem; border-radius: 4px; } }
+{{ colors | safe }}
+@media (prefers-color-scheme: dark) { figure { background: #fff; padding: .5rem; border-radius: 4px; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 960px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 p { white-space: pre-line; margin: .5rem 0; } .lead { color: var(--soft); } .sources { color: var(--soft); font-size: .85em; }
@@ -216,4 +217,4 @@ def html_page(title: str, sections: Sequence[Section], lead: str = "") -> str:
 
     environment = Environment(undefined=StrictUndefined, autoescape=True)
     environment.filters |= {"parted": _parted, "flowing": lambda text: _SOFT.sub(" ", text)}
-    return environment.from_string(_HTML).render(title=title, sections=sections, lead=lead)
+    return environment.from_string(_HTML).render(title=title, sections=sections, lead=lead, colors=PAGE_COLORS)

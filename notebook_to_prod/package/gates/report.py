@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...display import PAGE_COLORS
 from .verdict import Report, Verdict, shown
 from ...project import write_atomic
 
@@ -153,8 +154,7 @@ def draw_plots(report: Report) -> dict[str, str]:  # SVG by name
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
 <style>
-:root { color-scheme: light dark; --ink: #222; --soft: #666; --line: #ddd; --paper: #fff; --shade: #f6f6f6; --note: #fdf6ef; --link: #3b6fb6; --fail: #b3372f; --warn: #9a6700; --pass: #2b7a3d; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --soft: #a2a2a2; --line: #444; --paper: #1b1c1e; --shade: #26282b; --note: #33291e; --link: #8ab4f0; --fail: #f28b82; --warn: #e0b050; --pass: #81c995; } }
+{{ colors | safe }}
 body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1120px; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; } code { font-size: .85em; color: var(--soft); }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 1rem; } .plots img { width: 100%; border: 1px solid var(--line); background: #fff; }
@@ -188,7 +188,7 @@ def html_page(report: Report, title: str = "gates") -> str:
         families.setdefault(each.family, []).append(each)
     plots = {name: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode() for name, svg in draw_plots(report).items()}
     tools = {"shown": shown, "limit": _limit, "interval": _interval, "evidence": _evidence, "total": sum(report.seconds.values())}
-    return Environment(autoescape=True).from_string(_PAGE).render(report=report, title=title, families=families, plots=plots, **tools)
+    return Environment(autoescape=True).from_string(_PAGE).render(report=report, title=title, families=families, plots=plots, colors=PAGE_COLORS, **tools)
 
 
 def _evidence(verdict: Verdict) -> str:
